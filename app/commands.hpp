@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+
+#include <annulus/core/config.hpp>
+#include <annulus/core/error.hpp>
+#include <annulus/transport/communicator.hpp>
+
+#include "options.hpp"
+
+namespace annulus::app {
+
+/// What the user asked for.
+struct Invocation {
+  Command command = Command::run;
+  Config config;
+  bool json = false;
+  std::string command_line;
+};
+
+/// Runs a command on every rank of `comm`; rank 0 prints the result to standard output. All ranks return the same code.
+ExitCode execute(const Invocation& invocation, const Communicator& comm);
+
+}  // namespace annulus::app

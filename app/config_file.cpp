@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "config_file.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <filesystem>
+#include <sstream>
+
+#include <toml++/toml.h>
+
+#include <annulus/core/error.hpp>
+
+namespace annulus::app {
+
+namespace {
+
+Value value_of(const Option& option, const toml::node& node, const std::string& where) {
+  switch (option.kind) {
+    case ValueKind::integer:
+      if (const auto number = node.value_exact<std::int64_t>()) { return *number; }
+      throw InvalidArgument(fmt::format("{}: {} is not an integer", where, option.name));
+    case ValueKind::real: {
+      const auto number = node.is_number() ? node.value<double>() : std::nullopt;
+      ANNULUS_EXPECTS(number.has_value() && std::isfinite(*number), "{}: {} is not a finite number", where, option.name);
+      return *number;
+    }
+    case ValueKind::boolean:
+      if (const auto flag = node.value_exact<bool>()) { return *flag; }
+      throw InvalidArgument(fmt::format("{}: {} is neither true nor false", where, option.name));
+    case ValueKind::integers: {
+      std::vector<std::int64_t> numbers;
+      const toml::array* array = node.as_array();
+      ANNULUS_EXPECTS(array != nullptr, "{}: {} is not a list of integers", where, option.name);
+      for (const toml::node& element : *array) {
+        const auto number = element.value_exact<std::int64_t>();
+        ANNULUS_EXPECTS(number.has_value(), "{}: {} is not a list of integers", where, option.name);
+        numbers.push_back(*number);
+      }
+      return numbers;
+    }
+    case ValueKind::text:
+      break;
+  }
+  if (const auto text = node.value_exact<std::string>()) { return *text; }
+  throw InvalidArgument(fmt::format("{}: {} is not a string", where, option.name));
+}
+
+std::string in_toml(const Value& value) {
+  if (const auto* number = std::get_if<std::int64_t>(&value)) { return fmt::format("{}", *number); }
+  if (const auto* flag = std::get_if<bool>(&value)) { return *flag ? "true" : "false"; }
+  if (const auto* numbers = std::get_if<std::vector<std::int64_t>>(&value)) {
+    std::string text;
+    for (const std::int64_t number : *numbers) { text += fmt::format("{}{}", text.empty() ? "" : ", ", number); }
+    return "[" + text + "]";
+  }
+  std::ostringstream stream;
+  if (const auto* real = std::get_if<double>(&value)) {
+    stream << toml::value<double>(*real);
+  } else {
+    stream << toml::value<std::string>(std::get<std::string>(value));
+  }
+  return stream.str();
+}
+
+}  // namespace
+
+void apply_file(Draft& draft, const std::string& path) {
+  toml::table table;
+  try {
+    table = toml::parse_file(path);
+  } catch (const toml::parse_error& error) {
+    throw InvalidArgument(fmt::format("{}:{}: {}", path, error.source().begin.line, error.description()));
+  }
+  for (const auto& [key, node] : table) {
+    const std::string where = fmt::format("{}:{}", path, node.source().begin.line);
+    const Option* option = find_option(key.str());
+    ANNULUS_EXPECTS(option != nullptr, "{}: unknown key {}", where, key.str());
+    try {
+      apply(draft, *option, value_of(*option, node, where));
+    } catch (const InvalidArgument& error) {
+      const std::string message = error.what();
+      throw InvalidArgument(message.starts_with(where) ? message : where + ": " + message);
+    }
+  }
+}
+
+std::string preset_path(const std::string& name) {
+  std::error_code ignored;
+  const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", ignored);
+  const std::filesystem::path installed = program.parent_path().parent_path() / "share" / "annulus" / "presets";
+  const std::filesystem::path folder = std::filesystem::is_directory(installed, ignored) ? installed : std::filesystem::path(ANNULUS_SOURCE_PRESETS);
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    if (entry.path().extension() == ".toml") { names.push_back(entry.path().stem().string()); }
+  }
+  std::sort(names.begin(), names.end());
+  ANNULUS_EXPECTS(std::find(names.begin(), names.end(), name) != names.end(), "--preset {} does not exist; there are {} in {}", name,
+                  fmt::join(names, ", "), folder.string());
+  return (folder / (name + ".toml")).string();
+}
+
+std::string to_toml(const Config& config) {
+  std::string text;
+  // What an input file will say is not claimed here.
+  const auto from_input = [&](std::string_view name) {
+    constexpr std::array<std::string_view, 5> kExtents{"batch", "seq-len", "heads", "kv-heads", "head-dim"};
+    return !config.input.empty() && !config.given.contains(name) && std::find(kExtents.begin(), kExtents.end(), name) != kExtents.end();
+  };
+  for (const Option& option : options()) {
+    Value value;
+    if (from_input(option.name)) { continue; }
+    if (option.get(config, value)) { text += fmt::format("{} = {}\n", option.name, in_toml(value)); }
+  }
+  return text;
+}
+
+}  // namespace annulus::app

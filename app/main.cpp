@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <array>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <tuple>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include <annulus/core/build_info.hpp>
+#include <annulus/core/error.hpp>
+#include <annulus/io/result_file.hpp>
+#include <annulus/transport/communicator.hpp>
+
+#include "commands.hpp"
+#include "config_file.hpp"
+#include "options.hpp"
+
+namespace {
+
+using namespace annulus;
+using namespace annulus::app;
+
+/// One subcommand of the command line and what was typed for it.
+struct Subcommand {
+  Command command = Command::run;
+  CLI::App* parser = nullptr;
+  std::map<std::string_view, std::string> typed;  ///< by option name
+  std::string preset;
+  std::string file;
+  bool print_config = false;
+  bool json = false;
+};
+
+void add_options(Subcommand& sub) {
+  for (const Option& option : options()) {
+    if (std::find(option.commands.begin(), option.commands.end(), sub.command) == option.commands.end()) { continue; }
+    CLI::Option* flag = sub.parser->add_option("--" + std::string(option.name), sub.typed[option.name], option.help)->group(std::string(option.group));
+    switch (option.kind) {
+      case ValueKind::boolean:
+        flag->expected(0, 1)->default_str("true")->type_name("[true|false]");
+        break;
+      case ValueKind::integers:
+        flag->type_name("N,N,...");
+        break;
+      case ValueKind::integer:
+        flag->type_name("N");
+        break;
+      case ValueKind::real:
+        flag->type_name("X");
+        break;
+      case ValueKind::text:
+        flag->type_name("NAME");
+        break;
+    }
+  }
+  sub.parser->add_option("--preset", sub.preset, "named configuration, below --config and flags")->type_name("NAME")->group("Configuration");
+  sub.parser->add_option("--config", sub.file, "TOML file of options, below flags")->type_name("FILE")->group("Configuration");
+  sub.parser->add_flag("--print-config", sub.print_config, "print the configuration as TOML and stop")->group("Configuration");
+  sub.parser->add_flag("--json", sub.json, "print the result as JSON")->group("Configuration");
+}
+
+/// Preset < file < flags.
+Config gather_config(const Subcommand& sub) {
+  Draft draft;
+  if (!sub.preset.empty()) { apply_file(draft, preset_path(sub.preset)); }
+  if (!sub.file.empty()) { apply_file(draft, sub.file); }
+  for (const Option& option : options()) {
+    const auto typed = sub.typed.find(option.name);
+    if (typed == sub.typed.end() || sub.parser->count("--" + std::string(option.name)) == 0) { continue; }
+    apply(draft, option, parse_value(option, typed->second.empty() && option.kind == ValueKind::boolean ? "true" : typed->second));
+  }
+  return complete(std::move(draft));
+}
+
+/// Whether a launcher started this process, so that MPI must be entered. Without one MPI is not touched: inside a batch script it would abort.
+bool under_launcher() {
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "PALS_RANKID"}) {
+    if (std::getenv(name) != nullptr) { return true; }
+  }
+  return false;
+}
+
+/// Tasks of the Slurm step this process belongs to; 1 outside one.
+std::int64_t slurm_tasks() {
+  const char* text = std::getenv("SLURM_STEP_NUM_TASKS");
+  return text == nullptr ? 1 : std::strtoll(text, nullptr, 10);
+}
+
+int report(const Error& error) {
+  fmt::print(stderr, "annulus: {}\n", error.what());
+  return static_cast<int>(error.code());
+}
+
+extern "C" void remove_and_end(int signal) {
+  remove_unfinished_results();
+  std::signal(signal, SIG_DFL);
+  std::raise(signal);
+}
+
+int run_main(int argc, char** argv) {
+  CLI::App parser{"Ring dilated attention over sequences too long for one GPU."};
+  parser.name("annulus");
+  parser.set_version_flag("--version", std::string(build_info().version));
+  parser.require_subcommand(1);
+  std::array<Subcommand, 6> subcommands;
+  const std::array<std::tuple<Command, const char*, const char*>, 6> names{{
+      {Command::run, "run", "compute one attention from a file or generated input; write outputs, timings and provenance"},
+      {Command::check, "check", "run and compare with an independent fp64 oracle"},
+      {Command::bench, "bench", "check, then time: warm-up and repetitions"},
+      {Command::plan, "plan", "print memory, traffic and FLOPs for any number of ranks, without running"},
+      {Command::info, "info", "versions, backends, transports, and which rank runs where"},
+      {Command::generate, "generate", "write a random Q, K, V file, the same for any number of ranks"},
+  }};
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    const auto& [command, name, help] = names[i];
+    subcommands[i].command = command;
+    subcommands[i].parser = parser.add_subcommand(name, help);
+    add_options(subcommands[i]);
+  }
+  // What is wrong or asked for on the command line is the same on every rank; only a rank that knows it is rank 0 says so.
+  const char* rank_text = std::getenv("OMPI_COMM_WORLD_RANK") != nullptr ? std::getenv("OMPI_COMM_WORLD_RANK") : std::getenv("PMIX_RANK");
+  const bool speaks = rank_text == nullptr || std::string_view(rank_text) == "0";
+  try {
+    parser.parse(argc, argv);
+  } catch (const CLI::Success& wanted) {
+    return speaks ? parser.exit(wanted) : static_cast<int>(ExitCode::passed);  // --help, --version
+  } catch (const CLI::ParseError& error) {
+    std::string message = error.what();
+    std::replace(message.begin(), message.end(), '\n', ' ');
+    return speaks ? report(InvalidArgument(message)) : static_cast<int>(ExitCode::bad_input);
+  }
+  const auto chosen = std::find_if(subcommands.begin(), subcommands.end(), [](const Subcommand& sub) { return sub.parser->parsed(); });
+
+  Invocation invocation;
+  invocation.command = chosen->command;
+  invocation.json = chosen->json;
+  for (int i = 0; i < argc; ++i) { invocation.command_line += fmt::format("{}{}", i == 0 ? "" : " ", argv[i]); }
+
+  try {
+    invocation.config = gather_config(*chosen);
+  } catch (const Error& error) {
+    return speaks ? report(error) : static_cast<int>(error.code());
+  }
+  if (chosen->print_config) {
+    if (speaks) { fmt::print("{}", to_toml(invocation.config)); }
+    return static_cast<int>(ExitCode::passed);
+  }
+
+  std::signal(SIGTERM, remove_and_end);
+  std::signal(SIGINT, remove_and_end);
+  std::optional<MpiEnvironment> mpi;
+  const bool serial = chosen->command == Command::plan;
+  if (!serial && under_launcher()) { mpi.emplace(&argc, &argv); }
+  const Communicator comm = mpi ? Communicator::world(invocation.config.timeout_s) : Communicator::single();
+  const bool lost_peers = comm.size() == 1 && slurm_tasks() > 1 && std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr;
+  if (lost_peers && !serial) {
+    throw InvalidArgument(fmt::format("this Slurm step has {} tasks but each is a world of its own: start it with srun --mpi=pmix, or with mpirun", slurm_tasks()));
+  }
+  try {
+    return static_cast<int>(execute(invocation, comm));
+  } catch (const AgreedError& error) {
+    // Every rank is here with the same code; one prints.
+    return error.reporter() ? report(Error(error.code(), comm.size() > 1 ? comm.name() + ": " + error.what() : error.what())) : static_cast<int>(error.code());
+  } catch (const Error& error) {
+    if (comm.size() > 1) { comm.abort(error.what()); }
+    return report(error);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run_main(argc, argv);
+  } catch (const annulus::Error& error) {
+    return report(error);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "annulus: {}\n", error.what());
+    return static_cast<int>(annulus::ExitCode::runtime_failure);
+  }
+}

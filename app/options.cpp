@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "options.hpp"
+
+#include <charconv>
+#include <cmath>
+#include <limits>
+
+#include <annulus/core/error.hpp>
+
+namespace annulus::app {
+
+namespace {
+
+constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
+
+const std::vector<Command> kComputing{Command::run, Command::check, Command::bench};
+const std::vector<Command> kPlanning{Command::run, Command::check, Command::bench, Command::plan};
+const std::vector<Command> kShaping{Command::run, Command::check, Command::bench, Command::plan, Command::generate};
+
+/// An integer in [low, high], kept in the field that `field` names.
+template <class Field>
+Option integer(std::string_view name, std::string_view group, std::string help, std::vector<Command> commands, std::int64_t low,
+               std::int64_t high, Field field, std::int64_t unset = -1) {
+  Option option{name, group, std::move(help), ValueKind::integer, std::move(commands), {}, {}};
+  option.set = [name, low, high, field](Draft& draft, const Value& value) {
+    const auto number = std::get<std::int64_t>(value);
+    ANNULUS_EXPECTS(number >= low, "--{} {} is below {}", name, number, low);
+    ANNULUS_EXPECTS(number <= high, "--{} {} is above {}", name, number, high);
+    field(draft.config) = static_cast<std::remove_reference_t<decltype(field(draft.config))>>(number);
+  };
+  option.get = [field, unset](const Config& config, Value& value) {
+    Config copy = config;
+    const auto number = static_cast<std::int64_t>(field(copy));
+    value = number;
+    return number != unset;
+  };
+  return option;
+}
+
+template <class Enum, class Field>
+Option choice(std::string_view name, std::string_view group, std::string help, std::vector<Command> commands, Field field) {
+  Option option{name, group, help + " (" + names_of<Enum>() + ")", ValueKind::text, std::move(commands), {}, {}};
+  option.set = [name, field](Draft& draft, const Value& value) {
+    const auto& text = std::get<std::string>(value);
+    const std::optional<Enum> parsed = from_string<Enum>(text);
+    ANNULUS_EXPECTS(parsed.has_value(), "--{} {} is not one of {}", name, text, names_of<Enum>());
+    field(draft.config) = *parsed;
+  };
+  option.get = [field](const Config& config, Value& value) {
+    Config copy = config;
+    value = std::string(to_string(field(copy)));
+    return true;
+  };
+  return option;
+}
+
+template <class Field>
+Option boolean(std::string_view name, std::string_view group, std::string help, std::vector<Command> commands, Field field) {
+  Option option{name, group, std::move(help), ValueKind::boolean, std::move(commands), {}, {}};
+  option.set = [field](Draft& draft, const Value& value) { field(draft.config) = std::get<bool>(value); };
+  option.get = [field](const Config& config, Value& value) {
+    Config copy = config;
+    value = static_cast<bool>(field(copy));
+    return true;
+  };
+  return option;
+}
+
+template <class Field>
+Option path(std::string_view name, std::string_view group, std::string help, std::vector<Command> commands, Field field) {
+  Option option{name, group, std::move(help), ValueKind::text, std::move(commands), {}, {}};
+  option.set = [name, field](Draft& draft, const Value& value) {
+    ANNULUS_EXPECTS(!std::get<std::string>(value).empty(), "--{} is empty", name);
+    field(draft.config) = std::get<std::string>(value);
+  };
+  option.get = [field](const Config& config, Value& value) {
+    Config copy = config;
+    value = field(copy);
+    return !field(copy).empty();
+  };
+  return option;
+}
+
+Option list(std::string_view name, std::string help, std::vector<std::int64_t> Draft::*field, std::int64_t Branch::*member) {
+  Option option{name, "Pattern", std::move(help), ValueKind::integers, kPlanning, {}, {}};
+  option.set = [name, field](Draft& draft, const Value& value) {
+    const auto& numbers = std::get<std::vector<std::int64_t>>(value);
+    ANNULUS_EXPECTS(!numbers.empty(), "--{} is empty", name);
+    for (const std::int64_t number : numbers) { ANNULUS_EXPECTS(number >= 1, "--{} {} is below 1", name, number); }
+    draft.*field = numbers;
+  };
+  option.get = [member](const Config& config, Value& value) {
+    std::vector<std::int64_t> numbers;
+    for (const Branch& branch : config.pattern.branches) { numbers.push_back(branch.*member); }
+    value = numbers;
+    return !numbers.empty();
+  };
+  return option;
+}
+
+Option scale_option() {
+  Option option{"scale", "Problem", "factor of <q, k>; by default the input's attribute `scale`, else 1/sqrt(head-dim)", ValueKind::real, kPlanning, {}, {}};
+  option.set = [](Draft& draft, const Value& value) { draft.config.scale = std::get<double>(value); };
+  option.get = [](const Config& config, Value& value) {
+    value = config.scale.value_or(0.0);
+    return config.scale.has_value();
+  };
+  return option;
+}
+
+Option dtype_option() {
+  Option option{"dtype", "Problem", "element type (" + names_of<DType>() + "); converts an input file once on reading", ValueKind::text, kShaping, {}, {}};
+  option.set = [](Draft& draft, const Value& value) {
+    const auto& text = std::get<std::string>(value);
+    draft.config.dtype = from_string<DType>(text);
+    ANNULUS_EXPECTS(draft.config.dtype.has_value(), "--dtype {} is not one of {}", text, names_of<DType>());
+  };
+  option.get = [](const Config& config, Value& value) {
+    if (config.dtype) { value = std::string(to_string(*config.dtype)); }
+    return config.dtype.has_value();
+  };
+  return option;
+}
+
+Option timeout_option() {
+  Option option{"timeout", "Execution", "seconds without progress, while waiting for a peer, after which the job is aborted; 0: never", ValueKind::real, kComputing, {}, {}};
+  option.set = [](Draft& draft, const Value& value) {
+    const double seconds = std::get<double>(value);
+    ANNULUS_EXPECTS(seconds >= 0, "--timeout {} is negative", seconds);
+    draft.config.timeout_s = seconds;
+  };
+  option.get = [](const Config& config, Value& value) {
+    value = config.timeout_s;
+    return true;
+  };
+  return option;
+}
+
+std::vector<Option> make_options() {
+  std::vector<Option> all;
+  all.push_back(integer("batch", "Problem", "independent sequences", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.batch; }));
+  all.push_back(integer("seq-len", "Problem", "tokens of the sequence", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.seq_len; }));
+  all.push_back(integer("heads", "Problem", "query heads", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.heads; }));
+  all.push_back(integer("kv-heads", "Problem", "key and value heads, a divisor of heads; by default as many as heads", kShaping, 1, kMax,
+                        [](Config& c) -> auto& { return c.problem.kv_heads; }));
+  all.push_back(integer("head-dim", "Problem", "elements of a head, 1 to 256", kShaping, 1, kMaxHeadDim, [](Config& c) -> auto& { return c.problem.head_dim; }));
+  all.push_back(dtype_option());
+  all.push_back(boolean("causal", "Problem", "a query sees no key after itself", kPlanning, [](Config& c) -> auto& { return c.problem.causal; }));
+  all.push_back(scale_option());
+  all.push_back(integer("seed", "Problem", "of generated input, sampled rows and random cases", kShaping, 0, kMax, [](Config& c) -> auto& { return c.seed; }));
+
+  all.push_back(list("segment-lengths", "tokens of a segment, one number for each branch; by default one branch, the whole sequence", &Draft::segment_lengths, &Branch::segment_length));
+  all.push_back(list("dilation-rates", "every r-th row of a segment, one number for each branch; by default 1", &Draft::dilation_rates, &Branch::dilation_rate));
+  all.push_back(choice<OffsetRule>("offset", "Pattern", "first row of a segment that a branch takes", kPlanning, [](Config& c) -> auto& { return c.pattern.offset; }));
+  all.push_back(choice<HeadSplit>("head-split", "Pattern", "which heads run a branch", kPlanning, [](Config& c) -> auto& { return c.pattern.head_split; }));
+  all.push_back(choice<Mixing>("mixing", "Pattern", "how the branches of one head combine", kPlanning, [](Config& c) -> auto& { return c.pattern.mixing; }));
+  all.push_back(choice<Ragged>("ragged", "Pattern", "rows of a segment that a rate or the sequence cuts short", kPlanning, [](Config& c) -> auto& { return c.pattern.ragged; }));
+  all.push_back(boolean("scale-by-branches", "Pattern", "divide the output by the number of branches", kPlanning, [](Config& c) -> auto& { return c.pattern.scale_by_branches; }));
+
+  all.push_back(choice<PartitionKind>("partition", "Execution", "which tokens a rank owns", kPlanning, [](Config& c) -> auto& { return c.partition; }));
+  all.push_back(choice<Schedule>("schedule", "Execution", "how KV blocks travel", kPlanning, [](Config& c) -> auto& { return c.schedule; }));
+  all.push_back(choice<TransportKind>("transport", "Execution", "what moves them; auto takes what fits the job", kComputing, [](Config& c) -> auto& { return c.transport; }));
+  all.push_back(choice<BackendKind>("backend", "Execution", "what computes", kPlanning, [](Config& c) -> auto& { return c.backend; }));
+  all.push_back(choice<KernelKind>("kernel", "Execution", "attention kernel of backend cuda", kComputing, [](Config& c) -> auto& { return c.kernel; }));
+  all.push_back(integer("tile-rows", "Execution", "query rows of a tile; by default the kernel's choice", kComputing, 1, 1 << 20, [](Config& c) -> auto& { return c.tile_rows; }, 0));
+  all.push_back(integer("threads", "Execution", "threads of a rank; by default the CPUs it may use divided by the ranks that share them", kComputing, 1, 4096, [](Config& c) -> auto& { return c.threads; }, 0));
+  all.push_back(integer("virtual-ranks", "Execution", "ranks of a ring inside one process", kComputing, 1, 4096, [](Config& c) -> auto& { return c.virtual_ranks; }));
+  all.push_back(boolean("share-gpu", "Execution", "let several ranks use one GPU (timings then mean nothing)", kComputing, [](Config& c) -> auto& { return c.share_gpu; }));
+  all.push_back(timeout_option());
+
+  all.push_back(path("input", "Files", "HDF5 file with /q, /k and /v; by default generated", {Command::run, Command::check, Command::bench, Command::plan}, [](Config& c) -> auto& { return c.input; }));
+  all.push_back(path("output", "Files", "HDF5 file to write", {Command::run, Command::generate}, [](Config& c) -> auto& { return c.output; }));
+  all.push_back(boolean("force", "Files", "replace an existing output", {Command::run, Command::generate}, [](Config& c) -> auto& { return c.force; }));
+
+  all.push_back(integer("rows", "Check", "rows compared with the fp64 oracle; by default all of a small problem, else 256", {Command::check, Command::bench}, 1, kMax, [](Config& c) -> auto& { return c.rows; }, 0));
+  all.push_back(integer("cases", "Check", "random problems instead of the configured one", {Command::check}, 1, kMax, [](Config& c) -> auto& { return c.cases; }, 0));
+  all.push_back(integer("warmup", "Bench", "runs before the timed ones", {Command::bench}, 0, 1 << 30, [](Config& c) -> auto& { return c.warmup; }));
+  all.push_back(integer("repetitions", "Bench", "timed runs", {Command::bench}, 1, 1 << 30, [](Config& c) -> auto& { return c.repetitions; }));
+  all.push_back(integer("ranks", "Plan", "ranks to plan for", {Command::plan}, 1, 1 << 24, [](Config& c) -> auto& { return c.ranks; }, 0));
+  return all;
+}
+
+std::int64_t parse_integer(std::string_view name, std::string_view text) {
+  const std::string_view digits = text.starts_with('-') ? text.substr(1) : text;
+  const bool decimal = !digits.empty() && digits.find_first_not_of("0123456789") == std::string_view::npos && (digits.size() == 1 || digits.front() != '0');
+  ANNULUS_EXPECTS(decimal, "--{} '{}' is not a decimal integer", name, text);
+  std::int64_t number = 0;
+  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), number);
+  ANNULUS_EXPECTS(status == std::errc() && end == text.data() + text.size(), "--{} {} is out of range", name, text);
+  return number;
+}
+
+double parse_real(std::string_view name, std::string_view text) {
+  double number = 0;
+  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), number);
+  ANNULUS_EXPECTS(status == std::errc() && end == text.data() + text.size() && std::isfinite(number), "--{} '{}' is not a finite number", name, text);
+  return number;
+}
+
+}  // namespace
+
+const std::vector<Option>& options() {
+  static const std::vector<Option> all = make_options();
+  return all;
+}
+
+const Option* find_option(std::string_view name) {
+  for (const Option& option : options()) {
+    if (option.name == name) { return &option; }
+  }
+  return nullptr;
+}
+
+Value parse_value(const Option& option, std::string_view text) {
+  switch (option.kind) {
+    case ValueKind::integer:
+      return parse_integer(option.name, text);
+    case ValueKind::real:
+      return parse_real(option.name, text);
+    case ValueKind::boolean:
+      ANNULUS_EXPECTS(text == "true" || text == "false", "--{} '{}' is neither true nor false", option.name, text);
+      return text == "true";
+    case ValueKind::integers: {
+      std::vector<std::int64_t> numbers;
+      for (std::size_t begin = 0; begin <= text.size();) {
+        const std::size_t comma = std::min(text.find(',', begin), text.size());
+        ANNULUS_EXPECTS(comma > begin, "--{} '{}' has a hole", option.name, text);
+        numbers.push_back(parse_integer(option.name, text.substr(begin, comma - begin)));
+        begin = comma + 1;
+      }
+      return numbers;
+    }
+    case ValueKind::text:
+      break;
+  }
+  return std::string(text);
+}
+
+void apply(Draft& draft, const Option& option, const Value& value) {
+  option.set(draft, value);
+  draft.config.given.emplace(option.name);
+}
+
+Config complete(Draft draft) {
+  Config& config = draft.config;
+  ANNULUS_EXPECTS(draft.dilation_rates.empty() || !draft.segment_lengths.empty(), "--dilation-rates needs --segment-lengths");
+  if (draft.dilation_rates.empty()) { draft.dilation_rates.assign(draft.segment_lengths.size(), 1); }
+  ANNULUS_EXPECTS(draft.dilation_rates.size() == draft.segment_lengths.size(), "--segment-lengths has {} numbers and --dilation-rates {}; one for each branch",
+                  draft.segment_lengths.size(), draft.dilation_rates.size());
+  config.pattern.branches.clear();
+  for (std::size_t i = 0; i < draft.segment_lengths.size(); ++i) {
+    config.pattern.branches.push_back({draft.segment_lengths[i], draft.dilation_rates[i]});
+  }
+  if (!config.given.contains("kv-heads")) { config.problem.kv_heads = config.problem.heads; }
+  if (!config.pattern.branches.empty()) { validate(config.pattern); }
+  if (config.input.empty()) { validate(config.problem); }
+  return std::move(config);
+}
+
+}  // namespace annulus::app

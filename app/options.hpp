@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// One table of options serves flags, configuration files and --print-config: same names, same ranges, same refusals.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include <annulus/core/config.hpp>
+
+namespace annulus::app {
+
+enum class Command { run, check, bench, plan, info, generate };
+
+/// A value as flags and files give it.
+using Value = std::variant<std::int64_t, double, bool, std::string, std::vector<std::int64_t>>;
+
+/// A configuration while it is being put together.
+struct Draft {
+  Config config;
+  std::vector<std::int64_t> segment_lengths;
+  std::vector<std::int64_t> dilation_rates;
+};
+
+enum class ValueKind { integer, real, boolean, text, integers };
+
+struct Option {
+  std::string_view name;   ///< flag without dashes, and TOML key
+  std::string_view group;  ///< heading in --help
+  std::string help;
+  ValueKind kind = ValueKind::text;
+  std::vector<Command> commands;  ///< whose flags it is among
+  std::function<void(Draft&, const Value&)> set;
+  std::function<bool(const Config&, Value&)> get;  ///< false: unset, not printed
+};
+
+/// All options, in the order of --help and --print-config.
+const std::vector<Option>& options();
+
+/// The option named `name`, or null.
+const Option* find_option(std::string_view name);
+
+/// `text` as a value of the option: decimal integers in range, finite numbers, lists without holes.
+/// @throws InvalidArgument naming option and text
+Value parse_value(const Option& option, std::string_view text);
+
+/// Sets the option and notes that it was given.
+void apply(Draft& draft, const Option& option, const Value& value);
+
+/// Joins the lists into branches and fills in kv-heads. @throws InvalidArgument if they do not fit together
+Config complete(Draft draft);
+
+}  // namespace annulus::app

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "progress.hpp"
+
+#include <unistd.h>
+
+#include <cstdio>
+
+#include <fmt/format.h>
+
+namespace annulus::app {
+
+Progress::Progress(bool enabled) : active_(enabled && isatty(STDERR_FILENO) != 0) {}
+
+void Progress::show(std::string_view text) const {
+  if (!active_) { return; }
+  fmt::print(stderr, "\r\033[K{}", text);
+  std::fflush(stderr);
+}
+
+}  // namespace annulus::app

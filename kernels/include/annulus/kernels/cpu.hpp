@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operations in fp32 on CPUs: OpenMP over tiles, products by LIBXSMM or OpenBLAS, vector code for AVX2 and AVX-512 chosen at run
+// time. Results do not depend on the number of threads.
+#pragma once
+
+#include <annulus/kernels/tasks.hpp>
+
+#include <cstdint>
+#include <string>
+
+namespace annulus::kernels::cpu {
+
+/// Largest head_dim that attend() takes.
+inline constexpr std::int64_t kMaxHeadDim = 256;
+
+/// Largest number of query rows of a tile.
+inline constexpr std::int64_t kMaxTileRows = 1024;
+
+/// How the work is cut.
+struct Settings {
+  int threads = 1;             ///< OpenMP threads, >= 1
+  std::int64_t tile_rows = 0;  ///< query rows of a tile, up to kMaxTileRows; 0 is the default of 64
+};
+
+/// Whether this CPU has the instructions that the kernels need (AVX2 with FMA and F16C).
+bool supported();
+
+/// The vector instructions and the product library in use, for example "AVX2, LIBXSMM 1.17 (hsw)".
+std::string describe();
+
+/// Bytes of workspace that attend() needs for tasks of this head_dim: the tiles of all threads.
+std::int64_t workspace_bytes(std::int64_t head_dim, const Settings& settings);
+
+/// Sets a partial to the identity: acc [rows, head_dim] 0, max [rows] -inf, sum [rows] 0; fp32.
+void fill_identity(const PartialPointers& partial, std::int64_t rows, std::int64_t head_dim, int threads);
+
+/// Gathers rows as PackTask says; any element type, bits unchanged.
+void pack(const PackTask& task, int threads);
+
+/// Folds dense attention into a running fp32 partial as AttendTask says; q, k, v in task.dtype, widened to fp32 once per tile.
+///
+/// A row that sees no key is left untouched. A score of -inf contributes nothing; NaN and +inf make the row NaN.
+/// workspace: at least workspace_bytes(task.head_dim, settings) bytes, 64-byte aligned; nothing is in flight at return.
+/// acc, max, sum and workspace must not alias q, k or v. kv head_dim is 1..kMaxHeadDim; k_positions.stride >= 1.
+/// @throws std::runtime_error if the product library cannot serve a tile's shape, or the CPU is not supported()
+/// Source: Milakov & Gimelshein 2018, online softmax, algorithm 3, a tile of keys at a time.
+void attend(const AttendTask& task, const Settings& settings, void* workspace);
+
+/// Folds one fp32 partial into another as MergeTask says.
+void merge(const MergeTask& task, int threads);
+
+/// Turns fp32 partials into out (task.dtype) and lse (fp32) as FinishTask says.
+void finish(const FinishTask& task, int threads);
+
+/// Measured fp32 FMA peak of `threads` threads together in GFLOP/s: registers only, widest vectors of this CPU, best of several
+/// measurements of about 50 ms each.
+/// @throws std::runtime_error if the CPU is not supported()
+double fma_peak_gflops(int threads);
+
+}  // namespace annulus::kernels::cpu

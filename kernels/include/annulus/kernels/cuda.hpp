@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of backend cuda. Everything is enqueued and in flight at return; memory handed over stays in use until the stream has passed it.
+// All memory is device memory of the current device, on which the stream was made. Partials are fp32.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+
+#include <annulus/kernels/tasks.hpp>
+
+struct CUstream_st;
+
+namespace annulus::kernels::cuda {
+
+/// A CUDA or cuBLAS call failed; what() holds the call, the place and the library's message. CUDA's last-error slot is clear again.
+class LibraryError : public std::runtime_error {
+ public:
+  explicit LibraryError(const std::string& message) : std::runtime_error(message) {}
+};
+
+/// Whether this binary holds machine code for the current device. Never throws; false without a device.
+bool built_for_current_device() noexcept;
+
+/// Sets acc [rows, head_dim] to 0, max [rows] to -inf and sum [rows] to 0; all contiguous.
+/// @throws LibraryError if the launch fails
+void fill_identity(const PartialPointers& partial, std::int64_t rows, std::int64_t head_dim, CUstream_st* stream);
+
+/// As PackTask says. 16 bytes at a time where addresses and strides allow it.
+/// @throws LibraryError if the launch fails
+void pack(const PackTask& task, CUstream_st* stream);
+
+/// As MergeTask says.
+/// @throws LibraryError if the launch fails
+void merge(const MergeTask& task, CUstream_st* stream);
+
+/// As FinishTask says; sums and logarithms in fp32.
+/// @throws LibraryError if the launch fails
+void finish(const FinishTask& task, CUstream_st* stream);
+
+/// How CublasAttention cuts attention into tiles of scores. A tile is `rows` query rows (q_tile rows of several heads or segments) by
+/// `k_tile` keys; the scores of one tile per stream are in flight at a time and should stay in the L2 cache, 4 bytes for each.
+struct CublasTiling {
+  std::int64_t streams = 2;        ///< tiles in flight; 1..8
+  std::int64_t rows = 2048;        ///< query rows of a tile over all its heads and segments; at most 65535
+  std::int64_t q_tile = 2048;      ///< query rows of one head in a tile, without a mask
+  std::int64_t causal_q_tile = 512;  ///< the same under a causal mask: smaller, because a diagonal tile is computed whole
+  std::int64_t k_tile = 2048;      ///< keys of a tile; at most 4096, a row must fit the registers of a warp
+};
+
+/// The tiles that serve tasks of this head_dim and dtype best.
+CublasTiling default_tiling(std::int64_t head_dim, DType dtype);
+
+/// Attention as two library products around a softmax of our own: S = scale Q K^T (fp32), P = exp(S - max) written over S in the
+/// operands' dtype, acc += P V (fp32). Dilated rows are a leading dimension and are never gathered. The row sums are those of the
+/// unrounded probabilities, as in FlashAttention. fp32 tasks use true fp32 products, no TF32.
+/// Source of the update: Milakov & Gimelshein 2018, online softmax, algorithm 3.
+///
+/// Owns streams, events and cuBLAS handles on the device that is current at construction; used by one host thread at a time, with that
+/// device current. Never synchronises with the device.
+class CublasAttention {
+ public:
+  CublasAttention();
+  CublasAttention(CublasAttention&&) noexcept;
+  CublasAttention& operator=(CublasAttention&&) noexcept;
+  CublasAttention(const CublasAttention&) = delete;
+  CublasAttention& operator=(const CublasAttention&) = delete;
+  ~CublasAttention();
+
+  /// Bytes of workspace that attend() needs with this tiling.
+  static std::int64_t workspace_bytes(const CublasTiling& tiling);
+
+  /// Folds every task into its partial, in the order given where two tasks share rows. head_dim from 1 to 256, any strides with contiguous
+  /// head_dim; partials are fp32. Work on `stream` enqueued before is finished before the first tile, work enqueued later waits for the last.
+  /// Calls on different streams run one after the other, as they share the workspace.
+  ///
+  /// @param workspace  device memory, aligned to 256 bytes, workspace_bytes(tiling) long; in use until `stream` has passed this call
+  /// @throws LibraryError if a call fails, std::invalid_argument if tiling or a task is out of range
+  void attend(std::span<const AttendTask> tasks, const CublasTiling& tiling, void* workspace, std::int64_t bytes, CUstream_st* stream);
+
+ private:
+  class Implementation;
+  std::unique_ptr<Implementation> implementation_;
+};
+
+}  // namespace annulus::kernels::cuda

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operations in fp64 and plain loops: what every other backend is compared with. Small enough to check by hand.
+#pragma once
+
+#include <annulus/kernels/tasks.hpp>
+
+#include <cstdint>
+
+namespace annulus::kernels::reference {
+
+/// Sets a partial to the identity: acc [rows, head_dim] 0, max [rows] -inf, sum [rows] 0; fp64.
+void fill_identity(const PartialPointers& partial, std::int64_t rows, std::int64_t head_dim);
+
+/// Gathers rows as PackTask says; any element type, bits unchanged.
+void pack(const PackTask& task);
+
+/// Folds dense attention into a running fp64 partial as AttendTask says; q, k, v in task.dtype.
+///
+/// A row that sees no key is left untouched. A score of -inf contributes nothing; NaN and +inf make the row NaN.
+/// acc, max and sum must not alias q, k or v.
+/// Source: Milakov & Gimelshein 2018, online softmax, algorithm 3.
+void attend(const AttendTask& task);
+
+/// Folds one fp64 partial into another as MergeTask says.
+void merge(const MergeTask& task);
+
+/// Turns fp64 partials into out (task.dtype, rounded once to nearest even) and lse (fp32) as FinishTask says.
+void finish(const FinishTask& task);
+
+}  // namespace annulus::kernels::reference

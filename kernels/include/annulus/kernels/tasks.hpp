@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a backend is asked to do, as plain data: pointers, extents and strides, nothing else. Strides count elements of the
+// tensor they belong to. Every row set is a progression, so a dilated row is a row stride and never an index vector.
+#pragma once
+
+#include <cstdint>
+
+#include <annulus/kernels/dtype.hpp>
+
+namespace annulus::kernels {
+
+/// Which keys a query of a task may see.
+enum class Mask {
+  none,    ///< all keys of the task
+  causal,  ///< key k iff global position of k <= global position of q
+};
+
+/// How a row whose head has several branches, each with a partial of its own, combines them.
+enum class Combine { lse, mean, sum };
+
+/// Global positions first + i*stride of a task's rows (segment 0; segment s adds s * segment_stride to both q and k).
+struct Positions {
+  std::int64_t first = 0;
+  std::int64_t stride = 1;
+};
+
+/// Strides of one operand over the five axes of a task, in elements; head_dim is contiguous.
+struct TaskStrides {
+  std::int64_t batch = 0;
+  std::int64_t segment = 0;
+  std::int64_t row = 0;
+  std::int64_t kv_head = 0;  ///< from one KV head of the task to the next (for q, acc: to the next group of query heads)
+  std::int64_t head = 0;     ///< between query heads of one KV head; unused for k and v
+};
+
+/// Dense attention of q_rows x k_rows, for every (batch, segment, kv_head, head), folded into a running partial.
+///
+/// q [batch, segment, q_rows, kv_heads, q_per_kv, head_dim], k and v [batch, segment, k_rows, kv_heads, head_dim]; dtype as given.
+/// The running partial of a row is un-normalised: `max` = largest score so far, `sum` = sum of exp(score - max),
+/// `acc` = sum of exp(score - max) * v; empty is (max -inf, sum 0, acc 0). Scores are scale * <q, k>, natural exponent.
+/// Partials are fp32, or fp64 for the reference kernels. Extents are >= 1 (causal tasks may still hold fully masked rows).
+/// Source of the update: Milakov & Gimelshein 2018, online softmax, algorithm 3.
+struct AttendTask {
+  DType dtype = DType::fp32;
+  Mask mask = Mask::none;
+  std::int64_t batch = 0;
+  std::int64_t segments = 0;
+  std::int64_t q_rows = 0;
+  std::int64_t k_rows = 0;
+  std::int64_t kv_heads = 0;
+  std::int64_t q_per_kv = 0;
+  std::int64_t head_dim = 0;
+  double scale = 1.0;
+  const void* q = nullptr;
+  const void* k = nullptr;
+  const void* v = nullptr;
+  void* acc = nullptr;  ///< [.., head_dim] as q
+  void* max = nullptr;  ///< one number for each row of q
+  void* sum = nullptr;  ///< as max, same strides
+  TaskStrides q_strides;
+  TaskStrides kv_strides;  ///< k and v alike
+  TaskStrides acc_strides;
+  TaskStrides stat_strides;
+  Positions q_positions;
+  Positions k_positions;
+};
+
+/// Gathers rows: dst [batch, rows, heads, head_dim] contiguous <- src with strides (elements). dst must not alias src.
+struct PackTask {
+  std::int64_t element_size = 0;
+  std::int64_t batch = 0;
+  std::int64_t rows = 0;
+  std::int64_t heads = 0;
+  std::int64_t head_dim = 0;
+  const void* src = nullptr;
+  void* dst = nullptr;
+  std::int64_t src_batch_stride = 0;
+  std::int64_t src_row_stride = 0;
+  std::int64_t src_head_stride = 0;
+};
+
+/// A contiguous partial: acc [batch, rows, heads, head_dim], max and sum [batch, heads, rows]; fp32, or fp64 for reference.
+struct PartialPointers {
+  void* acc = nullptr;
+  void* max = nullptr;
+  void* sum = nullptr;
+};
+
+/// Folds `part` into `into`; both as PartialPointers says, same extents, not aliasing. The identity is (0, -inf, 0): merging two
+/// empty partials gives an empty one, and the result does not depend on the order beyond rounding.
+struct MergeTask {
+  std::int64_t batch = 0;
+  std::int64_t rows = 0;
+  std::int64_t heads = 0;
+  std::int64_t head_dim = 0;
+  PartialPointers part;
+  PartialPointers into;
+};
+
+/// Largest number of partials that one FinishTask combines (the number of branches of a pattern is limited to this).
+inline constexpr int kMaxPartials = 64;
+
+/// Turns partials into the result: out [batch, rows, heads, head_dim] in `dtype`, lse [batch, heads, rows] fp32, both contiguous.
+///
+/// One partial: out = output_scale * acc / sum. Several: `mean` or `sum` of the normalised partials that cover the row. lse is always the
+/// log-sum-exp over all partials: max + ln(sum). A row that nothing covers gets out 0 and lse -inf. Rounded once, to nearest even.
+struct FinishTask {
+  DType dtype = DType::fp32;
+  Combine combine = Combine::lse;
+  std::int64_t batch = 0;
+  std::int64_t rows = 0;
+  std::int64_t heads = 0;
+  std::int64_t head_dim = 0;
+  double output_scale = 1.0;
+  int partials = 1;
+  PartialPointers partial[kMaxPartials];
+  void* out = nullptr;
+  float* lse = nullptr;
+};
+
+}  // namespace annulus::kernels

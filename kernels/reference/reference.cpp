@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/kernels/reference.hpp>
+
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace annulus::kernels::reference {
+namespace {
+
+constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
+
+/// exp(max - reference_max), and 0 for an empty partial even when both are -inf.
+double weight_of(double max, double reference_max) { return max == kNegativeInfinity ? 0.0 : std::exp(max - reference_max); }
+
+/// `value` rounded to an odd fp32 mantissa unless exact: rounding that to 16 bits rounds `value` itself once, to nearest even.
+/// Source: Boldo & Melquiond 2008, emulation of correct rounding through round-to-odd.
+float round_to_odd(double value) {
+  const float nearest = static_cast<float>(value);
+  if (static_cast<double>(nearest) == value || std::isnan(value)) { return nearest; }
+  const bool too_large = std::abs(static_cast<double>(nearest)) > std::abs(value);
+  const float truncated = too_large ? std::nextafter(nearest, 0.0F) : nearest;
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(truncated) | 1U);
+}
+
+template <class Element>
+Element narrow(double value) {
+  return from_float<Element>(round_to_odd(value));
+}
+template <>
+float narrow<float>(double value) {
+  return static_cast<float>(value);
+}
+
+bool visible(const AttendTask& task, std::int64_t q_row, std::int64_t k_row) {
+  // Segments shift both positions alike, so the comparison needs no segment.
+  return task.mask == Mask::none ||
+         task.k_positions.first + k_row * task.k_positions.stride <= task.q_positions.first + q_row * task.q_positions.stride;
+}
+
+/// One query row against all keys of one (batch, segment, kv_head).
+template <class Element>
+void attend_row(const AttendTask& task, std::int64_t q_row, const Element* q, const Element* k, const Element* v, double* acc, double& max,
+                double& sum) {
+  for (std::int64_t k_row = 0; k_row < task.k_rows; ++k_row) {
+    if (!visible(task, q_row, k_row)) { continue; }
+    const Element* key = k + k_row * task.kv_strides.row;
+    const Element* value = v + k_row * task.kv_strides.row;
+    double score = 0.0;
+    for (std::int64_t d = 0; d < task.head_dim; ++d) {
+      score += static_cast<double>(to_float(q[d])) * static_cast<double>(to_float(key[d]));
+    }
+    score *= task.scale;
+    if (score == kNegativeInfinity) { continue; }
+    if (score > max) {
+      const double correction = weight_of(max, score);
+      for (std::int64_t d = 0; d < task.head_dim; ++d) { acc[d] *= correction; }
+      sum *= correction;
+      max = score;
+    }
+    const double probability = std::exp(score - max);
+    for (std::int64_t d = 0; d < task.head_dim; ++d) { acc[d] += probability * static_cast<double>(to_float(value[d])); }
+    sum += probability;
+  }
+}
+
+template <class Element>
+void attend_as(const AttendTask& task) {
+  const auto* q = static_cast<const Element*>(task.q);
+  const auto* k = static_cast<const Element*>(task.k);
+  const auto* v = static_cast<const Element*>(task.v);
+  auto* acc = static_cast<double*>(task.acc);
+  auto* max = static_cast<double*>(task.max);
+  auto* sum = static_cast<double*>(task.sum);
+  for (std::int64_t b = 0; b < task.batch; ++b) {
+    for (std::int64_t s = 0; s < task.segments; ++s) {
+      for (std::int64_t kv_head = 0; kv_head < task.kv_heads; ++kv_head) {
+        for (std::int64_t head = 0; head < task.q_per_kv; ++head) {
+          for (std::int64_t row = 0; row < task.q_rows; ++row) {
+            const auto at = [&](const TaskStrides& strides) {
+              return b * strides.batch + s * strides.segment + row * strides.row + kv_head * strides.kv_head + head * strides.head;
+            };
+            const TaskStrides& kv = task.kv_strides;
+            const std::int64_t kv_at = b * kv.batch + s * kv.segment + kv_head * kv.kv_head;
+            const std::int64_t stat_at = at(task.stat_strides);
+            attend_row(task, row, q + at(task.q_strides), k + kv_at, v + kv_at, acc + at(task.acc_strides), max[stat_at], sum[stat_at]);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class Element>
+void finish_as(const FinishTask& task) {
+  auto* out = static_cast<Element*>(task.out);
+  for (std::int64_t b = 0; b < task.batch; ++b) {
+    for (std::int64_t head = 0; head < task.heads; ++head) {
+      for (std::int64_t row = 0; row < task.rows; ++row) {
+        const std::int64_t stat_at = (b * task.heads + head) * task.rows + row;
+        const std::int64_t acc_at = ((b * task.rows + row) * task.heads + head) * task.head_dim;
+        const auto max_of = [&](int g) { return static_cast<const double*>(task.partial[g].max)[stat_at]; };
+        const auto sum_of = [&](int g) { return static_cast<const double*>(task.partial[g].sum)[stat_at]; };
+
+        double max = kNegativeInfinity;
+        int covering = 0;
+        for (int g = 0; g < task.partials; ++g) {
+          if (max_of(g) > max) { max = max_of(g); }
+          if (sum_of(g) != 0.0) { ++covering; }
+        }
+        double total = 0.0;
+        for (int g = 0; g < task.partials; ++g) { total += weight_of(max_of(g), max) * sum_of(g); }
+
+        for (std::int64_t d = 0; d < task.head_dim; ++d) {
+          double value = 0.0;
+          for (int g = 0; g < task.partials; ++g) {
+            if (sum_of(g) == 0.0) { continue; }
+            const double acc = static_cast<const double*>(task.partial[g].acc)[acc_at + d];
+            value += task.combine == Combine::lse ? weight_of(max_of(g), max) * acc / total : acc / sum_of(g);
+          }
+          if (task.combine == Combine::mean && covering > 0) { value /= covering; }
+          out[acc_at + d] = narrow<Element>(task.output_scale * value);
+        }
+        task.lse[stat_at] = static_cast<float>(covering > 0 ? max + std::log(total) : kNegativeInfinity);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void fill_identity(const PartialPointers& partial, std::int64_t rows, std::int64_t head_dim) {
+  for (std::int64_t i = 0; i < rows * head_dim; ++i) { static_cast<double*>(partial.acc)[i] = 0.0; }
+  for (std::int64_t i = 0; i < rows; ++i) {
+    static_cast<double*>(partial.max)[i] = kNegativeInfinity;
+    static_cast<double*>(partial.sum)[i] = 0.0;
+  }
+}
+
+void pack(const PackTask& task) {
+  const auto* src = static_cast<const std::byte*>(task.src);
+  auto* dst = static_cast<std::byte*>(task.dst);
+  const std::int64_t row_bytes = task.head_dim * task.element_size;
+  for (std::int64_t b = 0; b < task.batch; ++b) {
+    for (std::int64_t row = 0; row < task.rows; ++row) {
+      for (std::int64_t head = 0; head < task.heads; ++head) {
+        const std::int64_t from = b * task.src_batch_stride + row * task.src_row_stride + head * task.src_head_stride;
+        std::memcpy(dst, src + from * task.element_size, static_cast<std::size_t>(row_bytes));
+        dst += row_bytes;
+      }
+    }
+  }
+}
+
+void attend(const AttendTask& task) {
+  with_element(task.dtype, [&](auto tag) { attend_as<decltype(tag)>(task); });
+}
+
+void merge(const MergeTask& task) {
+  const auto* part_acc = static_cast<const double*>(task.part.acc);
+  const auto* part_max = static_cast<const double*>(task.part.max);
+  const auto* part_sum = static_cast<const double*>(task.part.sum);
+  auto* into_acc = static_cast<double*>(task.into.acc);
+  auto* into_max = static_cast<double*>(task.into.max);
+  auto* into_sum = static_cast<double*>(task.into.sum);
+  for (std::int64_t b = 0; b < task.batch; ++b) {
+    for (std::int64_t head = 0; head < task.heads; ++head) {
+      for (std::int64_t row = 0; row < task.rows; ++row) {
+        const std::int64_t stat_at = (b * task.heads + head) * task.rows + row;
+        const std::int64_t acc_at = ((b * task.rows + row) * task.heads + head) * task.head_dim;
+        const double max = part_max[stat_at] > into_max[stat_at] ? part_max[stat_at] : into_max[stat_at];
+        const double part_weight = weight_of(part_max[stat_at], max);
+        const double into_weight = weight_of(into_max[stat_at], max);
+        for (std::int64_t d = 0; d < task.head_dim; ++d) {
+          into_acc[acc_at + d] = into_weight * into_acc[acc_at + d] + part_weight * part_acc[acc_at + d];
+        }
+        into_sum[stat_at] = into_weight * into_sum[stat_at] + part_weight * part_sum[stat_at];
+        into_max[stat_at] = max;
+      }
+    }
+  }
+}
+
+void finish(const FinishTask& task) {
+  with_element(task.dtype, [&](auto tag) { finish_as<decltype(tag)>(task); });
+}
+
+}  // namespace annulus::kernels::reference

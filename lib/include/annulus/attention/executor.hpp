@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include <annulus/backend/backend.hpp>
+#include <annulus/io/result_file.hpp>
+#include <annulus/io/source.hpp>
+#include <annulus/plan/plan.hpp>
+#include <annulus/transport/transport.hpp>
+#include <annulus/transport/watchdog.hpp>
+
+namespace annulus {
+
+/// Runs one rank's plan on one backend over one transport: step by step, as post, wait and work.
+///
+/// It owns the rank's tensors, partials and slots (allocated once). Everything is enqueued on `queue`; `backend`, `transport`, `queue` and
+/// `watchdog` must outlive it. Q, K and V are never written.
+class RingExecutor {
+ public:
+  RingExecutor(RingPlan plan, Backend& backend, Transport& transport, Queue& queue, Watchdog& watchdog);
+
+  /// Tells the transport where every step's messages will lie. Collective over the transport's ranks; once, before the first post().
+  void connect();
+
+  /// Reads the rank's rows of Q, K and V. Returns when they are in place.
+  void load(const TensorSource& source);
+
+  /// Sets the partials to the identity and forgets earlier timings.
+  void begin();
+  /// Packs and starts the messages that must have arrived before the work of `step`.
+  void post(std::int64_t step);
+  /// Work enqueued from now on sees the messages of `step`.
+  void wait(std::int64_t step);
+  /// Attends what `step` has: resident keys in step 0, then what arrived.
+  void work(std::int64_t step);
+  /// Combines the partials into O and LSE.
+  void finish();
+
+  const RingPlan& plan() const { return plan_; }
+  std::int64_t steps() const { return static_cast<std::int64_t>(plan_.steps.size()); }
+
+  /// Times and bytes of the steps since begin(); waits for the queue.
+  std::vector<StepTiming> timings();
+  /// Returns when everything enqueued is done.
+  void drain();
+  /// Milliseconds from begin() to the end of finish() on the queue; waits for it.
+  double total_ms() { return ms_since_begin_of(*this); }
+  /// The same from the begin() of another executor on the same queue.
+  double ms_since_begin_of(const RingExecutor& other);
+  /// Fails unless the bytes that arrived since begin() are the plan's.
+  void check_traffic();
+
+  /// Local rows [first, first+count) of one batch entry of O, [count, heads, head_dim] in the problem's dtype, to host memory.
+  void read_output(std::int64_t batch, std::int64_t first, std::int64_t count, void* rows);
+  /// The same rows of LSE, [heads, count].
+  void read_lse(std::int64_t batch, std::int64_t first, std::int64_t count, float* lse);
+
+ private:
+  struct StepEvents {
+    std::shared_ptr<Event> wait_begin, wait_end, work_begin, work_end;
+  };
+
+  std::byte* address(BufferId buffer) const;
+  kernels::AttendTask attend_task(const WorkItem& item) const;
+  std::vector<kernels::PackTask> pack_tasks(const PackItem& item) const;
+  void build_tasks();
+
+  RingPlan plan_;
+  Backend& backend_;
+  Transport& transport_;
+  Queue& queue_;
+  Watchdog& watchdog_;
+  Buffer q_;
+  Buffer resident_;  ///< K then V
+  Buffer out_;
+  Buffer lse_;
+  std::vector<Buffer> partial_memory_;
+  std::vector<kernels::PartialPointers> partials_;
+  Buffer slots_[2];
+  Buffer sends_[2];
+  std::vector<std::vector<kernels::AttendTask>> attend_;  ///< by step
+  std::vector<std::vector<kernels::PackTask>> pack_;
+  std::vector<std::vector<Outgoing>> outgoing_;
+  std::vector<std::vector<Incoming>> incoming_;
+  kernels::FinishTask finish_;
+  std::vector<StepEvents> events_;
+  std::shared_ptr<Event> begin_event_;
+  std::shared_ptr<Event> end_event_;
+};
+
+/// Runs the executors of this process in lockstep (one of them, or all virtual ranks): post of a step for all in turn, then work.
+/// Returns once everything is enqueued; on CPU backends, done. Without `pass_blocks` nothing is sent and the work runs on what the slots hold.
+void run_lockstep(std::span<const std::unique_ptr<RingExecutor>> executors, bool pass_blocks);
+
+}  // namespace annulus

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <annulus/attention/executor.hpp>
+#include <annulus/core/config.hpp>
+#include <annulus/io/source.hpp>
+#include <annulus/transport/communicator.hpp>
+#include <annulus/transport/make_transport.hpp>
+
+namespace annulus {
+
+/// Whether a run moves KV blocks, or attends whatever the slots hold: the same blocks without passing, for overlap efficiency.
+enum class Passing { on, off };
+
+/// A configuration with everything filled in that depends on the input file and on the job.
+struct ResolvedConfig {
+  Config config;
+  std::shared_ptr<const TensorSource> source;
+  std::int64_t ranks = 1;  ///< of the ring: processes, or virtual ranks
+};
+
+/// Opens the input (or generator), takes shapes, dtype and scale from it, fills in defaults and validates all of it. Collective: all ranks
+/// succeed or all throw the same AgreedError.
+ResolvedConfig resolve(Config config, const Communicator& comm);
+
+/// As resolve() for a problem that is not read: for plan, without a job.
+Config resolve_without_input(Config config);
+
+/// CPUs this process may use divided by the ranks of this host that may use the same ones; at least 1. Collective.
+std::int64_t default_threads(const Communicator& comm);
+
+/// Puts something around a rank's transport, to observe or disturb it.
+using TransportDecorator = std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>;
+
+/// The ranks of this process, ready to run: backend, transports, executors. Collective construction.
+class Session {
+ public:
+  /// @throws AgreedError if the configuration does not fit the job, or memory would not suffice (with the numbers)
+  Session(const ResolvedConfig& resolved, const Communicator& comm, const TransportDecorator& decorate = {});
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  /// Reads the ranks' rows. Collective.
+  void load();
+  /// One attention; returns when this process's ranks have finished. Collective; failures inside end the job.
+  void run(Passing passing = Passing::on);
+
+  const Problem& problem() const;
+  const Pattern& pattern() const;
+  const ResolvedConfig& resolved() const { return resolved_; }
+  Backend& backend() const { return *backend_; }
+  const Communicator& comm() const { return comm_; }
+  TransportKind transport_kind() const { return transports_.front()->kind(); }
+  std::int64_t ranks() const { return resolved_.ranks; }
+  std::span<const std::unique_ptr<RingExecutor>> executors() const { return executors_; }
+
+  /// Milliseconds of the last run, of the slowest rank. Collective.
+  double slowest_ms();
+  /// Timings of the last run of all ranks of the ring; on rank 0 only. Collective.
+  std::vector<std::vector<StepTiming>> gather_timings();
+  /// The plan's prediction for this process (all its ranks) and the backend's workspace.
+  std::int64_t predicted_bytes() const { return predicted_bytes_; }
+
+ private:
+  const ResolvedConfig& resolved_;
+  const Communicator& comm_;
+  int exceptions_at_start_ = std::uncaught_exceptions();
+  std::unique_ptr<Backend> backend_;
+  std::vector<std::unique_ptr<Transport>> transports_;
+  std::unique_ptr<Queue> queue_;
+  std::vector<std::unique_ptr<RingExecutor>> executors_;
+  std::int64_t predicted_bytes_ = 0;
+};
+
+/// Streams O and LSE of all ranks into a result file through rank 0, with timings and provenance. Collective; complete or absent.
+void write_result(Session& session, const std::string& path, bool force, const std::vector<std::vector<StepTiming>>& timings,
+                  const std::vector<std::pair<std::string, std::string>>& provenance);
+
+}  // namespace annulus

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+// The seam to the hardware. Every operation is enqueued on a queue and may still be in flight at return; operations of one queue run in
+// order. Memory handed to an operation stays in use until the queue has passed it. CPU backends run at once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+
+#include <annulus/core/enums.hpp>
+#include <annulus/kernels/tasks.hpp>
+
+namespace annulus {
+
+class Backend;
+
+/// What a piece of memory is for; high-water marks are kept for the sum.
+enum class MemoryUse {
+  tensor,  ///< Q, K, V, O, LSE, partials: from the pool
+  slot,    ///< memory that peers or transports touch: allocated once per plan, never from a pool
+};
+
+/// Owns memory of one backend. Move-only; moved-from is empty. Frees on destruction, which on CUDA is ordered after the queues' work.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(Backend* owner, std::byte* data, std::int64_t bytes, MemoryUse use) : owner_(owner), data_(data), bytes_(bytes), use_(use) {}
+  Buffer(Buffer&& other) noexcept
+      : owner_(std::exchange(other.owner_, nullptr)),
+        data_(std::exchange(other.data_, nullptr)),
+        bytes_(std::exchange(other.bytes_, 0)),
+        use_(other.use_) {}
+  Buffer& operator=(Buffer&& other) noexcept {
+    if (this != &other) {
+      reset();
+      owner_ = std::exchange(other.owner_, nullptr);
+      data_ = std::exchange(other.data_, nullptr);
+      bytes_ = std::exchange(other.bytes_, 0);
+      use_ = other.use_;
+    }
+    return *this;
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { reset(); }
+
+  std::byte* get() const { return data_; }
+  std::int64_t bytes() const { return bytes_; }
+  explicit operator bool() const { return data_ != nullptr; }
+  void reset() noexcept;
+
+ private:
+  Backend* owner_ = nullptr;
+  std::byte* data_ = nullptr;
+  std::int64_t bytes_ = 0;
+  MemoryUse use_ = MemoryUse::tensor;
+};
+
+/// A lane of ordered work (a CUDA stream; nothing on a CPU).
+class Queue {
+ public:
+  virtual ~Queue() = default;
+  /// Returns when all work enqueued so far is done.
+  /// @throws RuntimeFailure if any of it failed
+  virtual void synchronize() = 0;
+};
+
+/// A moment in a queue.
+class Event {
+ public:
+  virtual ~Event() = default;
+  /// Whether the queue has reached it. Never blocks.
+  virtual bool reached() = 0;
+  /// Blocks until the queue has reached it.
+  virtual void synchronize() = 0;
+  /// Milliseconds from `earlier` (an event of the same backend) to this one; both must have been reached.
+  virtual double ms_since(const Event& earlier) const = 0;
+};
+
+/// Bytes a backend holds or held.
+struct MemoryReport {
+  std::int64_t in_use = 0;
+  std::int64_t high_water = 0;  ///< largest in_use since the last reset_high_water()
+  std::int64_t workspace = 0;   ///< of it, what the backend took for itself
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual BackendKind kind() const = 0;
+  /// One line for reports: what it runs on and which library does the products.
+  virtual std::string describe() const = 0;
+  /// Size of one number of the running partial: 4 (fp32) or 8 (fp64, reference).
+  virtual std::int64_t accumulator_bytes() const = 0;
+  /// Whether the probabilities are rounded to the dtype before they meet V (products that take 16-bit operands).
+  virtual bool rounds_probabilities() const { return false; }
+  /// Whether the memory can be read and written by the host directly.
+  virtual bool host_memory() const { return true; }
+
+  virtual std::unique_ptr<Queue> make_queue() = 0;
+  /// @throws RuntimeFailure with the numbers if there is not enough memory
+  virtual Buffer allocate(std::int64_t bytes, MemoryUse use) = 0;
+  virtual void deallocate(std::byte* data, std::int64_t bytes, MemoryUse use) noexcept = 0;
+  /// Bytes attend() will need for itself beyond its operands, at most, for tasks of this problem.
+  virtual std::int64_t workspace_bytes(std::int64_t head_dim, DType dtype) const = 0;
+  virtual MemoryReport memory() const = 0;
+  /// Bytes that could still be allocated now, as far as the system says.
+  virtual std::int64_t available_bytes() const = 0;
+  virtual void reset_high_water() = 0;
+
+  /// Host to backend memory and back. The host range must stay until the queue has passed.
+  virtual void upload(Queue& queue, void* dst, const void* host, std::int64_t bytes) = 0;
+  virtual void download(Queue& queue, void* host, const void* src, std::int64_t bytes) = 0;
+  virtual void copy(Queue& queue, void* dst, const void* src, std::int64_t bytes) = 0;
+
+  /// Sets a partial of `rows` (batch, head, row) triples to the identity: acc 0, max -inf, sum 0.
+  virtual void fill_identity(Queue& queue, const kernels::PartialPointers& partial, std::int64_t rows, std::int64_t head_dim) = 0;
+  virtual void pack(Queue& queue, std::span<const kernels::PackTask> tasks) = 0;
+  virtual void attend(Queue& queue, std::span<const kernels::AttendTask> tasks) = 0;
+  virtual void merge(Queue& queue, const kernels::MergeTask& task) = 0;
+  virtual void finish(Queue& queue, const kernels::FinishTask& task) = 0;
+
+  /// Marks the queue's present end. Work enqueued later is not covered.
+  virtual std::unique_ptr<Event> record(Queue& queue) = 0;
+  /// Work enqueued on `queue` from now on starts only once `event` is reached.
+  virtual void wait(Queue& queue, const Event& event) = 0;
+};
+
+/// Settings a backend is made from.
+struct BackendOptions {
+  BackendKind kind = BackendKind::cpu;
+  KernelKind kernel = KernelKind::cublas;
+  int threads = 1;               ///< of the cpu and reference backends
+  std::int64_t tile_rows = 0;    ///< query rows of a tile; 0 lets the kernel choose
+  int device = 0;                ///< of the cuda backend
+};
+
+/// @throws NotCompiled if this binary lacks the backend, with what it has
+std::unique_ptr<Backend> make_backend(const BackendOptions& options);
+
+}  // namespace annulus

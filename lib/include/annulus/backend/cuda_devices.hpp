@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace annulus {
+
+/// One GPU that this process may use; its index in the list is its CUDA device number.
+struct GpuInfo {
+  std::string name;  ///< "NVIDIA H100 80GB HBM3"
+  std::string uuid;  ///< "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx": the same on every process and host
+  std::string pci;   ///< "0000:1b:00.0"
+  int compute_major = 0;
+  int compute_minor = 0;
+  int multiprocessors = 0;
+  std::int64_t l2_bytes = 0;
+  std::int64_t total_bytes = 0;
+  std::int64_t free_bytes = 0;  ///< 0 unless asked for
+};
+
+/// What to find out. Free memory needs a context on every GPU, which takes time and some of that memory.
+enum class GpuQuery { properties, with_free_memory };
+
+/// GPUs in CUDA's order. Empty without a driver, without a GPU and in a build without CUDA; never throws for these.
+/// @throws RuntimeFailure if a GPU that is there cannot be asked
+std::vector<GpuInfo> visible_gpus(GpuQuery query = GpuQuery::properties);
+
+/// Version of the CUDA driver as "13.0"; empty without a driver and in a build without CUDA.
+std::string cuda_driver_version();
+
+}  // namespace annulus

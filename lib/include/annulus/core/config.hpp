@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <set>
+#include <string>
+
+#include <annulus/core/enums.hpp>
+#include <annulus/core/problem.hpp>
+
+namespace annulus {
+
+/// Everything one invocation was told, after preset, config file and flags. Field names are the option names.
+struct Config {
+  Problem problem;
+  std::optional<double> scale;  ///< as given; otherwise the input file's attribute or 1/sqrt(head_dim)
+  std::optional<DType> dtype;   ///< as given; otherwise the input file's
+  std::uint64_t seed = 1;
+
+  Pattern pattern;  ///< no branches: dense
+
+  PartitionKind partition = PartitionKind::contiguous;
+  Schedule schedule = Schedule::ring;
+  TransportKind transport = TransportKind::automatic;
+  BackendKind backend = BackendKind::cpu;
+  KernelKind kernel = KernelKind::cublas;
+  std::int64_t tile_rows = 0;      ///< 0: chosen by the kernel
+  std::int64_t threads = 0;        ///< 0: allowed CPUs / ranks on this host
+  std::int64_t virtual_ranks = 1;  ///< ranks run inside one process by transport loopback
+  bool share_gpu = false;
+  double timeout_s = 300.0;  ///< 0: never
+
+  std::string input;   ///< HDF5 file; empty: generated
+  std::string output;  ///< HDF5 file; empty: none
+  bool force = false;
+
+  std::int64_t rows = 0;   ///< check: sampled rows; 0: all when small, else 256
+  std::int64_t cases = 0;  ///< check: random problems; 0: the configured problem alone
+  std::int64_t warmup = 3;
+  std::int64_t repetitions = 20;
+  std::int64_t ranks = 0;  ///< plan: ranks planned for; 0: virtual_ranks
+
+  std::set<std::string, std::less<>> given;  ///< options that preset, file or flags set, by name
+};
+
+}  // namespace annulus

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every choice a user can make by name, with its names. The name printed is the name parsed.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <annulus/kernels/dtype.hpp>
+
+namespace annulus {
+
+/// Offset o of branch g, segment s, head h (of the KV head with grouped KV heads), for dilation rate r.
+enum class OffsetRule {
+  group,               ///< g mod r
+  group_plus_segment,  ///< (g + s) mod r
+  segment,             ///< s mod r
+  head,                ///< h mod r
+};
+
+/// Which heads run a branch.
+enum class HeadSplit {
+  first,  ///< contiguous groups, spare heads to the first groups
+  last,   ///< contiguous groups, spare heads to the last groups
+  all,    ///< every head runs every branch
+};
+
+/// How the branches of one head combine.
+enum class Mixing {
+  lse,   ///< one softmax over the branches' keys together, a key counted once per branch
+  mean,  ///< mean of the outputs of the branches that cover the row
+  sum,   ///< their sum
+};
+
+/// What happens where the dilation rate does not divide the segment or the segment does not divide the sequence.
+enum class Ragged {
+  short_stride,  ///< plain stride, short last segment
+};
+
+/// Which tokens a rank owns.
+enum class PartitionKind {
+  contiguous,  ///< neighbouring tokens; the first seq_len mod ranks ranks own one more
+};
+
+/// How KV blocks travel.
+enum class Schedule {
+  ring,       ///< along the cyclic order of the ranks that need the block, one hop per step
+  ring_full,  ///< the classic unpruned ring: whole shards make ranks-1 hops whatever the pattern
+};
+
+enum class TransportKind { automatic, self, loopback, mpi, nccl, p2p };
+enum class BackendKind { reference, cpu, cuda };
+
+/// The attention kernel of backend cuda.
+enum class KernelKind { cublas };
+
+template <class Enum>
+struct EnumNames;
+
+template <>
+struct EnumNames<DType> {
+  static constexpr std::array<std::pair<DType, std::string_view>, 3> values{
+      {{DType::fp32, "fp32"}, {DType::fp16, "fp16"}, {DType::bf16, "bf16"}}};
+};
+template <>
+struct EnumNames<OffsetRule> {
+  static constexpr std::array<std::pair<OffsetRule, std::string_view>, 4> values{
+      {{OffsetRule::group, "group"},
+       {OffsetRule::group_plus_segment, "group-plus-segment"},
+       {OffsetRule::segment, "segment"},
+       {OffsetRule::head, "head"}}};
+};
+template <>
+struct EnumNames<HeadSplit> {
+  static constexpr std::array<std::pair<HeadSplit, std::string_view>, 3> values{
+      {{HeadSplit::first, "first"}, {HeadSplit::last, "last"}, {HeadSplit::all, "all"}}};
+};
+template <>
+struct EnumNames<Mixing> {
+  static constexpr std::array<std::pair<Mixing, std::string_view>, 3> values{
+      {{Mixing::lse, "lse"}, {Mixing::mean, "mean"}, {Mixing::sum, "sum"}}};
+};
+template <>
+struct EnumNames<Ragged> {
+  static constexpr std::array<std::pair<Ragged, std::string_view>, 1> values{{{Ragged::short_stride, "short"}}};
+};
+template <>
+struct EnumNames<PartitionKind> {
+  static constexpr std::array<std::pair<PartitionKind, std::string_view>, 1> values{{{PartitionKind::contiguous, "contiguous"}}};
+};
+template <>
+struct EnumNames<Schedule> {
+  static constexpr std::array<std::pair<Schedule, std::string_view>, 2> values{
+      {{Schedule::ring, "ring"}, {Schedule::ring_full, "ring-full"}}};
+};
+template <>
+struct EnumNames<TransportKind> {
+  static constexpr std::array<std::pair<TransportKind, std::string_view>, 6> values{{{TransportKind::automatic, "auto"},
+                                                                                     {TransportKind::self, "self"},
+                                                                                     {TransportKind::loopback, "loopback"},
+                                                                                     {TransportKind::mpi, "mpi"},
+                                                                                     {TransportKind::nccl, "nccl"},
+                                                                                     {TransportKind::p2p, "p2p"}}};
+};
+template <>
+struct EnumNames<BackendKind> {
+  static constexpr std::array<std::pair<BackendKind, std::string_view>, 3> values{
+      {{BackendKind::reference, "reference"}, {BackendKind::cpu, "cpu"}, {BackendKind::cuda, "cuda"}}};
+};
+template <>
+struct EnumNames<KernelKind> {
+  static constexpr std::array<std::pair<KernelKind, std::string_view>, 1> values{{{KernelKind::cublas, "cublas"}}};
+};
+
+/// The name of `value`; every enumerator has one.
+template <class Enum>
+constexpr std::string_view to_string(Enum value) {
+  for (const auto& [candidate, name] : EnumNames<Enum>::values) {
+    if (candidate == value) { return name; }
+  }
+  return "?";
+}
+
+/// The value named `name`, or nothing.
+template <class Enum>
+constexpr std::optional<Enum> from_string(std::string_view name) {
+  for (const auto& [value, candidate] : EnumNames<Enum>::values) {
+    if (candidate == name) { return value; }
+  }
+  return std::nullopt;
+}
+
+/// All names, comma separated: for help texts and refusals.
+template <class Enum>
+std::string names_of() {
+  std::string list;
+  for (const auto& entry : EnumNames<Enum>::values) {
+    if (!list.empty()) { list += ", "; }
+    list += entry.second;
+  }
+  return list;
+}
+
+}  // namespace annulus

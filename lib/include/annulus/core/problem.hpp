@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <annulus/core/enums.hpp>
+
+namespace annulus {
+
+inline constexpr std::int64_t kMaxHeadDim = 256;
+inline constexpr std::int64_t kMaxBranches = 64;  ///< kernels::kMaxPartials holds one partial for each
+
+/// One attention: q [batch, seq_len, heads, head_dim], k and v [batch, seq_len, kv_heads, head_dim].
+struct Problem {
+  std::int64_t batch = 1;
+  std::int64_t seq_len = 8192;
+  std::int64_t heads = 8;
+  std::int64_t kv_heads = 8;
+  std::int64_t head_dim = 64;
+  DType dtype = DType::fp32;
+  bool causal = false;
+  double scale = 0.125;  ///< factor of <q, k> before the softmax
+
+  std::int64_t group_size() const { return heads / kv_heads; }  ///< query heads of one KV head
+  bool operator==(const Problem&) const = default;
+};
+
+/// One branch of a pattern: segments of segment_length tokens, every dilation_rate-th row of each.
+struct Branch {
+  std::int64_t segment_length = 0;
+  std::int64_t dilation_rate = 1;
+  bool operator==(const Branch&) const = default;
+};
+
+/// Which keys a query attends, before the causal mask. See the README's section on the operator.
+struct Pattern {
+  std::vector<Branch> branches;
+  OffsetRule offset = OffsetRule::group;
+  HeadSplit head_split = HeadSplit::first;
+  Mixing mixing = Mixing::lse;
+  Ragged ragged = Ragged::short_stride;
+  bool scale_by_branches = false;  ///< divide O (not LSE) by the number of branches
+  bool operator==(const Pattern&) const = default;
+};
+
+/// The pattern of plain attention: one branch that spans the sequence.
+Pattern dense_pattern(std::int64_t seq_len);
+
+/// @throws InvalidArgument naming the field, what was found and what is allowed
+void validate(const Problem& problem);
+void validate(const Pattern& pattern);
+
+}  // namespace annulus

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include <annulus/core/problem.hpp>
+
+namespace annulus {
+
+enum class Tensor { q, k, v };
+
+/// Where Q, K and V come from: a file or the generator. Any rank may read any rows; const calls are independent of each other.
+class TensorSource {
+ public:
+  virtual ~TensorSource() = default;
+
+  /// Extents and dtype of what it holds. causal is off; scale is the file's attribute or 1/sqrt(head_dim).
+  virtual const Problem& problem() const = 0;
+
+  /// Rows [first, first+count) of one batch entry of `tensor` into `out` [count, heads of that tensor, head_dim], converted to `dtype` once
+  /// (16-bit: to nearest even).
+  /// @throws InvalidArgument naming dataset and first index if a value is NaN or infinite, RuntimeFailure if reading fails
+  virtual void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const = 0;
+
+  /// For messages: "file x.h5" or "generator, seed 1".
+  virtual std::string describe() const = 0;
+};
+
+/// Standard normal values that depend on (seed, tensor, global element index) alone, so that any number of ranks sees the same problem.
+/// The problem's dtype is the dtype the values are generated for.
+std::unique_ptr<TensorSource> make_generator(const Problem& problem, std::uint64_t seed);
+
+/// An HDF5 file with /q [batch, seq, heads, head_dim], /k and /v [batch, seq, kv_heads, head_dim] (or 3-D, batch 1); fp32, fp16 or bf16.
+/// @throws InvalidArgument naming file and dataset if it is absent, truncated, foreign, or shaped or typed otherwise
+std::unique_ptr<TensorSource> open_input(const std::string& path);
+
+}  // namespace annulus

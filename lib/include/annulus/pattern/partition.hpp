@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <annulus/core/enums.hpp>
+#include <annulus/pattern/progression.hpp>
+
+namespace annulus {
+
+/// A run of a shard's rows: global rows and the local index of the first; local indices follow the order of `global`.
+struct ShardPiece {
+  Progression global;
+  std::int64_t local_first = 0;
+};
+
+/// The tokens one rank owns, in local order.
+struct Shard {
+  std::vector<ShardPiece> pieces;
+  std::int64_t rows() const;
+};
+
+/// The contiguous rows of `rank`: seq_len / ranks of them, one more for the first seq_len mod ranks ranks. Ranks beyond seq_len get none.
+Progression split_by_rank(std::int64_t seq_len, std::int64_t ranks, std::int64_t rank);
+
+/// Who owns which token.
+class Partition {
+ public:
+  /// @throws InvalidArgument if seq_len < 1 or ranks < 1
+  Partition(PartitionKind kind, std::int64_t seq_len, std::int64_t ranks);
+
+  PartitionKind kind() const { return kind_; }
+  std::int64_t seq_len() const { return seq_len_; }
+  std::int64_t ranks() const { return ranks_; }
+  Shard shard(std::int64_t rank) const;
+  std::int64_t rows(std::int64_t rank) const;
+  std::int64_t owner(std::int64_t global_row) const;
+
+  /// Ranks that may own rows of [begin, end), ascending; for a contiguous partition a short interval of ranks.
+  std::vector<std::int64_t> ranks_touching(std::int64_t begin, std::int64_t end) const;
+
+  bool operator==(const Partition&) const = default;
+
+ private:
+  PartitionKind kind_;
+  std::int64_t seq_len_;
+  std::int64_t ranks_;
+};
+
+}  // namespace annulus

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a plan costs: counts, never times.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <annulus/plan/plan.hpp>
+
+namespace annulus {
+
+/// Visible (query, key) pairs of a work item, over all its segments and query heads, for one batch entry.
+std::int64_t visible_pairs(const WorkItem& item);
+
+/// Traffic of one rank with one peer.
+struct LinkBytes {
+  std::int64_t peer = 0;
+  std::int64_t sent = 0;
+  std::int64_t received = 0;
+};
+
+struct PlanCost {
+  std::int64_t pairs = 0;  ///< visible (query, key) pairs, all heads and batch entries
+  double flops = 0;        ///< 4 * head_dim * pairs
+  std::int64_t bytes_sent = 0;
+  std::int64_t bytes_received = 0;
+  std::int64_t messages_sent = 0;
+  std::int64_t steps = 0;
+  std::vector<LinkBytes> links;  ///< by peer, ascending
+};
+
+PlanCost plan_cost(const RingPlan& plan);
+
+/// Memory of the rank. accumulator_bytes: size of one number of the running partial (4, or 8 for the reference backend).
+MemoryPlan plan_memory(const RingPlan& plan, std::int64_t accumulator_bytes);
+
+}  // namespace annulus

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include <annulus/plan/plan.hpp>
+
+namespace annulus {
+
+/// What a proof found.
+struct Coverage {
+  std::int64_t pairs = 0;         ///< visible (branch, head, query, key) of one batch entry, each attended exactly once
+  std::int64_t bytes_moved = 0;   ///< over all ranks
+  std::int64_t steps = 0;         ///< of the longest plan
+};
+
+/// Runs the plans of all ranks symbolically (plans[i] is rank i's) and proves that
+/// - what one rank sends is what its peer expects, block for block, and lies where the message says when it is sent;
+/// - every visible (branch, head, query, key) is attended exactly once, judged token by token from the operator's definition;
+/// - every received block is used by its receiver (except under Schedule::ring_full);
+/// - no memory is written while a message, a pack or the step's work may still use it, and the buffers are no larger than needed.
+/// Costs seq_len^2 * heads * branches; meant for small problems.
+/// @throws AssertionFailure that says what is broken
+Coverage prove_coverage(std::span<const RingPlan> plans);
+
+}  // namespace annulus

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// The plan of one rank: what it sends, receives and attends in every step, as plain data. Made without MPI, GPU or memory of the
+// problem's size; read by the executor, the reports, `annulus plan` and the proof in coverage.hpp.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <annulus/core/problem.hpp>
+#include <annulus/kernels/tasks.hpp>
+#include <annulus/pattern/branch_rows.hpp>
+#include <annulus/pattern/partition.hpp>
+
+namespace annulus {
+
+/// Memory a plan speaks of. Slots and send buffers alternate with the step that fills them: step t uses number t mod 2.
+enum class BufferId {
+  resident,  ///< the rank's own K then V: [2, batch, local rows, kv_heads, head_dim]
+  slot_0,    ///< received blocks of even steps
+  slot_1,
+  send_0,  ///< packed blocks sent for even steps
+  send_1,
+};
+
+/// The rows of one branch, one head class and one segment that one rank owns (or, for ring-full, a rank's undilated rows of all KV heads).
+/// In a buffer it lies as [2 (K, V), batch, rows, kv heads, head_dim], contiguous.
+struct KvBlock {
+  std::int64_t branch = -1;  ///< -1: undilated rows of all KV heads
+  std::int64_t head_class = -1;
+  std::int64_t segment = -1;
+  std::int64_t owner = 0;  ///< the rank whose rows they are
+  Progression rows_global;
+  Progression kv_heads;
+  std::int64_t bytes = 0;
+};
+
+/// A block at its place in a buffer.
+struct BlockPlace {
+  std::int64_t block = 0;  ///< index into RingPlan::blocks
+  BufferId buffer = BufferId::resident;
+  std::int64_t offset_bytes = 0;
+};
+
+/// All that travels between this rank and `peer` in one step: one contiguous range of one buffer.
+struct Message {
+  std::int64_t peer = 0;
+  BufferId buffer = BufferId::resident;
+  std::int64_t offset_bytes = 0;
+  std::int64_t bytes = 0;
+  std::vector<std::int64_t> blocks;  ///< in their order in memory; sender and receiver list the same rows
+};
+
+/// A block copied into a send buffer before its message: gathered from the resident rows, or moved out of a slot.
+struct PackItem {
+  std::int64_t block = 0;
+  BufferId from = BufferId::resident;
+  std::int64_t from_offset_bytes = 0;  ///< in a slot; unused for resident
+  BufferId to = BufferId::send_0;
+  std::int64_t to_offset_bytes = 0;
+};
+
+/// Where the keys of a work item lie.
+struct KeyPlace {
+  std::int64_t block = -1;  ///< -1: the rank's resident rows
+  BufferId buffer = BufferId::resident;
+  std::int64_t offset_bytes = 0;  ///< of the block in its buffer
+};
+
+/// Attention of some query rows to some key rows of one branch, the same for `segments` segments that lie segment_stride tokens apart
+/// (in global and in local numbering; keys are resident when segments > 1). Any kernel can take a flat list of these.
+struct WorkItem {
+  std::int64_t branch = 0;
+  std::int64_t head_class = 0;
+  std::int64_t segment = 0;  ///< the first one
+  std::int64_t segments = 1;
+  std::int64_t segment_stride = 0;
+  HeadSet heads;
+  Progression q_global;
+  Progression q_local;  ///< rows of the shard
+  Progression k_global;
+  Progression k_stored;  ///< rows of the resident shard, or of the block
+  KeyPlace keys;
+  kernels::Mask mask = kernels::Mask::none;
+};
+
+/// Everything of one step. Packs run before the messages are posted; messages of step t are posted before the work of step t-1, and
+/// have arrived when the work of step t starts.
+struct Step {
+  std::vector<PackItem> packs;
+  std::vector<Message> sends;
+  std::vector<Message> receives;
+  std::vector<WorkItem> work;
+};
+
+/// Bytes that the plan says one rank will allocate, by use. The backend adds its workspace.
+struct MemoryPlan {
+  std::int64_t inputs = 0;    ///< Q, K, V
+  std::int64_t outputs = 0;   ///< O, LSE
+  std::int64_t partials = 0;  ///< acc, max, sum
+  std::int64_t slots = 0;     ///< receive slots and send buffers
+  std::int64_t total() const { return inputs + outputs + partials + slots; }
+};
+
+struct RingPlan {
+  Problem problem;
+  Pattern pattern;
+  std::int64_t rank = 0;
+  std::int64_t ranks = 1;
+  Schedule schedule = Schedule::ring;
+  Shard shard;
+  std::int64_t local_rows = 0;
+  std::vector<KvBlock> blocks;
+  std::vector<Step> steps;  ///< step 0 attends resident keys; at least one step
+  std::int64_t slot_bytes[2] = {0, 0};
+  std::int64_t send_bytes[2] = {0, 0};
+};
+
+/// The plan of `rank`. Pure: equal arguments give equal plans, and the plans of all ranks fit together.
+/// @throws InvalidArgument if problem, pattern and partition do not agree
+RingPlan make_plan(const Problem& problem, const Pattern& pattern, const Partition& partition, Schedule schedule, std::int64_t rank);
+
+/// Bytes per buffer of a plan.
+std::int64_t buffer_bytes(const RingPlan& plan, BufferId buffer);
+
+/// Elements of one block's K (V follows it): batch * rows * kv heads * head_dim.
+std::int64_t block_elements(const Problem& problem, const KvBlock& block);
+
+}  // namespace annulus

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <source_location>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <mpi.h>
+
+#include <annulus/core/error.hpp>
+#include <annulus/transport/watchdog.hpp>
+
+namespace annulus {
+
+/// Throws RuntimeFailure with the call, MPI's text and the place unless `status` is MPI_SUCCESS.
+void check_mpi(int status, const char* call, std::source_location where = std::source_location::current());
+#define ANNULUS_MPI(call) ::annulus::check_mpi((call), #call)
+
+/// Initialises MPI (MPI_THREAD_MULTIPLE, MPI_ERRORS_RETURN) and finalises it; at most one per process.
+class MpiEnvironment {
+ public:
+  MpiEnvironment(int* argc, char*** argv);
+  /// Finalises, except while unwinding or when a failure is on its way: then peers may be gone and finalising could hang.
+  ~MpiEnvironment();
+  MpiEnvironment(const MpiEnvironment&) = delete;
+  MpiEnvironment& operator=(const MpiEnvironment&) = delete;
+
+ private:
+  int exceptions_at_start_ = std::uncaught_exceptions();
+};
+
+/// The processes of a job, for start-up and host scalars. Every collective counts as waiting for the watchdog. One process without MPI is
+/// a communicator of size 1 on which everything is local. Copying shares the handle; duplicate() is collective.
+class Communicator {
+ public:
+  /// One process; never touches MPI.
+  static Communicator single();
+  /// All processes of the job, with a watchdog of `timeout_s` seconds (0: none). Collective.
+  static Communicator world(double timeout_s);
+
+  std::int64_t rank() const { return rank_; }
+  std::int64_t size() const { return size_; }
+  const std::string& host() const { return host_; }
+  /// "rank 3 (gpu07)".
+  std::string name() const;
+  /// Position among, and number of, the ranks of this host.
+  std::int64_t host_rank() const { return host_rank_; }
+  std::int64_t host_size() const { return host_size_; }
+  MPI_Comm get() const;
+  Watchdog& watchdog() const { return *watchdog_; }
+
+  /// A communicator over the same processes with its own message space, sharing the watchdog. Collective.
+  Communicator duplicate() const;
+
+  void barrier() const;
+  void broadcast(std::span<std::byte> data, std::int64_t root) const;
+  std::string broadcast(std::string text, std::int64_t root) const;
+  std::int64_t sum(std::int64_t value) const;
+  double sum(double value) const;
+  double max(double value) const;
+  std::int64_t max(std::int64_t value) const;
+  std::int64_t min(std::int64_t value) const;
+  /// Every rank's bytes, by rank; empty vectors on the others than root.
+  std::vector<std::string> gather(const std::string& bytes, std::int64_t root) const;
+  std::vector<std::string> all_gather(const std::string& bytes) const;
+
+  /// Blocking, any size (split below 2 GiB); `tag` separates streams.
+  void send(std::span<const std::byte> data, std::int64_t peer, int tag) const;
+  void receive(std::span<std::byte> data, std::int64_t peer, int tag) const;
+
+  /// Agrees on a failure before anything is sent: if any rank passes an exception, every rank throws; the lowest failing rank's message and
+  /// code win, and `reporter` tells the one rank that should print it. Collective.
+  void agree(const std::exception_ptr& failure) const;
+
+  /// Logs one line with rank and host, removes unfinished results, ends the whole job with exit code 3.
+  [[noreturn]] void abort(std::string_view message) const;
+
+ private:
+  Communicator() = default;
+  std::shared_ptr<MPI_Comm> comm_;  ///< empty: no MPI
+  std::shared_ptr<Watchdog> watchdog_;
+  std::string host_;
+  std::int64_t rank_ = 0;
+  std::int64_t size_ = 1;
+  std::int64_t host_rank_ = 0;
+  std::int64_t host_size_ = 1;
+};
+
+/// An error that every rank knows of and one rank prints.
+class AgreedError : public Error {
+ public:
+  AgreedError(ExitCode code, const std::string& message, bool reporter) : Error(code, message), reporter_(reporter) {}
+  bool reporter() const noexcept { return reporter_; }
+
+ private:
+  bool reporter_;
+};
+
+/// Runs `body`, which any rank may fail on its own, and agrees on the outcome. Collective.
+template <class Body>
+void together(const Communicator& comm, Body&& body) {
+  std::exception_ptr failure;
+  try {
+    std::forward<Body>(body)();
+  } catch (...) { failure = std::current_exception(); }
+  comm.agree(failure);
+}
+
+/// Runs `body` with messages in flight. An exception cannot be thrown across ranks there: it is logged with rank, host and what the watchdog knows
+/// of step and peer, before any owner is destroyed, and ends the job. Alone, it is thrown on.
+template <class Body>
+void fail_fast(const Communicator& comm, Body&& body) {
+  try {
+    std::forward<Body>(body)();
+  } catch (const std::exception& error) {
+    if (comm.size() == 1) { throw; }
+    comm.abort(comm.watchdog().describe() + error.what());
+  }
+}
+
+}  // namespace annulus

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+
+#include <mpi.h>
+
+namespace annulus {
+
+/// Ends the job when a rank waits for a peer without progress for too long.
+///
+/// A thread per rank, on a communicator of its own, answers the other watchdogs. When this rank has waited `timeout_s` without progress, it asks all
+/// of them: a rank that does not answer within a grace period is named and the lowest rank that does answer aborts the job with exit code 3. If all
+/// answer, the job goes on while some rank is computing (and still moving), and is aborted as stuck otherwise. The time this rank computes is
+/// never counted.
+class Watchdog {
+ public:
+  /// Never fires.
+  Watchdog();
+  /// `abort` is called on the watchdog's thread with one sentence and must not return. Collective over `comm`, which it duplicates.
+  Watchdog(MPI_Comm comm, double timeout_s, std::string host, std::function<void(std::string_view)> abort);
+  ~Watchdog();
+  Watchdog(const Watchdog&) = delete;
+  Watchdog& operator=(const Watchdog&) = delete;
+
+  /// Marks the lifetime of a wait. Nested waits count as the outer one.
+  class Wait {
+   public:
+    explicit Wait(Watchdog* owner) : owner_(owner) {}
+    Wait(Wait&& other) noexcept : owner_(std::exchange(other.owner_, nullptr)) {}
+    Wait& operator=(Wait&&) = delete;
+    Wait(const Wait&) = delete;
+    Wait& operator=(const Wait&) = delete;
+    ~Wait() {
+      if (owner_ != nullptr) { owner_->end_wait(); }
+    }
+
+   private:
+    Watchdog* owner_;
+  };
+
+  /// This rank now waits for a peer (-1: for all of them). `operation` must be a string with static lifetime.
+  [[nodiscard]] Wait waiting(const char* operation, std::int64_t peer = -1, std::int64_t bytes = 0);
+  /// Something arrived or was finished: the clock starts again.
+  void progress() { progress_.fetch_add(1, std::memory_order_relaxed); }
+  /// The ring step this rank is in, for messages; -1: outside the ring.
+  void set_step(std::int64_t step) { step_.store(step, std::memory_order_relaxed); }
+
+  /// "step 3, waiting for rank 2 (8192 bytes): " or what else is known, for the head of a message.
+  std::string describe() const;
+
+ private:
+  struct Thread;
+  void end_wait();
+
+  std::atomic<std::uint64_t> progress_{0};
+  std::atomic<std::int64_t> step_{-1};
+  std::atomic<std::int64_t> peer_{-1};
+  std::atomic<std::int64_t> bytes_{0};
+  std::atomic<const char*> operation_{nullptr};  ///< what is waited for; null: not waiting
+  std::atomic<int> depth_{0};
+  std::unique_ptr<Thread> thread_;
+};
+
+}  // namespace annulus

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// The independent checker. It shares no index code with the path it checks: membership is decided token by token from the operator's
+// definition, and data is read from the source itself.
+#pragma once
+
+#include <annulus/core/problem.hpp>
+#include <annulus/io/source.hpp>
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace annulus {
+
+/// Attention of chosen rows in fp64, and of the same rows by a plain run in the problem's dtype. Index [row][head][head_dim] and
+/// [row][head].
+struct OracleRows {
+  std::vector<double> out;        ///< fp64 throughout
+  std::vector<double> lse;        ///< -inf where no branch covers the row
+  std::vector<float> plain_out;   ///< plain run: same-dtype inputs, one pass over all keys, fp32 scores and sums, output rounded once
+  std::vector<double> max_score;  ///< [row][head] largest |scale * <q, k>| met
+  double value_squares = 0;       ///< sum of v^2 over value_count elements of the V rows that some checked row sees
+  std::int64_t value_count = 0;
+};
+
+/// A row to check.
+struct RowId {
+  std::int64_t batch = 0;
+  std::int64_t row = 0;  ///< global
+};
+
+/// Computes the rows from the definition. `problem` gives dtype, causal and scale; extents must be the source's. Inputs are converted to
+/// problem.dtype once. `round_probabilities`: the plain run rounds each probability to the dtype before it meets V.
+///
+/// Pure: nothing is in flight at return. Rows may come in any order and repeat; a row's result does not depend on the other rows or on
+/// `threads`. Memory: the rows asked for and 64 MiB of K and V, whatever seq_len; only segments that hold a row are read, from one thread.
+/// Maxima are found in a first pass over the keys and sums in a second, in key order, both in fp64 and for the plain run in fp32.
+/// @throws InvalidArgument if the extents are not the source's, a row lies outside, or problem or pattern is not valid
+OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows,
+                       bool round_probabilities, int threads);
+
+}  // namespace annulus

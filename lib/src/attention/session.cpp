@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/attention/session.hpp>
+
+#include <sched.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include <annulus/core/error.hpp>
+#include <annulus/plan/cost.hpp>
+#include <annulus/transport/gpu_assignment.hpp>
+
+namespace annulus {
+
+namespace {
+
+/// Fills in what does not need the input: dense pattern, scale.
+void fill_defaults(Config& config) {
+  if (config.pattern.branches.empty()) { config.pattern.branches = dense_pattern(config.problem.seq_len).branches; }
+  if (config.scale) { config.problem.scale = *config.scale; }
+  if (config.dtype) { config.problem.dtype = *config.dtype; }
+  validate(config.problem);
+  validate(config.pattern);
+}
+
+void take_extent(const Config& config, const char* option, std::int64_t& extent, std::int64_t found) {
+  ANNULUS_EXPECTS(!config.given.contains(option) || extent == found, "--{} {} contradicts the input file {}, which has {}", option, extent,
+                  config.input, found);
+  extent = found;
+}
+
+/// Problem and source of the configuration.
+std::shared_ptr<const TensorSource> open_source(Config& config) {
+  if (config.input.empty()) {
+    if (!config.scale) { config.problem.scale = 1.0 / std::sqrt(static_cast<double>(config.problem.head_dim)); }
+    fill_defaults(config);
+    return make_generator(config.problem, config.seed);
+  }
+  std::shared_ptr<const TensorSource> source = open_input(config.input);
+  const Problem& found = source->problem();
+  take_extent(config, "batch", config.problem.batch, found.batch);
+  take_extent(config, "seq-len", config.problem.seq_len, found.seq_len);
+  take_extent(config, "heads", config.problem.heads, found.heads);
+  take_extent(config, "kv-heads", config.problem.kv_heads, found.kv_heads);
+  take_extent(config, "head-dim", config.problem.head_dim, found.head_dim);
+  config.problem.dtype = found.dtype;
+  config.problem.scale = found.scale;
+  fill_defaults(config);
+  return source;
+}
+
+}  // namespace
+
+Config resolve_without_input(Config config) {
+  open_source(config);
+  return config;
+}
+
+std::int64_t default_threads(const Communicator& comm) {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) { return 1; }
+  std::string mine(sizeof(allowed), '\0');
+  std::memcpy(mine.data(), &allowed, sizeof(allowed));
+  std::int64_t sharing = 0;
+  for (const std::string& theirs : comm.all_gather(comm.host() + '\n' + mine)) {
+    if (theirs.compare(0, comm.host().size() + 1, comm.host() + '\n') != 0) { continue; }
+    bool overlap = false;
+    for (std::size_t i = 0; i < mine.size(); ++i) { overlap = overlap || (mine[i] & theirs[comm.host().size() + 1 + i]) != 0; }
+    sharing += overlap ? 1 : 0;
+  }
+  return std::max<std::int64_t>(1, CPU_COUNT(&allowed) / std::max<std::int64_t>(1, sharing));
+}
+
+ResolvedConfig resolve(Config config, const Communicator& comm) {
+  ResolvedConfig resolved;
+  together(comm, [&] {
+    resolved.source = open_source(config);
+    ANNULUS_EXPECTS(config.virtual_ranks == 1 || comm.size() == 1, "--virtual-ranks {} runs in one process, and this job has {}",
+                    config.virtual_ranks, comm.size());
+    const bool loopback = config.virtual_ranks > 1 || config.transport == TransportKind::loopback;
+    ANNULUS_EXPECTS(!loopback || config.transport == TransportKind::loopback || config.transport == TransportKind::automatic,
+                    "--virtual-ranks {} runs over transport loopback, not {}", config.virtual_ranks, to_string(config.transport));
+    ANNULUS_EXPECTS(!loopback || comm.size() == 1, "transport loopback runs in one process, and this job has {}", comm.size());
+    if (loopback) { config.transport = TransportKind::loopback; }
+    if (!config.output.empty() && comm.rank() == 0) { check_result_path(config.output, config.force); }
+  });
+  if (config.threads == 0) { config.threads = default_threads(comm); }
+  resolved.ranks = config.transport == TransportKind::loopback ? config.virtual_ranks : comm.size();
+  resolved.config = std::move(config);
+  return resolved;
+}
+
+Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const TransportDecorator& decorate) : resolved_(resolved), comm_(comm) {
+  const Config& config = resolved.config;
+  const bool loopback = config.transport == TransportKind::loopback;
+  std::vector<RingPlan> plans;
+  together(comm, [&] {
+    const Partition partition(config.partition, config.problem.seq_len, resolved.ranks);
+    for (std::int64_t rank = loopback ? 0 : comm.rank(); rank < (loopback ? resolved.ranks : comm.rank() + 1); ++rank) {
+      plans.push_back(make_plan(config.problem, config.pattern, partition, config.schedule, rank));
+    }
+  });
+  BackendOptions options;
+  options.kind = config.backend;
+  options.kernel = config.kernel;
+  options.threads = checked_narrow<int>(config.threads);
+  options.tile_rows = config.tile_rows;
+  if (config.backend == BackendKind::cuda) { options.device = assign_gpu(comm, config.share_gpu); }
+  together(comm, [&] {
+    backend_ = make_backend(options);
+    predicted_bytes_ = backend_->workspace_bytes(config.problem.head_dim, config.problem.dtype);
+    for (const RingPlan& plan : plans) { predicted_bytes_ += plan_memory(plan, backend_->accumulator_bytes()).total(); }
+    const std::int64_t sharing = backend_->host_memory() ? comm.host_size() : 1;
+    const std::int64_t available = backend_->available_bytes() / sharing;
+    ANNULUS_EXPECTS(predicted_bytes_ <= available, "rank {} on {} needs {} bytes by plan and {} are free ({} of them for each of {} ranks)",
+                    comm.rank(), comm.host(), predicted_bytes_, available * sharing, available, sharing);
+  });
+  together(comm, [&] { queue_ = backend_->make_queue(); });
+  if (loopback) {
+    transports_ = make_loopback_transports(resolved.ranks, *backend_);
+  } else {
+    together(comm, [&] { transports_.push_back(make_transport(config.transport, comm, *backend_, config.share_gpu)); });
+  }
+  if (decorate) {
+    for (auto& transport : transports_) { transport = decorate(std::move(transport)); }
+  }
+  together(comm, [&] {
+    for (std::size_t index = 0; index < plans.size(); ++index) {
+      executors_.push_back(std::make_unique<RingExecutor>(std::move(plans[index]), *backend_, *transports_[index], *queue_, comm.watchdog()));
+    }
+  });
+  for (const auto& executor : executors_) { executor->connect(); }
+}
+
+Session::~Session() {
+  // Executors own memory that transports may still touch: the transports let go first, unless the job is failing and peers may be gone.
+  if (std::uncaught_exceptions() == exceptions_at_start_ && executors_.size() == transports_.size() && queue_) {
+    try {
+      queue_->synchronize();
+      for (const auto& transport : transports_) { transport->prepare({}); }
+    } catch (const std::exception& error) { comm_.abort(error.what()); }
+  }
+  transports_.clear();
+}
+
+const Problem& Session::problem() const { return resolved_.config.problem; }
+const Pattern& Session::pattern() const { return resolved_.config.pattern; }
+
+void Session::load() {
+  together(comm_, [&] {
+    for (const auto& executor : executors_) { executor->load(*resolved_.source); }
+  });
+}
+
+void Session::run(Passing passing) {
+  fail_fast(comm_, [&] {
+    run_lockstep(executors_, passing == Passing::on);
+    for (const auto& executor : executors_) {
+      executor->drain();
+      if (passing == Passing::on) { executor->check_traffic(); }
+    }
+  });
+}
+
+double Session::slowest_ms() {
+  double slowest = 0;
+  if (executors_.size() > 1) {
+    // Virtual ranks share one queue: the run lasts from the first one's begin to the last one's end.
+    slowest = executors_.back()->ms_since_begin_of(*executors_.front());
+  } else {
+    slowest = executors_.front()->total_ms();
+  }
+  return comm_.max(slowest);
+}
+
+std::vector<std::vector<StepTiming>> Session::gather_timings() {
+  std::vector<std::vector<StepTiming>> all;
+  for (const auto& executor : executors_) { all.push_back(executor->timings()); }
+  if (comm_.size() == 1) { return all; }
+  const std::vector<StepTiming>& own = all.front();
+  const std::string bytes(reinterpret_cast<const char*>(own.data()), own.size() * sizeof(StepTiming));
+  std::vector<std::vector<StepTiming>> gathered;
+  for (const std::string& part : comm_.gather(bytes, 0)) {
+    std::vector<StepTiming>& timings = gathered.emplace_back(part.size() / sizeof(StepTiming));
+    std::memcpy(timings.data(), part.data(), part.size());
+  }
+  return gathered;
+}
+
+namespace {
+
+/// Rows of O and LSE that pass through rank 0 at a time.
+constexpr std::int64_t kResultChunkBytes = std::int64_t{4} << 20;
+constexpr int kOutputTag = 11;
+constexpr int kLseTag = 12;
+
+/// Chunks of one rank's rows, in the order they are written; both sides of a transfer walk the same list.
+template <class Visit>
+void for_each_chunk(const Problem& problem, const Progression& rows, Visit&& visit) {
+  const std::int64_t row_bytes = problem.heads * (problem.head_dim * size_of(problem.dtype) + static_cast<std::int64_t>(sizeof(float)));
+  const std::int64_t chunk = std::max<std::int64_t>(1, kResultChunkBytes / row_bytes);
+  for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
+    for (std::int64_t done = 0; done < rows.count; done += chunk) { visit(batch, done, std::min(chunk, rows.count - done)); }
+  }
+}
+
+}  // namespace
+
+void write_result(Session& session, const std::string& path, bool force, const std::vector<std::vector<StepTiming>>& timings,
+                  const std::vector<std::pair<std::string, std::string>>& provenance) {
+  const Communicator& comm = session.comm();
+  const Problem& problem = session.problem();
+  std::unique_ptr<ResultFile> file;
+  together(comm, [&] {
+    if (comm.rank() == 0) { file = std::make_unique<ResultFile>(path, force, problem); }
+  });
+  std::vector<std::byte> rows;
+  std::vector<float> lse;
+  const auto resize = [&](std::int64_t count) {
+    rows.resize(static_cast<std::size_t>(count * problem.heads * problem.head_dim * size_of(problem.dtype)));
+    lse.resize(static_cast<std::size_t>(count * problem.heads));
+  };
+  const Partition partition(session.resolved().config.partition, problem.seq_len, session.ranks());
+  // A failing disk must not leave the others sending for ever: rank 0 notes the failure, takes what comes and tells all at the end.
+  std::exception_ptr failure;
+  const auto guarded = [&](auto&& write) {
+    if (failure) { return; }
+    try {
+      write();
+    } catch (...) { failure = std::current_exception(); }
+  };
+  for (std::int64_t rank = 0; rank < session.ranks(); ++rank) {
+    const bool local = comm.size() == 1 || rank == comm.rank();
+    if (!local && comm.rank() != 0) { continue; }
+    RingExecutor* executor = local ? session.executors()[comm.size() == 1 ? static_cast<std::size_t>(rank) : 0].get() : nullptr;
+    for (const ShardPiece& piece : partition.shard(rank).pieces) {
+      for_each_chunk(problem, piece.global, [&](std::int64_t batch, std::int64_t done, std::int64_t count) {
+        resize(count);
+        if (local) {
+          executor->read_output(batch, piece.local_first + done, count, rows.data());
+          executor->read_lse(batch, piece.local_first + done, count, lse.data());
+        }
+        if (comm.rank() != 0) {
+          comm.send(rows, 0, kOutputTag);
+          comm.send(std::as_bytes(std::span(lse)), 0, kLseTag);
+          return;
+        }
+        if (!local) {
+          comm.receive(rows, rank, kOutputTag);
+          comm.receive(std::as_writable_bytes(std::span(lse)), rank, kLseTag);
+        }
+        guarded([&] {
+          file->write_output(batch, piece.global.first + done, count, rows.data());
+          file->write_lse(batch, piece.global.first + done, count, lse.data());
+        });
+      });
+    }
+  }
+  if (comm.rank() == 0) {
+    guarded([&] {
+      file->write_timings(timings);
+      file->write_provenance(provenance);
+      file->commit();
+    });
+  }
+  comm.agree(failure);
+}
+
+}  // namespace annulus

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/backend/backend.hpp>
+
+namespace annulus {
+
+void Buffer::reset() noexcept {
+  if (owner_ != nullptr) { owner_->deallocate(data_, bytes_, use_); }
+  owner_ = nullptr;
+  data_ = nullptr;
+  bytes_ = 0;
+}
+
+}  // namespace annulus

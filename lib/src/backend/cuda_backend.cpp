@@ -1,0 +1,400 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/backend/cuda_backend.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <cublas_v2.h>
+#include <spdlog/spdlog.h>
+
+#include <annulus/backend/cuda_devices.hpp>
+#include <annulus/core/error.hpp>
+#include <annulus/kernels/cuda.hpp>
+
+#include "cuda_handles.hpp"
+
+namespace annulus {
+namespace {
+
+namespace device_kernels = kernels::cuda;
+
+/// Calls `body`; what the kernels throw becomes this library's errors.
+template <class Body>
+void translated(Body&& body) {
+  try {
+    body();
+  } catch (const device_kernels::LibraryError& error) {
+    throw RuntimeFailure(error.what());
+  } catch (const std::invalid_argument& error) {
+    throw InvalidArgument(error.what());
+  }
+}
+
+/// For destructors and noexcept functions: says once what failed, and goes on.
+void log_failure(cudaError_t status, const char* call) noexcept {
+  static_cast<void>(cudaGetLastError());
+  // The process is ending and the runtime is gone already.
+  if (status == cudaSuccess || status == cudaErrorCudartUnloading) { return; }
+  try {
+    spdlog::error("{} failed: {}", call, cudaGetErrorString(status));
+  } catch (...) {  // nobody is left to tell
+  }
+}
+
+double mebibytes(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+
+/// Events are made once and handed out again.
+class EventPool {
+ public:
+  EventPool() = default;
+  CudaEvent take() {
+    if (free_.empty()) { return CudaEvent(); }
+    CudaEvent event = std::move(free_.back());
+    free_.pop_back();
+    return event;
+  }
+  void give_back(CudaEvent event) noexcept {
+    try {
+      free_.push_back(std::move(event));
+    } catch (...) {  // then it is destroyed instead
+    }
+  }
+
+ private:
+  std::vector<CudaEvent> free_;
+};
+
+/// An event of a queue, returned to its pool in the end.
+class RecordedEvent final : public Event {
+ public:
+  RecordedEvent(std::shared_ptr<EventPool> pool, cudaStream_t stream) : pool_(std::move(pool)), event_(pool_->take()) {
+    ANNULUS_CUDA(cudaEventRecord(event_.get(), stream));
+  }
+  RecordedEvent(const RecordedEvent&) = delete;
+  RecordedEvent& operator=(const RecordedEvent&) = delete;
+  ~RecordedEvent() override { pool_->give_back(std::move(event_)); }
+
+  bool reached() override {
+    const cudaError_t status = cudaEventQuery(event_.get());
+    if (status == cudaErrorNotReady) {
+      static_cast<void>(cudaGetLastError());
+      return false;
+    }
+    check_cuda(status, "cudaEventQuery");
+    return true;
+  }
+  void synchronize() override { ANNULUS_CUDA(cudaEventSynchronize(event_.get())); }
+  double ms_since(const Event& earlier) const override {
+    float elapsed_ms = 0.0F;
+    ANNULUS_CUDA(cudaEventElapsedTime(&elapsed_ms, dynamic_cast<const RecordedEvent&>(earlier).get(), event_.get()));
+    return static_cast<double>(elapsed_ms);
+  }
+  cudaEvent_t get() const { return event_.get(); }
+
+ private:
+  std::shared_ptr<EventPool> pool_;
+  CudaEvent event_;
+};
+
+/// The streams of all queues, and the one on which the pool gives and takes memory. They wait for each other where memory changes hands.
+class StreamSet {
+ public:
+  cudaStream_t memory() const { return memory_.get(); }
+
+  void add(cudaStream_t stream) {
+    streams_.push_back(stream);
+    follow(stream, memory_.get());
+  }
+  /// The memory stream outlives the work that is left on `stream`.
+  void remove(cudaStream_t stream) {
+    follow(memory_.get(), stream);
+    std::erase(streams_, stream);
+  }
+  /// All queues wait for what the memory stream has done.
+  void publish_allocation() {
+    ANNULUS_CUDA(cudaEventRecord(event_.get(), memory_.get()));
+    for (cudaStream_t stream : streams_) { ANNULUS_CUDA(cudaStreamWaitEvent(stream, event_.get(), 0)); }
+  }
+  /// The memory stream waits for the present end of every queue.
+  void collect_uses() {
+    for (cudaStream_t stream : streams_) { follow(memory_.get(), stream); }
+  }
+
+ private:
+  void follow(cudaStream_t follower, cudaStream_t leader) {
+    ANNULUS_CUDA(cudaEventRecord(event_.get(), leader));
+    ANNULUS_CUDA(cudaStreamWaitEvent(follower, event_.get(), 0));
+  }
+
+  CudaStream memory_;
+  CudaEvent event_{cudaEventDisableTiming};
+  std::vector<cudaStream_t> streams_;
+};
+
+class CudaQueue final : public Queue {
+ public:
+  explicit CudaQueue(std::shared_ptr<StreamSet> streams) : streams_(std::move(streams)) { streams_->add(stream_.get()); }
+  CudaQueue(const CudaQueue&) = delete;
+  CudaQueue& operator=(const CudaQueue&) = delete;
+  ~CudaQueue() override {
+    try {
+      streams_->remove(stream_.get());
+    } catch (const Error& error) { spdlog::error("{}", error.what()); }
+  }
+  void synchronize() override { ANNULUS_CUDA(cudaStreamSynchronize(stream_.get())); }
+  cudaStream_t get() const { return stream_.get(); }
+
+ private:
+  std::shared_ptr<StreamSet> streams_;
+  CudaStream stream_;
+};
+
+/// A pool that keeps what is freed, so that a loop allocates from the driver once.
+class MemoryPool {
+ public:
+  explicit MemoryPool(int device) {
+    cudaMemPoolProps properties{};
+    properties.allocType = cudaMemAllocationTypePinned;
+    properties.location.type = cudaMemLocationTypeDevice;
+    properties.location.id = device;
+    ANNULUS_CUDA(cudaMemPoolCreate(&pool_, &properties));
+    std::uint64_t threshold = std::numeric_limits<std::uint64_t>::max();
+    const cudaError_t status = cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &threshold);
+    if (status != cudaSuccess) {
+      static_cast<void>(cudaMemPoolDestroy(pool_));
+      check_cuda(status, "cudaMemPoolSetAttribute");
+    }
+  }
+  MemoryPool(const MemoryPool&) = delete;
+  MemoryPool& operator=(const MemoryPool&) = delete;
+  ~MemoryPool() {
+    const cudaError_t status = cudaMemPoolDestroy(pool_);
+    if (status != cudaSuccess) { log_failure(status, "cudaMemPoolDestroy"); }
+  }
+  cudaMemPool_t get() const { return pool_; }
+
+ private:
+  cudaMemPool_t pool_ = nullptr;
+};
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(const BackendOptions& options) : options_(options), device_(options.device) {
+    const int gpus = require_gpus();
+    ANNULUS_EXPECTS(device_ >= 0 && device_ < gpus, "backend cuda: there is no device {}; this process sees {} GPU{}", device_, gpus,
+                    gpus == 1 ? ", number 0" : fmt::format("s, 0 to {}", gpus - 1));
+    ANNULUS_EXPECTS(options.tile_rows >= 0 && options.tile_rows <= kMostTileRows, "tile-rows {} is out of range: the cublas kernel takes 0 to {}",
+                    options.tile_rows, kMostTileRows);
+    const DeviceGuard guard(device_);
+    info_ = visible_gpus().at(static_cast<std::size_t>(device_));
+    ANNULUS_EXPECTS(device_kernels::built_for_current_device(),
+                    "backend cuda: {} has compute capability {}.{}, for which this binary holds no machine code (see `annulus info`)", info_.name,
+                    info_.compute_major, info_.compute_minor);
+    pool_ = std::make_unique<MemoryPool>(device_);
+    streams_ = std::make_shared<StreamSet>();
+    events_ = std::make_shared<EventPool>();
+    translated([&] { attention_ = std::make_unique<device_kernels::CublasAttention>(); });
+  }
+  CudaBackend(const CudaBackend&) = delete;
+  CudaBackend& operator=(const CudaBackend&) = delete;
+  ~CudaBackend() override {
+    const cudaError_t entered = cudaSetDevice(device_);
+    if (entered != cudaSuccess) { log_failure(entered, "cudaSetDevice"); }
+    workspace_.reset();
+    const cudaError_t status = cudaStreamSynchronize(streams_->memory());
+    if (status != cudaSuccess) { log_failure(status, "cudaStreamSynchronize"); }
+  }
+
+  BackendKind kind() const override { return BackendKind::cuda; }
+  std::string describe() const override {
+    int major = 0;
+    int minor = 0;
+    int patch = 0;
+    static_cast<void>(cublasGetProperty(MAJOR_VERSION, &major));
+    static_cast<void>(cublasGetProperty(MINOR_VERSION, &minor));
+    static_cast<void>(cublasGetProperty(PATCH_LEVEL, &patch));
+    return fmt::format("cuda: {} (device {}, {}), kernel {}, products by cuBLAS {}.{}.{}", info_.name, device_, info_.uuid,
+                       to_string(options_.kernel), major, minor, patch);
+  }
+  std::int64_t accumulator_bytes() const override { return 4; }
+  bool rounds_probabilities() const override { return true; }
+  bool host_memory() const override { return false; }
+
+  std::unique_ptr<Queue> make_queue() override {
+    const DeviceGuard guard(device_);
+    return std::make_unique<CudaQueue>(streams_);
+  }
+
+  Buffer allocate(std::int64_t bytes, MemoryUse use) override {
+    ANNULUS_ASSERT(bytes >= 0, "allocation of {} bytes", bytes);
+    if (bytes == 0) { return {}; }
+    const DeviceGuard guard(device_);
+    void* data = nullptr;
+    cudaError_t status = try_allocate(&data, bytes, use);
+    if (status == cudaErrorMemoryAllocation) {
+      // What the pool keeps may be what is missing.
+      static_cast<void>(cudaGetLastError());
+      ANNULUS_CUDA(cudaStreamSynchronize(streams_->memory()));
+      ANNULUS_CUDA(cudaMemPoolTrimTo(pool_->get(), 0));
+      status = try_allocate(&data, bytes, use);
+    }
+    if (status == cudaErrorMemoryAllocation) { refuse(bytes); }
+    check_cuda(status, use == MemoryUse::slot ? "cudaMalloc" : "cudaMallocFromPoolAsync");
+    if (use == MemoryUse::tensor) { streams_->publish_allocation(); }
+    memory_.in_use += bytes;
+    memory_.high_water = std::max(memory_.high_water, memory_.in_use);
+    return Buffer(this, static_cast<std::byte*>(data), bytes, use);
+  }
+
+  void deallocate(std::byte* data, std::int64_t bytes, MemoryUse use) noexcept override {
+    if (data == nullptr) { return; }
+    memory_.in_use -= bytes;
+    try {
+      const DeviceGuard guard(device_);
+      if (use == MemoryUse::slot) {
+        ANNULUS_CUDA(cudaFree(data));
+      } else {
+        streams_->collect_uses();
+        ANNULUS_CUDA(cudaFreeAsync(data, streams_->memory()));
+      }
+    } catch (const std::exception& error) {
+      try {
+        spdlog::error("freeing {} bytes of GPU memory: {}", bytes, error.what());
+      } catch (...) {  // nobody is left to tell
+      }
+    }
+  }
+
+  std::int64_t workspace_bytes(std::int64_t head_dim, DType dtype) const override {
+    return device_kernels::CublasAttention::workspace_bytes(tiling_for(head_dim, dtype));
+  }
+  MemoryReport memory() const override { return memory_; }
+  void reset_high_water() override { memory_.high_water = memory_.in_use; }
+
+  void upload(Queue& queue, void* dst, const void* host, std::int64_t bytes) override {
+    copy_bytes(queue, dst, host, bytes, cudaMemcpyHostToDevice);
+  }
+  void download(Queue& queue, void* host, const void* src, std::int64_t bytes) override {
+    copy_bytes(queue, host, src, bytes, cudaMemcpyDeviceToHost);
+  }
+  void copy(Queue& queue, void* dst, const void* src, std::int64_t bytes) override {
+    copy_bytes(queue, dst, src, bytes, cudaMemcpyDeviceToDevice);
+  }
+
+  void fill_identity(Queue& queue, const kernels::PartialPointers& partial, std::int64_t rows, std::int64_t head_dim) override {
+    const NvtxRange range("fill_identity");
+    const DeviceGuard guard(device_);
+    translated([&] { device_kernels::fill_identity(partial, rows, head_dim, stream_of(queue)); });
+  }
+  void pack(Queue& queue, std::span<const kernels::PackTask> tasks) override {
+    const NvtxRange range("pack");
+    const DeviceGuard guard(device_);
+    translated([&] {
+      for (const kernels::PackTask& task : tasks) { device_kernels::pack(task, stream_of(queue)); }
+    });
+  }
+  void attend(Queue& queue, std::span<const kernels::AttendTask> tasks) override {
+    const NvtxRange range("attend");
+    const DeviceGuard guard(device_);
+    while (!tasks.empty()) {
+      // Tasks of one shape share tiles; nearly always that is all of them.
+      const kernels::AttendTask& front = tasks.front();
+      std::size_t count = 1;
+      while (count < tasks.size() && tasks[count].head_dim == front.head_dim && tasks[count].dtype == front.dtype) { ++count; }
+      const device_kernels::CublasTiling tiling = tiling_for(front.head_dim, front.dtype);
+      const std::int64_t bytes = device_kernels::CublasAttention::workspace_bytes(tiling);
+      if (workspace_.bytes() < bytes) {
+        workspace_.reset();
+        memory_.workspace = 0;
+        workspace_ = allocate(bytes, MemoryUse::tensor);
+        memory_.workspace = bytes;
+      }
+      translated([&] { attention_->attend(tasks.first(count), tiling, workspace_.get(), workspace_.bytes(), stream_of(queue)); });
+      tasks = tasks.subspan(count);
+    }
+  }
+  void merge(Queue& queue, const kernels::MergeTask& task) override {
+    const NvtxRange range("merge");
+    const DeviceGuard guard(device_);
+    translated([&] { device_kernels::merge(task, stream_of(queue)); });
+  }
+  void finish(Queue& queue, const kernels::FinishTask& task) override {
+    const NvtxRange range("finish");
+    const DeviceGuard guard(device_);
+    ANNULUS_ASSERT(task.partials >= 1 && task.partials <= kernels::kMaxPartials, "{} partials", task.partials);
+    translated([&] { device_kernels::finish(task, stream_of(queue)); });
+  }
+
+  std::unique_ptr<Event> record(Queue& queue) override {
+    const DeviceGuard guard(device_);
+    return std::make_unique<RecordedEvent>(events_, stream_of(queue));
+  }
+  void wait(Queue& queue, const Event& event) override {
+    const DeviceGuard guard(device_);
+    ANNULUS_CUDA(cudaStreamWaitEvent(stream_of(queue), dynamic_cast<const RecordedEvent&>(event).get(), 0));
+  }
+
+ private:
+  static constexpr std::int64_t kMostTileRows = 16384;
+
+  device_kernels::CublasTiling tiling_for(std::int64_t head_dim, DType dtype) const {
+    device_kernels::CublasTiling tiling = device_kernels::default_tiling(head_dim, dtype);
+    if (options_.tile_rows > 0) {
+      tiling.q_tile = options_.tile_rows;
+      tiling.causal_q_tile = options_.tile_rows;
+      tiling.rows = std::max(tiling.rows, options_.tile_rows);
+    }
+    return tiling;
+  }
+
+  cudaError_t try_allocate(void** data, std::int64_t bytes, MemoryUse use) {
+    const auto size = static_cast<std::size_t>(bytes);
+    if (use == MemoryUse::slot) { return cudaMalloc(data, size); }
+    return cudaMallocFromPoolAsync(data, size, pool_->get(), streams_->memory());
+  }
+
+  [[noreturn]] void refuse(std::int64_t bytes) const {
+    static_cast<void>(cudaGetLastError());
+    std::size_t free_bytes = 0;
+    std::size_t total_bytes = 0;
+    ANNULUS_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
+    throw RuntimeFailure(fmt::format("not enough memory on {} (device {}): {:.1f} MiB asked for, {:.1f} MiB free of {:.1f}, {:.1f} held by this backend",
+                                     info_.name, device_, mebibytes(bytes), mebibytes(static_cast<std::int64_t>(free_bytes)),
+                                     mebibytes(static_cast<std::int64_t>(total_bytes)), mebibytes(memory_.in_use)));
+  }
+
+  void copy_bytes(Queue& queue, void* dst, const void* src, std::int64_t bytes, cudaMemcpyKind direction) {
+    if (bytes == 0) { return; }
+    const DeviceGuard guard(device_);
+    ANNULUS_CUDA(cudaMemcpyAsync(dst, src, checked_narrow<std::size_t>(bytes), direction, stream_of(queue)));
+  }
+
+  BackendOptions options_;
+  int device_ = 0;
+  GpuInfo info_;
+  MemoryReport memory_;
+  std::unique_ptr<MemoryPool> pool_;
+  std::shared_ptr<StreamSet> streams_;
+  std::shared_ptr<EventPool> events_;
+  std::unique_ptr<device_kernels::CublasAttention> attention_;
+  Buffer workspace_;
+};
+
+}  // namespace
+
+cudaStream_t stream_of(Queue& queue) {
+  auto* cuda_queue = dynamic_cast<CudaQueue*>(&queue);
+  ANNULUS_ASSERT(cuda_queue != nullptr, "a queue of another backend");
+  return cuda_queue->get();
+}
+
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) { return std::make_unique<CudaBackend>(options); }
+
+}  // namespace annulus

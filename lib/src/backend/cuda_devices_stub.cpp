@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/backend/cuda_devices.hpp>
+
+namespace annulus {
+
+std::vector<GpuInfo> visible_gpus(GpuQuery /*query*/) { return {}; }
+
+std::string cuda_driver_version() { return {}; }
+
+}  // namespace annulus

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// CUDA handles and status checks for the files of this library that touch a GPU.
+#pragma once
+
+#include <source_location>
+#include <utility>
+
+#include <cuda_runtime_api.h>
+#include <nvtx3/nvToolsExt.h>
+
+#include <annulus/backend/backend.hpp>
+#include <annulus/core/error.hpp>
+
+namespace annulus {
+
+/// Throws RuntimeFailure with call, place and the library's message unless `status` is success; the last-error slot is clear again.
+inline void check_cuda(cudaError_t status, const char* call, std::source_location where = std::source_location::current()) {
+  if (status == cudaSuccess) { return; }
+  static_cast<void>(cudaGetLastError());
+  throw RuntimeFailure(fmt::format("{} failed at {}:{}: {}", call, where.file_name(), where.line(), cudaGetErrorString(status)));
+}
+
+#define ANNULUS_CUDA(call) ::annulus::check_cuda((call), #call)
+
+/// Makes a device current for a scope.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    ANNULUS_CUDA(cudaGetDevice(&before_));
+    if (before_ != device) { ANNULUS_CUDA(cudaSetDevice(device)); }
+    changed_ = before_ != device;
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+  ~DeviceGuard() {
+    if (changed_) { static_cast<void>(cudaSetDevice(before_)); }
+  }
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+/// A stream of the current device that does not synchronise with the default stream.
+class CudaStream {
+ public:
+  explicit CudaStream(int priority = 0) { ANNULUS_CUDA(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, priority)); }
+  CudaStream(CudaStream&& other) noexcept : stream_(std::exchange(other.stream_, nullptr)) {}
+  CudaStream& operator=(CudaStream&& other) noexcept {
+    std::swap(stream_, other.stream_);
+    return *this;
+  }
+  CudaStream(const CudaStream&) = delete;
+  CudaStream& operator=(const CudaStream&) = delete;
+  ~CudaStream() {
+    if (stream_ != nullptr) { static_cast<void>(cudaStreamDestroy(stream_)); }
+  }
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+/// The priority of the most urgent streams of the current device: for communication that must not queue behind attention.
+inline int highest_stream_priority() {
+  int least = 0;
+  int greatest = 0;
+  ANNULUS_CUDA(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+  return greatest;
+}
+
+/// An event of the current device. With timing by default.
+class CudaEvent {
+ public:
+  explicit CudaEvent(unsigned flags = cudaEventDefault) { ANNULUS_CUDA(cudaEventCreateWithFlags(&event_, flags)); }
+  CudaEvent(CudaEvent&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+  CudaEvent& operator=(CudaEvent&& other) noexcept {
+    std::swap(event_, other.event_);
+    return *this;
+  }
+  CudaEvent(const CudaEvent&) = delete;
+  CudaEvent& operator=(const CudaEvent&) = delete;
+  ~CudaEvent() {
+    if (event_ != nullptr) { static_cast<void>(cudaEventDestroy(event_)); }
+  }
+  cudaEvent_t get() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+/// A range on the timeline of NVIDIA's profilers; costs nothing without one. `name` must outlive the range.
+class NvtxRange {
+ public:
+  explicit NvtxRange(const char* name) { static_cast<void>(nvtxRangePushA(name)); }
+  NvtxRange(const NvtxRange&) = delete;
+  NvtxRange& operator=(const NvtxRange&) = delete;
+  ~NvtxRange() { static_cast<void>(nvtxRangePop()); }
+};
+
+/// The stream under a queue of backend cuda.
+/// @throws AssertionFailure for a queue of another backend
+cudaStream_t stream_of(Queue& queue);
+
+/// Number of usable GPUs, at least 1.
+/// @throws InvalidArgument saying which of driver, driver version or GPU is missing
+int require_gpus();
+
+}  // namespace annulus

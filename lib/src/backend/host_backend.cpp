@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host_backend.hpp"
+
+#include <annulus/core/error.hpp>
+#include <annulus/core/problem.hpp>
+
+#include "host_memory.hpp"
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+
+namespace annulus {
+namespace {
+
+constexpr std::int64_t kCacheLine = 64;
+constexpr std::int64_t kHugePage = std::int64_t{2} << 20;
+
+/// All work is done when its call returns, so there is nothing to wait for.
+class HostQueue final : public Queue {
+ public:
+  void synchronize() override {}
+};
+
+class HostEvent final : public Event {
+ public:
+  bool reached() override { return true; }
+  void synchronize() override {}
+  double ms_since(const Event& earlier) const override {
+    const auto* event = dynamic_cast<const HostEvent*>(&earlier);
+    ANNULUS_EXPECTS(event != nullptr, "ms_since needs an event of the same backend");
+    return std::chrono::duration<double, std::milli>(when_ - event->when_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point when_ = std::chrono::steady_clock::now();
+};
+
+void copy_bytes(void* dst, const void* src, std::int64_t bytes) {
+  ANNULUS_EXPECTS(bytes >= 0, "cannot copy {} bytes", bytes);
+  if (bytes > 0) { std::memcpy(dst, src, static_cast<std::size_t>(bytes)); }
+}
+
+void check_partial(const kernels::PartialPointers& partial, const char* operation) {
+  ANNULUS_EXPECTS(partial.acc != nullptr && partial.max != nullptr && partial.sum != nullptr, "{}: a partial has a null pointer",
+                  operation);
+}
+
+}  // namespace
+
+std::unique_ptr<Queue> HostBackend::make_queue() { return std::make_unique<HostQueue>(); }
+
+Buffer HostBackend::allocate(std::int64_t bytes, MemoryUse use) {
+  ANNULUS_EXPECTS(bytes >= 0, "cannot allocate {} bytes", bytes);
+  if (bytes == 0) { return {}; }
+  const std::int64_t alignment = bytes >= kHugePage ? kHugePage : kCacheLine;
+  // An overcommitting system grants more than there is and kills the job later, so large requests are compared with what is left.
+  const bool possible = bytes < kHugePage || bytes <= available_host_memory();
+  void* data = nullptr;
+  if (possible) {
+    const std::int64_t padded = (bytes + alignment - 1) / alignment * alignment;
+    data = std::aligned_alloc(static_cast<std::size_t>(alignment), static_cast<std::size_t>(padded));
+  }
+  if (data == nullptr) {
+    throw RuntimeFailure(fmt::format("backend {}: cannot allocate {} bytes of host memory: {} are available, this rank holds {}",
+                                     to_string(kind()), bytes, available_host_memory(), in_use_.load()));
+  }
+  const std::int64_t now = in_use_.fetch_add(bytes) + bytes;
+  std::int64_t high = high_water_.load();
+  while (high < now && !high_water_.compare_exchange_weak(high, now)) {}
+  return {this, static_cast<std::byte*>(data), bytes, use};
+}
+
+void HostBackend::deallocate(std::byte* data, std::int64_t bytes, MemoryUse /*use*/) noexcept {
+  if (data == nullptr) { return; }
+  std::free(data);
+  in_use_.fetch_sub(bytes);
+}
+
+MemoryReport HostBackend::memory() const { return {in_use_.load(), high_water_.load(), own_bytes()}; }
+
+std::int64_t HostBackend::available_bytes() const { return available_host_memory(); }
+
+void HostBackend::reset_high_water() { high_water_ = in_use_.load(); }
+
+void HostBackend::upload(Queue& /*queue*/, void* dst, const void* host, std::int64_t bytes) { copy_bytes(dst, host, bytes); }
+void HostBackend::download(Queue& /*queue*/, void* host, const void* src, std::int64_t bytes) { copy_bytes(host, src, bytes); }
+void HostBackend::copy(Queue& /*queue*/, void* dst, const void* src, std::int64_t bytes) { copy_bytes(dst, src, bytes); }
+
+std::unique_ptr<Event> HostBackend::record(Queue& /*queue*/) { return std::make_unique<HostEvent>(); }
+void HostBackend::wait(Queue& /*queue*/, const Event& /*event*/) {}
+
+void check_task(const kernels::PackTask& task) {
+  ANNULUS_EXPECTS(task.batch >= 1 && task.rows >= 1 && task.heads >= 1 && task.head_dim >= 1 && task.element_size >= 1,
+                  "pack: extents must be at least 1, found batch {} rows {} heads {} head_dim {} element_size {}", task.batch, task.rows,
+                  task.heads, task.head_dim, task.element_size);
+  ANNULUS_EXPECTS(task.src != nullptr && task.dst != nullptr, "pack: null pointer");
+}
+
+void check_task(const kernels::AttendTask& task) {
+  ANNULUS_EXPECTS(task.batch >= 1 && task.segments >= 1 && task.q_rows >= 1 && task.k_rows >= 1 && task.kv_heads >= 1 && task.q_per_kv >= 1,
+                  "attend: extents must be at least 1, found batch {} segments {} q_rows {} k_rows {} kv_heads {} q_per_kv {}", task.batch,
+                  task.segments, task.q_rows, task.k_rows, task.kv_heads, task.q_per_kv);
+  ANNULUS_EXPECTS(task.head_dim >= 1 && task.head_dim <= kMaxHeadDim, "attend: head_dim {} is not in 1..{}", task.head_dim, kMaxHeadDim);
+  ANNULUS_EXPECTS(task.q_positions.stride >= 1 && task.k_positions.stride >= 1,
+                  "attend: position strides must be at least 1, found {} and {}", task.q_positions.stride, task.k_positions.stride);
+  ANNULUS_EXPECTS(task.q != nullptr && task.k != nullptr && task.v != nullptr, "attend: null pointer");
+  check_partial({task.acc, task.max, task.sum}, "attend");
+}
+
+void check_task(const kernels::MergeTask& task) {
+  ANNULUS_EXPECTS(task.batch >= 1 && task.rows >= 1 && task.heads >= 1 && task.head_dim >= 1,
+                  "merge: extents must be at least 1, found batch {} rows {} heads {} head_dim {}", task.batch, task.rows, task.heads,
+                  task.head_dim);
+  check_partial(task.part, "merge");
+  check_partial(task.into, "merge");
+}
+
+void check_task(const kernels::FinishTask& task) {
+  ANNULUS_EXPECTS(task.batch >= 1 && task.rows >= 1 && task.heads >= 1 && task.head_dim >= 1,
+                  "finish: extents must be at least 1, found batch {} rows {} heads {} head_dim {}", task.batch, task.rows, task.heads,
+                  task.head_dim);
+  ANNULUS_EXPECTS(task.partials >= 1 && task.partials <= kernels::kMaxPartials, "finish: {} partials are not in 1..{}", task.partials,
+                  kernels::kMaxPartials);
+  ANNULUS_EXPECTS(task.out != nullptr && task.lse != nullptr, "finish: null pointer");
+  for (int g = 0; g < task.partials; ++g) { check_partial(task.partial[g], "finish"); }
+}
+
+}  // namespace annulus

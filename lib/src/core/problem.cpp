@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/core/problem.hpp>
+
+#include <cmath>
+#include <limits>
+
+#include <annulus/core/error.hpp>
+
+namespace annulus {
+
+namespace {
+
+/// Whether the product of positive factors stays below 2^62, so that byte counts and offsets cannot overflow.
+bool product_fits(std::initializer_list<std::int64_t> factors) {
+  std::int64_t product = 1;
+  for (const std::int64_t factor : factors) {
+    if (factor > (std::int64_t{1} << 62) / product) { return false; }
+    product *= factor;
+  }
+  return true;
+}
+
+}  // namespace
+
+Pattern dense_pattern(std::int64_t seq_len) {
+  Pattern pattern;
+  pattern.branches = {{seq_len, 1}};
+  return pattern;
+}
+
+void validate(const Problem& problem) {
+  ANNULUS_EXPECTS(problem.batch >= 1, "batch {} is not positive", problem.batch);
+  ANNULUS_EXPECTS(problem.seq_len >= 1, "seq-len {} is not positive", problem.seq_len);
+  ANNULUS_EXPECTS(problem.heads >= 1, "heads {} is not positive", problem.heads);
+  ANNULUS_EXPECTS(problem.kv_heads >= 1, "kv-heads {} is not positive", problem.kv_heads);
+  ANNULUS_EXPECTS(problem.heads % problem.kv_heads == 0, "kv-heads {} does not divide heads {}", problem.kv_heads, problem.heads);
+  ANNULUS_EXPECTS(problem.head_dim >= 1 && problem.head_dim <= kMaxHeadDim, "head-dim {} is outside 1..{}", problem.head_dim, kMaxHeadDim);
+  ANNULUS_EXPECTS(std::isfinite(problem.scale), "scale {} is not finite", problem.scale);
+  ANNULUS_EXPECTS(product_fits({problem.batch, problem.seq_len, problem.heads, problem.head_dim, 16}),
+                  "batch {} x seq-len {} x heads {} x head-dim {} is beyond 2^58 elements", problem.batch, problem.seq_len, problem.heads,
+                  problem.head_dim);
+}
+
+void validate(const Pattern& pattern) {
+  ANNULUS_EXPECTS(!pattern.branches.empty(), "the pattern has no branch: segment-lengths is empty");
+  ANNULUS_EXPECTS(static_cast<std::int64_t>(pattern.branches.size()) <= kMaxBranches, "{} branches are more than {}", pattern.branches.size(),
+                  kMaxBranches);
+  for (const Branch& branch : pattern.branches) {
+    ANNULUS_EXPECTS(branch.segment_length >= 1, "segment length {} is not positive", branch.segment_length);
+    ANNULUS_EXPECTS(branch.dilation_rate >= 1, "dilation rate {} is not positive", branch.dilation_rate);
+    ANNULUS_EXPECTS(branch.segment_length <= (std::int64_t{1} << 48) && branch.dilation_rate <= (std::int64_t{1} << 48),
+                    "segment length {} or dilation rate {} is beyond 2^48", branch.segment_length, branch.dilation_rate);
+  }
+}
+
+}  // namespace annulus

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/pattern/branch_rows.hpp>
+
+#include <annulus/core/error.hpp>
+
+namespace annulus {
+
+HeadRange heads_of_branch(const Problem& problem, const Pattern& pattern, std::int64_t branch) {
+  const auto branches = static_cast<std::int64_t>(pattern.branches.size());
+  ANNULUS_EXPECTS(branch >= 0 && branch < branches, "branch {} is outside 0..{}", branch, branches - 1);
+  if (pattern.head_split == HeadSplit::all) { return {0, problem.heads}; }
+  const std::int64_t base = problem.heads / branches;
+  const std::int64_t spare = problem.heads % branches;
+  // Branches [first_larger, first_larger + spare) take one head more.
+  const std::int64_t first_larger = pattern.head_split == HeadSplit::first ? 0 : branches - spare;
+  const std::int64_t larger_before = std::clamp<std::int64_t>(branch - first_larger, 0, spare);
+  const bool larger = branch >= first_larger && branch < first_larger + spare;
+  return {branch * base + larger_before, base + (larger ? 1 : 0)};
+}
+
+namespace {
+
+/// Query heads of the KV heads `kv` that lie in `heads`, as sets with equally many query heads per KV head: the KV heads at the two ends
+/// may be cut by the range.
+std::vector<HeadSet> head_sets(const HeadRange& heads, const Progression& kv, std::int64_t group_size) {
+  std::vector<HeadSet> sets;
+  for (std::int64_t index = 0; index < kv.count; ++index) {
+    const std::int64_t begin = std::max(heads.first, kv[index] * group_size);
+    const std::int64_t end = std::min(heads.end(), (kv[index] + 1) * group_size);
+    const std::int64_t offset_in_group = begin - kv[index] * group_size;
+    const bool continues = !sets.empty() && sets.back().q_per_kv == end - begin &&
+                           sets.back().q_first - sets.back().kv.first * group_size == offset_in_group;
+    if (continues) {
+      ++sets.back().kv.count;
+    } else {
+      sets.push_back({{kv[index], kv.stride, 1}, begin, end - begin});
+    }
+  }
+  return sets;
+}
+
+}  // namespace
+
+std::vector<HeadClass> head_classes(const Problem& problem, const Pattern& pattern, std::int64_t branch) {
+  const HeadRange heads = heads_of_branch(problem, pattern, branch);
+  if (heads.count == 0) { return {}; }
+  const std::int64_t group_size = problem.group_size();
+  const Progression kv_heads = range(heads.first / group_size, (heads.end() - 1) / group_size + 1);
+  std::vector<HeadClass> classes;
+  if (pattern.offset != OffsetRule::head) {
+    classes.push_back({0, kv_heads, head_sets(heads, kv_heads, group_size)});
+    return classes;
+  }
+  const std::int64_t rate = pattern.branches[static_cast<std::size_t>(branch)].dilation_rate;
+  for (std::int64_t lead = 0; lead < std::min(rate, kv_heads.count); ++lead) {
+    const std::int64_t first = kv_heads.first + lead;
+    const Progression kv{first, rate, (kv_heads.last() - first) / rate + 1};
+    classes.push_back({first % rate, kv, head_sets(heads, kv, group_size)});
+  }
+  return classes;
+}
+
+std::int64_t segment_offset(const Pattern& pattern, std::int64_t branch, std::int64_t segment, const HeadClass& heads) {
+  const std::int64_t rate = pattern.branches[static_cast<std::size_t>(branch)].dilation_rate;
+  switch (pattern.offset) {
+    case OffsetRule::group:
+      return branch % rate;
+    case OffsetRule::group_plus_segment:
+      return (branch + segment) % rate;
+    case OffsetRule::segment:
+      return segment % rate;
+    case OffsetRule::head:
+      break;
+  }
+  return heads.head_offset;
+}
+
+std::int64_t segment_count(std::int64_t seq_len, const Branch& branch) { return ceil_div(seq_len, branch.segment_length); }
+
+Progression segment_range(std::int64_t seq_len, const Branch& branch, std::int64_t segment) {
+  const std::int64_t begin = segment * branch.segment_length;
+  return range(begin, std::min(begin + branch.segment_length, seq_len));
+}
+
+Progression segment_rows(std::int64_t seq_len, const Pattern& pattern, std::int64_t branch, std::int64_t segment, const HeadClass& heads) {
+  const Branch& shape = pattern.branches[static_cast<std::size_t>(branch)];
+  const Progression tokens = segment_range(seq_len, shape, segment);
+  const std::int64_t offset = segment_offset(pattern, branch, segment, heads);
+  if (offset >= tokens.count) { return {}; }
+  return {tokens.first + offset, shape.dilation_rate, (tokens.count - 1 - offset) / shape.dilation_rate + 1};
+}
+
+std::int64_t offset_period(const Pattern& pattern, std::int64_t branch) {
+  const bool by_segment = pattern.offset == OffsetRule::segment || pattern.offset == OffsetRule::group_plus_segment;
+  return by_segment ? pattern.branches[static_cast<std::size_t>(branch)].dilation_rate : 1;
+}
+
+bool one_branch_per_head(const Pattern& pattern) { return pattern.branches.size() == 1 || pattern.head_split != HeadSplit::all; }
+
+std::int64_t partial_count(const Pattern& pattern) {
+  return pattern.mixing == Mixing::lse || one_branch_per_head(pattern) ? 1 : static_cast<std::int64_t>(pattern.branches.size());
+}
+
+}  // namespace annulus

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/pattern/partition.hpp>
+
+#include <numeric>
+
+#include <annulus/core/error.hpp>
+
+namespace annulus {
+
+std::int64_t Shard::rows() const {
+  return std::accumulate(pieces.begin(), pieces.end(), std::int64_t{0},
+                         [](std::int64_t sum, const ShardPiece& piece) { return sum + piece.global.count; });
+}
+
+Progression split_by_rank(std::int64_t seq_len, std::int64_t ranks, std::int64_t rank) {
+  const std::int64_t base = seq_len / ranks;
+  const std::int64_t spare = seq_len % ranks;
+  const std::int64_t begin = rank * base + std::min(rank, spare);
+  return range(begin, begin + base + (rank < spare ? 1 : 0));
+}
+
+Partition::Partition(PartitionKind kind, std::int64_t seq_len, std::int64_t ranks) : kind_(kind), seq_len_(seq_len), ranks_(ranks) {
+  ANNULUS_EXPECTS(seq_len >= 1, "seq-len {} is not positive", seq_len);
+  ANNULUS_EXPECTS(ranks >= 1, "{} ranks are not positive", ranks);
+}
+
+Shard Partition::shard(std::int64_t rank) const {
+  ANNULUS_EXPECTS(rank >= 0 && rank < ranks_, "rank {} is outside 0..{}", rank, ranks_ - 1);
+  Shard shard;
+  const Progression rows = split_by_rank(seq_len_, ranks_, rank);
+  if (!rows.empty()) { shard.pieces.push_back({rows, 0}); }
+  return shard;
+}
+
+std::int64_t Partition::rows(std::int64_t rank) const { return shard(rank).rows(); }
+
+std::int64_t Partition::owner(std::int64_t global_row) const {
+  ANNULUS_EXPECTS(global_row >= 0 && global_row < seq_len_, "row {} is outside 0..{}", global_row, seq_len_ - 1);
+  const std::int64_t base = seq_len_ / ranks_;
+  const std::int64_t spare = seq_len_ % ranks_;
+  const std::int64_t in_large = spare * (base + 1);
+  return global_row < in_large ? global_row / (base + 1) : spare + (global_row - in_large) / base;
+}
+
+std::vector<std::int64_t> Partition::ranks_touching(std::int64_t begin, std::int64_t end) const {
+  std::vector<std::int64_t> touching;
+  if (begin >= end) { return touching; }
+  for (std::int64_t rank = owner(begin); rank <= owner(end - 1); ++rank) { touching.push_back(rank); }
+  return touching;
+}
+
+}  // namespace annulus

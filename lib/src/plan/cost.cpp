@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/plan/cost.hpp>
+
+#include <algorithm>
+#include <map>
+
+namespace annulus {
+
+namespace {
+
+/// sum over 0 <= i < n of floor((a*i + b) / m), for a, b >= 0 and m >= 1, in O(log m): the Euclid-like lattice point count.
+std::int64_t floor_sum(std::int64_t n, std::int64_t m, std::int64_t a, std::int64_t b) {
+  Int128 total = 0;
+  Int128 count = n;
+  Int128 modulus = m;
+  Int128 slope = a;
+  Int128 shift = b;
+  while (count > 0) {
+    total += (count - 1) * count / 2 * (slope / modulus) + count * (shift / modulus);
+    slope %= modulus;
+    shift %= modulus;
+    const Int128 top = slope * count + shift;
+    if (top < modulus) { break; }
+    count = top / modulus;
+    shift = top % modulus;
+    std::swap(modulus, slope);
+  }
+  return static_cast<std::int64_t>(total);
+}
+
+/// Visible pairs of one segment and head under the causal mask: for each query, the keys at or before it.
+std::int64_t causal_pairs(const Progression& q, const Progression& k) {
+  // Queries before `first` see nothing; from `full` on they see every key; between them the count grows by a floor.
+  const std::int64_t first = std::clamp<std::int64_t>(ceil_div(k.first - q.first, q.stride), 0, q.count);
+  const std::int64_t full = std::clamp<std::int64_t>(ceil_div(k.last() - q.first, q.stride), first, q.count);
+  const std::int64_t growing = full - first;
+  const std::int64_t base = q[first] - k.first;
+  return (q.count - full) * k.count + (growing > 0 ? floor_sum(growing, k.stride, q.stride, base) + growing : 0);
+}
+
+}  // namespace
+
+std::int64_t visible_pairs(const WorkItem& item) {
+  const std::int64_t heads = item.heads.kv.count * item.heads.q_per_kv;
+  const std::int64_t one = item.mask == kernels::Mask::causal ? causal_pairs(item.q_global, item.k_global)
+                                                               : item.q_global.count * item.k_global.count;
+  return item.segments * heads * one;
+}
+
+PlanCost plan_cost(const RingPlan& plan) {
+  PlanCost cost;
+  std::map<std::int64_t, LinkBytes> links;
+  for (const Step& step : plan.steps) {
+    for (const WorkItem& item : step.work) { cost.pairs += plan.problem.batch * visible_pairs(item); }
+    for (const Message& message : step.sends) {
+      links[message.peer].sent += message.bytes;
+      cost.bytes_sent += message.bytes;
+      ++cost.messages_sent;
+    }
+    for (const Message& message : step.receives) {
+      links[message.peer].received += message.bytes;
+      cost.bytes_received += message.bytes;
+    }
+  }
+  for (auto& [peer, link] : links) {
+    link.peer = peer;
+    cost.links.push_back(link);
+  }
+  cost.flops = 4.0 * static_cast<double>(plan.problem.head_dim) * static_cast<double>(cost.pairs);
+  cost.steps = static_cast<std::int64_t>(plan.steps.size());
+  return cost;
+}
+
+MemoryPlan plan_memory(const RingPlan& plan, std::int64_t accumulator_bytes) {
+  const Problem& problem = plan.problem;
+  const std::int64_t rows = problem.batch * plan.local_rows;
+  const std::int64_t q_elements = rows * problem.heads * problem.head_dim;
+  MemoryPlan memory;
+  memory.inputs = q_elements * size_of(problem.dtype) + buffer_bytes(plan, BufferId::resident);
+  memory.outputs = q_elements * size_of(problem.dtype) + rows * problem.heads * static_cast<std::int64_t>(sizeof(float));
+  memory.partials = partial_count(plan.pattern) * accumulator_bytes * (q_elements + 2 * rows * problem.heads);
+  memory.slots = plan.slot_bytes[0] + plan.slot_bytes[1] + plan.send_bytes[0] + plan.send_bytes[1];
+  return memory;
+}
+
+}  // namespace annulus

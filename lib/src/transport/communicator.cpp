@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/transport/communicator.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <numeric>
+
+#include <unistd.h>
+
+#include <annulus/io/result_file.hpp>
+
+namespace annulus {
+
+namespace {
+
+/// MPI counts are int, and some transports dislike messages near 2 GiB.
+constexpr std::int64_t kChunkBytes = std::int64_t{1} << 28;
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  if (gethostname(name.data(), name.size() - 1) != 0) { return "unknown host"; }
+  return name.data();
+}
+
+}  // namespace
+
+void check_mpi(int status, const char* call, std::source_location where) {
+  if (status == MPI_SUCCESS) { return; }
+  std::array<char, MPI_MAX_ERROR_STRING> text{};
+  int length = 0;
+  MPI_Error_string(status, text.data(), &length);
+  throw RuntimeFailure(fmt::format("{} failed at {}:{}: {}", call, where.file_name(), where.line(), std::string(text.data(), static_cast<std::size_t>(length))));
+}
+
+MpiEnvironment::MpiEnvironment(int* argc, char*** argv) {
+  int provided = 0;
+  ANNULUS_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &provided));
+  ANNULUS_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
+  if (provided < MPI_THREAD_MULTIPLE) { throw RuntimeFailure("this MPI library does not provide MPI_THREAD_MULTIPLE, which the watchdog needs"); }
+}
+
+MpiEnvironment::~MpiEnvironment() {
+  if (std::uncaught_exceptions() > exceptions_at_start_) { return; }
+  MPI_Finalize();
+}
+
+Communicator Communicator::single() {
+  Communicator comm;
+  comm.watchdog_ = std::make_shared<Watchdog>();
+  comm.host_ = host_name();
+  return comm;
+}
+
+Communicator Communicator::world(double timeout_s) {
+  Communicator comm;
+  comm.host_ = host_name();
+  comm.comm_ = std::make_shared<MPI_Comm>(MPI_COMM_WORLD);
+  int rank = 0;
+  int size = 1;
+  ANNULUS_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &rank));
+  ANNULUS_MPI(MPI_Comm_size(MPI_COMM_WORLD, &size));
+  comm.rank_ = rank;
+  comm.size_ = size;
+  if (size == 1) {
+    comm.watchdog_ = std::make_shared<Watchdog>();
+    return comm;
+  }
+  MPI_Comm host_comm = MPI_COMM_NULL;
+  ANNULUS_MPI(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &host_comm));
+  ANNULUS_MPI(MPI_Comm_rank(host_comm, &rank));
+  ANNULUS_MPI(MPI_Comm_size(host_comm, &size));
+  ANNULUS_MPI(MPI_Comm_free(&host_comm));
+  comm.host_rank_ = rank;
+  comm.host_size_ = size;
+  const std::string name = comm.name();
+  comm.watchdog_ = std::make_shared<Watchdog>(MPI_COMM_WORLD, timeout_s, comm.host_, [name](std::string_view message) {
+    fmt::print(stderr, "annulus: {}: {}; the job is aborted\n", name, message);
+    std::fflush(stderr);
+    remove_unfinished_results();
+    MPI_Abort(MPI_COMM_WORLD, static_cast<int>(ExitCode::runtime_failure));
+    std::_Exit(static_cast<int>(ExitCode::runtime_failure));
+  });
+  return comm;
+}
+
+std::string Communicator::name() const { return fmt::format("rank {} ({})", rank_, host_); }
+
+MPI_Comm Communicator::get() const {
+  ANNULUS_ASSERT(comm_ != nullptr, "a communicator without MPI has no handle");
+  return *comm_;
+}
+
+Communicator Communicator::duplicate() const {
+  Communicator copy = *this;
+  if (comm_) {
+    MPI_Comm handle = MPI_COMM_NULL;
+    const Watchdog::Wait wait = watchdog_->waiting("duplicating a communicator");
+    ANNULUS_MPI(MPI_Comm_dup(get(), &handle));
+    copy.comm_ = std::shared_ptr<MPI_Comm>(new MPI_Comm(handle), [](MPI_Comm* owned) {
+      // Freeing is collective: not while unwinding, when peers may be gone.
+      if (std::uncaught_exceptions() == 0) { MPI_Comm_free(owned); }
+      delete owned;
+    });
+  }
+  return copy;
+}
+
+void Communicator::barrier() const {
+  if (size_ == 1) { return; }
+  const Watchdog::Wait wait = watchdog_->waiting("barrier");
+  ANNULUS_MPI(MPI_Barrier(get()));
+}
+
+void Communicator::broadcast(std::span<std::byte> data, std::int64_t root) const {
+  if (size_ == 1) { return; }
+  const Watchdog::Wait wait = watchdog_->waiting("broadcast", root, static_cast<std::int64_t>(data.size()));
+  ANNULUS_MPI(MPI_Bcast(data.data(), checked_narrow<int>(data.size()), MPI_BYTE, checked_narrow<int>(root), get()));
+}
+
+std::string Communicator::broadcast(std::string text, std::int64_t root) const {
+  auto length = static_cast<std::int64_t>(text.size());
+  broadcast(std::as_writable_bytes(std::span(&length, 1)), root);
+  text.resize(static_cast<std::size_t>(length));
+  broadcast(std::as_writable_bytes(std::span(text)), root);
+  return text;
+}
+
+namespace {
+
+template <class Number>
+Number all_reduce(const Communicator& comm, Number value, MPI_Datatype type, MPI_Op operation) {
+  if (comm.size() == 1) { return value; }
+  const Watchdog::Wait wait = comm.watchdog().waiting("agreement of all ranks");
+  Number result{};
+  ANNULUS_MPI(MPI_Allreduce(&value, &result, 1, type, operation, comm.get()));
+  return result;
+}
+
+}  // namespace
+
+std::int64_t Communicator::sum(std::int64_t value) const { return all_reduce(*this, value, MPI_INT64_T, MPI_SUM); }
+double Communicator::sum(double value) const { return all_reduce(*this, value, MPI_DOUBLE, MPI_SUM); }
+double Communicator::max(double value) const { return all_reduce(*this, value, MPI_DOUBLE, MPI_MAX); }
+std::int64_t Communicator::max(std::int64_t value) const { return all_reduce(*this, value, MPI_INT64_T, MPI_MAX); }
+std::int64_t Communicator::min(std::int64_t value) const { return all_reduce(*this, value, MPI_INT64_T, MPI_MIN); }
+
+std::vector<std::string> Communicator::all_gather(const std::string& bytes) const {
+  if (size_ == 1) { return {bytes}; }
+  const Watchdog::Wait wait = watchdog_->waiting("gathering from all ranks");
+  std::vector<int> counts(static_cast<std::size_t>(size_));
+  const int own = checked_narrow<int>(bytes.size());
+  ANNULUS_MPI(MPI_Allgather(&own, 1, MPI_INT, counts.data(), 1, MPI_INT, get()));
+  std::vector<int> offsets(counts.size(), 0);
+  std::exclusive_scan(counts.begin(), counts.end(), offsets.begin(), 0);
+  std::string all(static_cast<std::size_t>(offsets.back()) + static_cast<std::size_t>(counts.back()), '\0');
+  ANNULUS_MPI(MPI_Allgatherv(bytes.data(), own, MPI_CHAR, all.data(), counts.data(), offsets.data(), MPI_CHAR, get()));
+  std::vector<std::string> parts;
+  for (std::size_t rank = 0; rank < counts.size(); ++rank) {
+    parts.push_back(all.substr(static_cast<std::size_t>(offsets[rank]), static_cast<std::size_t>(counts[rank])));
+  }
+  return parts;
+}
+
+std::vector<std::string> Communicator::gather(const std::string& bytes, std::int64_t root) const {
+  std::vector<std::string> parts(static_cast<std::size_t>(rank_ == root ? size_ : 0));
+  if (rank_ != root) {
+    const auto length = static_cast<std::int64_t>(bytes.size());
+    send(std::as_bytes(std::span(&length, 1)), root, 1);
+    send(std::as_bytes(std::span(bytes)), root, 2);
+    return parts;
+  }
+  for (std::int64_t peer = 0; peer < size_; ++peer) {
+    std::string& part = parts[static_cast<std::size_t>(peer)];
+    if (peer == rank_) {
+      part = bytes;
+      continue;
+    }
+    std::int64_t length = 0;
+    receive(std::as_writable_bytes(std::span(&length, 1)), peer, 1);
+    part.resize(static_cast<std::size_t>(length));
+    receive(std::as_writable_bytes(std::span(part)), peer, 2);
+  }
+  return parts;
+}
+
+void Communicator::send(std::span<const std::byte> data, std::int64_t peer, int tag) const {
+  const Watchdog::Wait wait = watchdog_->waiting("sending", peer, static_cast<std::int64_t>(data.size()));
+  for (std::size_t done = 0; done < data.size();) {
+    const std::size_t chunk = std::min<std::size_t>(data.size() - done, kChunkBytes);
+    ANNULUS_MPI(MPI_Send(data.data() + done, static_cast<int>(chunk), MPI_BYTE, checked_narrow<int>(peer), tag, get()));
+    watchdog_->progress();
+    done += chunk;
+  }
+}
+
+void Communicator::receive(std::span<std::byte> data, std::int64_t peer, int tag) const {
+  const Watchdog::Wait wait = watchdog_->waiting("receiving", peer, static_cast<std::int64_t>(data.size()));
+  for (std::size_t done = 0; done < data.size();) {
+    const std::size_t chunk = std::min<std::size_t>(data.size() - done, kChunkBytes);
+    ANNULUS_MPI(MPI_Recv(data.data() + done, static_cast<int>(chunk), MPI_BYTE, checked_narrow<int>(peer), tag, get(), MPI_STATUS_IGNORE));
+    watchdog_->progress();
+    done += chunk;
+  }
+}
+
+void Communicator::agree(const std::exception_ptr& failure) const {
+  if (size_ == 1) {
+    if (failure) { std::rethrow_exception(failure); }
+    return;
+  }
+  const std::int64_t failed = min(failure ? rank_ : size_);
+  if (failed == size_) { return; }
+  auto code = static_cast<std::int64_t>(ExitCode::runtime_failure);
+  std::string message;
+  if (failed == rank_) {
+    try {
+      std::rethrow_exception(failure);
+    } catch (const Error& error) {
+      code = static_cast<std::int64_t>(error.code());
+      message = error.what();
+    } catch (const std::exception& error) { message = error.what(); }
+  }
+  broadcast(std::as_writable_bytes(std::span(&code, 1)), failed);
+  message = broadcast(std::move(message), failed);
+  throw AgreedError(static_cast<ExitCode>(code), message, failed == rank_);
+}
+
+void Communicator::abort(std::string_view message) const {
+  fmt::print(stderr, "annulus: {}: {}\n", name(), message);
+  std::fflush(stderr);
+  remove_unfinished_results();
+  if (comm_) { MPI_Abort(MPI_COMM_WORLD, static_cast<int>(ExitCode::runtime_failure)); }
+  std::_Exit(static_cast<int>(ExitCode::runtime_failure));
+}
+
+}  // namespace annulus

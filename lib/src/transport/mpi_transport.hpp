@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <map>
+#include <vector>
+
+#include <annulus/transport/communicator.hpp>
+#include <annulus/transport/transport.hpp>
+
+namespace annulus {
+
+/// Messages by MPI_Isend and MPI_Irecv on host memory, in chunks below 2 GiB. wait() blocks the host and polls; completion is what it sees.
+class MpiTransport final : public Transport {
+ public:
+  explicit MpiTransport(const Communicator& comm);
+  ~MpiTransport() override;
+  MpiTransport(const MpiTransport&) = delete;
+  MpiTransport& operator=(const MpiTransport&) = delete;
+
+  TransportKind kind() const override { return TransportKind::mpi; }
+  std::int64_t rank() const override { return comm_.rank(); }
+  std::int64_t ranks() const override { return comm_.size(); }
+  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) override;
+  void wait(std::int64_t step, Queue& queue) override;
+  StepTraffic traffic(std::int64_t step) override;
+
+ private:
+  struct Pending {
+    std::int64_t peer = 0;
+    bool incoming = false;
+  };
+  void complete_all();
+
+  Communicator comm_;
+  int exceptions_at_start_ = std::uncaught_exceptions();
+  std::vector<MPI_Request> requests_;
+  std::vector<Pending> pending_;  ///< one for each request
+  std::int64_t step_ = 0;         ///< whose messages are in flight
+  std::chrono::steady_clock::time_point posted_;
+  std::map<std::int64_t, StepTraffic> traffic_;
+};
+
+}  // namespace annulus

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nccl_transport.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <memory>
+#include <source_location>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <annulus/core/error.hpp>
+#include <annulus/transport/gpu_transports.hpp>
+
+namespace annulus {
+
+namespace {
+
+void check_nccl(ncclResult_t result, ncclComm_t comm, const char* call, std::source_location where = std::source_location::current()) {
+  if (result == ncclSuccess) { return; }
+  const char* detail = ncclGetLastError(comm);
+  throw RuntimeFailure(fmt::format("{} failed at {}:{}: {}{}{}", call, where.file_name(), where.line(), ncclGetErrorString(result),
+                                   detail != nullptr && *detail != '\0' ? ": " : "", detail != nullptr ? detail : ""));
+}
+#define ANNULUS_NCCL(comm, call) check_nccl((call), (comm), #call)
+
+/// Closes the group on every way out, since an open one would swallow NCCL's next calls.
+class Group {
+ public:
+  explicit Group(ncclComm_t comm) : comm_(comm) { ANNULUS_NCCL(comm_, ncclGroupStart()); }
+  ~Group() {
+    if (open_) { static_cast<void>(ncclGroupEnd()); }
+  }
+  Group(const Group&) = delete;
+  Group& operator=(const Group&) = delete;
+  void end() {
+    open_ = false;
+    ANNULUS_NCCL(comm_, ncclGroupEnd());
+  }
+
+ private:
+  ncclComm_t comm_;
+  bool open_ = true;
+};
+
+/// Sets a variable that NCCL reads unless the user has.
+void set_default(const char* name, const std::string& value) {
+  if (setenv(name, value.c_str(), 0) != 0) { throw RuntimeFailure(fmt::format("cannot set {} in the environment", name)); }
+}
+
+/// Whether any two ranks run on the same GPU. Collective.
+bool ranks_share_gpus(const Communicator& comm) {
+  std::vector<std::string> uuids = comm.all_gather(gpu_uuid(current_device()));
+  std::sort(uuids.begin(), uuids.end());
+  return std::adjacent_find(uuids.begin(), uuids.end()) != uuids.end();
+}
+
+/// NCCL takes two ranks of one host on one GPU for a mistake. Since 2.30 a switch allows it; before, ranks that claim hosts of their own are not compared.
+/// Must run before the first call that reads the environment. Collective.
+void let_ranks_share_gpus(const Communicator& comm) {
+  int version = 0;
+  ANNULUS_NCCL(nullptr, ncclGetVersion(&version));
+  if (version >= NCCL_VERSION(2, 30, 0)) {
+    set_default("NCCL_MULTI_RANK_GPU_ENABLE", "1");
+  } else {
+    set_default("NCCL_HOSTID", fmt::format("{}-{}", comm.host(), comm.rank()));
+    if (comm.min(comm.host_size()) == comm.size()) { set_default("NCCL_SOCKET_IFNAME", "lo"); }
+  }
+}
+
+const Communicator& environment_ready(const Communicator& comm, bool share_gpu) {
+  if (share_gpu && ranks_share_gpus(comm)) { let_ranks_share_gpus(comm); }
+  return comm;
+}
+
+}  // namespace
+
+NcclCommunicator::NcclCommunicator(const Communicator& comm) : comm_(comm) {
+  ncclUniqueId id{};
+  together(comm_, [&] {
+    if (comm_.rank() == 0) { ANNULUS_NCCL(nullptr, ncclGetUniqueId(&id)); }
+  });
+  comm_.broadcast(std::as_writable_bytes(std::span(&id, 1)), 0);
+  // A blocking start is enough: the watchdog's thread ends a start that some rank never joins, and a communicator made without blocking would pay for
+  // a thread in every group.
+  const Watchdog::Wait wait = comm_.watchdog().waiting("NCCL start-up");
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  ANNULUS_NCCL(nullptr, ncclCommInitRankConfig(&handle_, checked_narrow<int>(comm_.size()), id, checked_narrow<int>(comm_.rank()), &config));
+}
+
+NcclCommunicator::~NcclCommunicator() {
+  if (handle_ == nullptr) { return; }
+  const bool unwinding = std::uncaught_exceptions() > exceptions_at_start_;
+  const Watchdog::Wait wait = comm_.watchdog().waiting("NCCL shut-down");
+  const ncclResult_t result = unwinding ? ncclCommAbort(handle_) : ncclCommDestroy(handle_);
+  if (result != ncclSuccess) { spdlog::error("{}: NCCL shut-down failed: {}", comm_.name(), ncclGetErrorString(result)); }
+}
+
+void NcclCommunicator::check_asynchronous() const {
+  ncclResult_t state = ncclSuccess;
+  ANNULUS_NCCL(handle_, ncclCommGetAsyncError(handle_, &state));
+  if (state != ncclSuccess && state != ncclInProgress) { check_nccl(state, handle_, "a transfer by NCCL"); }
+}
+
+NcclTransport::NcclTransport(const Communicator& comm, Backend& backend, bool share_gpu)
+    : comm_(comm),
+      backend_(backend),
+      stream_(StreamPriority::high),
+      nccl_(environment_ready(comm_, share_gpu)),
+      ledger_(comm_, "transfer by NCCL", [this] { nccl_.check_asynchronous(); }) {}
+
+NcclTransport::~NcclTransport() {
+  if (std::uncaught_exceptions() > exceptions_at_start_) { return; }
+  try {
+    ledger_.drain();
+  } catch (const std::exception& error) { comm_.abort(error.what()); }
+}
+
+void NcclTransport::prepare(std::span<const StepMessages> steps) {
+  std::set<std::int64_t> to;
+  std::set<std::int64_t> from;
+  for (const StepMessages& step : steps) {
+    for (const Outgoing& message : step.sends) {
+      if (message.bytes > 0 && !connected_to_.contains(message.peer)) { to.insert(message.peer); }
+    }
+    for (const Incoming& message : step.receives) {
+      if (message.bytes > 0 && !connected_from_.contains(message.peer)) { from.insert(message.peer); }
+    }
+  }
+  const auto landing_bytes = static_cast<std::int64_t>(from.size());
+  Buffer bytes;
+  together(comm_, [&] { bytes = backend_.allocate(landing_bytes + 1, MemoryUse::slot); });
+  if (to.empty() && from.empty()) { return; }
+
+  // The messages of a plan have two ends, so these first ones have too. One byte connects all channels of a pair.
+  Group group(nccl_.get());
+  for (const std::int64_t peer : to) {
+    ANNULUS_NCCL(nccl_.get(), ncclSend(bytes.get() + landing_bytes, 1, ncclUint8, checked_narrow<int>(peer), nccl_.get(), stream_.get()));
+  }
+  std::byte* landing = bytes.get();
+  for (const std::int64_t peer : from) {
+    ANNULUS_NCCL(nccl_.get(), ncclRecv(landing++, 1, ncclUint8, checked_narrow<int>(peer), nccl_.get(), stream_.get()));
+  }
+  const Watchdog::Wait wait = comm_.watchdog().waiting("connecting by NCCL");
+  group.end();
+  for (cudaError_t status = cudaErrorNotReady; status == cudaErrorNotReady;) {
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+    nccl_.check_asynchronous();
+    status = cudaStreamQuery(stream_.get());
+    if (status != cudaErrorNotReady) { ANNULUS_CUDA(status); }
+  }
+  connected_to_.merge(to);
+  connected_from_.merge(from);
+}
+
+void NcclTransport::post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) {
+  StepLedger::Entry& entry = ledger_.open(step, sends, receives, stream_of(queue));
+  if (entry.number == 0) { return; }
+  ANNULUS_CUDA(cudaStreamWaitEvent(stream_.get(), entry.posted.get(), cudaEventWaitDefault));
+  ledger_.begin(entry, stream_.get());
+  Group group(nccl_.get());
+  for (const Outgoing& message : sends) {
+    if (message.bytes == 0) { continue; }
+    ANNULUS_NCCL(nccl_.get(), ncclSend(message.data, checked_narrow<std::size_t>(message.bytes), ncclUint8, checked_narrow<int>(message.peer),
+                                       nccl_.get(), stream_.get()));
+  }
+  for (const Incoming& message : receives) {
+    if (message.bytes == 0) { continue; }
+    ANNULUS_NCCL(nccl_.get(), ncclRecv(message.data, checked_narrow<std::size_t>(message.bytes), ncclUint8, checked_narrow<int>(message.peer),
+                                       nccl_.get(), stream_.get()));
+  }
+  group.end();
+  ledger_.complete(entry, stream_.get());
+}
+
+void NcclTransport::wait(std::int64_t step, Queue& queue) {
+  ledger_.mark_waiting(step, stream_of(queue));
+  ledger_.wait(step, stream_of(queue));
+}
+
+StepTraffic NcclTransport::traffic(std::int64_t step) { return ledger_.traffic(step); }
+
+std::unique_ptr<Transport> make_nccl_transport(const Communicator& comm, Backend& backend, bool share_gpu) {
+  return std::make_unique<NcclTransport>(comm, backend, share_gpu);
+}
+
+bool has_nccl_transport() { return true; }
+
+}  // namespace annulus

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/transport/watchdog.hpp>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <exception>
+#include <optional>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include <annulus/core/error.hpp>
+#include <annulus/transport/communicator.hpp>
+
+namespace annulus {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr auto kPoll = std::chrono::milliseconds(20);
+/// How long a rank may take to answer; its watchdog is a thread of its own, so only a stopped process or a dead host takes longer.
+constexpr double kGraceSeconds = 3.0;
+/// A rank that computes without visible progress is given this many timeouts before it counts as hung.
+constexpr int kComputePatience = 10;
+constexpr std::size_t kHostChars = 64;
+
+enum Tag : int { kAsk = 1, kAnswer = 2, kAborting = 3 };
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// What one rank says of itself.
+struct Answer {
+  std::int64_t round = 0;
+  std::int64_t waiting = 0;
+  std::int64_t step = -1;
+  std::int64_t peer = -1;
+  std::int64_t progress = 0;
+};
+constexpr int kAnswerWords = sizeof(Answer) / sizeof(std::int64_t);
+
+std::string in_step(std::int64_t step) { return step >= 0 ? fmt::format("step {}: ", step) : std::string(); }
+
+}  // namespace
+
+struct Watchdog::Thread {
+  Thread(Watchdog& watched, MPI_Comm parent, double timeout, std::string own_host, std::function<void(std::string_view)> abort_job)
+      : owner(watched), timeout_s(timeout), abort(std::move(abort_job)) {
+    ANNULUS_MPI(MPI_Comm_dup(parent, &comm));
+    ANNULUS_MPI(MPI_Comm_rank(comm, &rank));
+    ANNULUS_MPI(MPI_Comm_size(comm, &size));
+    own_host.resize(kHostChars, '\0');
+    std::string all(kHostChars * static_cast<std::size_t>(size), '\0');
+    ANNULUS_MPI(MPI_Allgather(own_host.data(), static_cast<int>(kHostChars), MPI_CHAR, all.data(), static_cast<int>(kHostChars), MPI_CHAR, comm));
+    for (int peer = 0; peer < size; ++peer) { hosts.emplace_back(all.c_str() + kHostChars * static_cast<std::size_t>(peer)); }
+    answers.resize(static_cast<std::size_t>(size));
+    last_answers.resize(static_cast<std::size_t>(size));
+    thread = std::jthread([this](const std::stop_token& stop) { run(stop); });
+  }
+
+  void run(const std::stop_token& stop) {
+    try {
+      while (!stop.stop_requested()) {
+        serve();
+        watch();
+        std::this_thread::sleep_for(kPoll);
+      }
+    } catch (const std::exception& error) { abort(error.what()); }
+  }
+
+  /// Answers whoever asks, notes answers and announced aborts.
+  void serve() {
+    std::erase_if(in_flight, [](auto& send) {
+      int done = 0;
+      ANNULUS_MPI(MPI_Test(&send->second, &done, MPI_STATUS_IGNORE));
+      return done != 0;
+    });
+    while (true) {
+      int found = 0;
+      MPI_Status status;
+      ANNULUS_MPI(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, comm, &found, &status));
+      if (found == 0) { return; }
+      Answer message;
+      ANNULUS_MPI(MPI_Recv(&message, kAnswerWords, MPI_INT64_T, status.MPI_SOURCE, status.MPI_TAG, comm, MPI_STATUS_IGNORE));
+      if (status.MPI_TAG == kAsk) {
+        Answer own = self();
+        own.round = message.round;
+        send(status.MPI_SOURCE, kAnswer, own);
+      } else if (status.MPI_TAG == kAnswer) {
+        if (message.round == round) { answers[static_cast<std::size_t>(status.MPI_SOURCE)] = message; }
+      } else {
+        abort_announced = Clock::now();
+      }
+    }
+  }
+
+  Answer self() const {
+    return {round, owner.depth_.load() > 0 ? 1 : 0, owner.step_.load(), owner.peer_.load(), static_cast<std::int64_t>(owner.progress_.load())};
+  }
+
+  void send(int peer, Tag tag, const Answer& message) {
+    auto& entry = in_flight.emplace_back(std::make_unique<std::pair<Answer, MPI_Request>>(message, MPI_REQUEST_NULL));
+    ANNULUS_MPI(MPI_Isend(&entry->first, kAnswerWords, MPI_INT64_T, peer, tag, comm, &entry->second));
+  }
+
+  /// Measures how long this rank has waited without progress, and asks the others when that is too long.
+  void watch() {
+    const std::uint64_t progress = owner.progress_.load();
+    if (owner.depth_.load() == 0 || progress != seen_progress) {
+      seen_progress = progress;
+      quiet_since = Clock::now();
+      return;
+    }
+    if (timeout_s <= 0 || seconds_since(quiet_since) < timeout_s) { return; }
+    if (abort_announced && seconds_since(*abort_announced) < 10.0) { return; }
+    interrogate();
+    quiet_since = Clock::now();
+  }
+
+  /// Sends every rank a question and collects what comes back within the grace period.
+  void ask_all() {
+    ++round;
+    std::fill(answers.begin(), answers.end(), std::nullopt);
+    answers[static_cast<std::size_t>(rank)] = self();
+    for (int peer = 0; peer < size; ++peer) {
+      if (peer != rank) { send(peer, kAsk, {round, 0, 0, 0, 0}); }
+    }
+    const Clock::time_point start = Clock::now();
+    while (seconds_since(start) < kGraceSeconds && std::any_of(answers.begin(), answers.end(), [](const auto& a) { return !a.has_value(); })) {
+      serve();
+      std::this_thread::sleep_for(kPoll);
+    }
+  }
+
+  std::string name_of(int peer) const { return fmt::format("rank {} ({})", peer, hosts[static_cast<std::size_t>(peer)]); }
+
+  void interrogate() {
+    const std::string situation = owner.describe();
+    ask_all();
+    std::string silent;
+    int leader = -1;
+    for (int peer = 0; peer < size; ++peer) {
+      if (answers[static_cast<std::size_t>(peer)]) {
+        leader = leader < 0 ? peer : leader;
+      } else {
+        silent += (silent.empty() ? "" : ", ") + name_of(peer);
+      }
+    }
+    if (!silent.empty()) {
+      end_job(leader, fmt::format("{}no progress for {:g} s and no answer from {}", situation, timeout_s, silent));
+      return;
+    }
+    const bool moved = !std::equal(answers.begin(), answers.end(), last_answers.begin(), [](const auto& now, const auto& before) {
+      return before && now->progress == before->progress && now->step == before->step && now->waiting == before->waiting;
+    });
+    last_answers = answers;
+    quiet_rounds = moved ? 0 : quiet_rounds + 1;
+    if (moved) { return; }
+    for (int peer = 0; peer < size; ++peer) {
+      const Answer& answer = *answers[static_cast<std::size_t>(peer)];
+      if (answer.waiting != 0) { continue; }
+      if (quiet_rounds >= kComputePatience) {
+        end_job(leader, fmt::format("{}{} has computed without progress for {:g} s", in_step(answer.step), name_of(peer), timeout_s * quiet_rounds));
+      }
+      return;
+    }
+    std::string who;
+    for (int peer = 0; peer < size; ++peer) {
+      const Answer& answer = *answers[static_cast<std::size_t>(peer)];
+      who += fmt::format("{}rank {} in step {} for {}", who.empty() ? "" : ", ", peer, answer.step,
+                         answer.peer < 0 ? std::string("all") : fmt::format("rank {}", answer.peer));
+    }
+    end_job(leader, fmt::format("{}all ranks wait for each other without progress for {:g} s: {}", situation, timeout_s, who));
+  }
+
+  /// The lowest rank that answers speaks for all; the others give it time and then speak themselves.
+  void end_job(int leader, const std::string& message) {
+    if (rank != leader) {
+      const Clock::time_point start = Clock::now();
+      while (seconds_since(start) < kGraceSeconds + 2.0 || (abort_announced && seconds_since(*abort_announced) < 10.0)) {
+        serve();
+        std::this_thread::sleep_for(kPoll);
+      }
+    }
+    for (int peer = 0; peer < size; ++peer) {
+      if (peer != rank && answers[static_cast<std::size_t>(peer)]) { send(peer, kAborting, {}); }
+    }
+    serve();
+    abort(message);
+  }
+
+  Watchdog& owner;
+  MPI_Comm comm = MPI_COMM_NULL;
+  int rank = 0;
+  int size = 1;
+  double timeout_s;
+  std::vector<std::string> hosts;
+  std::function<void(std::string_view)> abort;
+  std::vector<std::unique_ptr<std::pair<Answer, MPI_Request>>> in_flight;
+  std::vector<std::optional<Answer>> answers;
+  std::vector<std::optional<Answer>> last_answers;
+  std::int64_t round = 0;
+  int quiet_rounds = 0;
+  std::uint64_t seen_progress = 0;
+  Clock::time_point quiet_since = Clock::now();
+  std::optional<Clock::time_point> abort_announced;
+  std::jthread thread;
+};
+
+Watchdog::Watchdog() = default;
+
+Watchdog::Watchdog(MPI_Comm comm, double timeout_s, std::string host, std::function<void(std::string_view)> abort) {
+  thread_ = std::make_unique<Thread>(*this, comm, timeout_s, std::move(host), std::move(abort));
+}
+
+Watchdog::~Watchdog() {
+  if (!thread_) { return; }
+  if (std::uncaught_exceptions() > 0) {
+    // Peers may be gone: no collective call; the thread ends with the process that is about to end.
+    thread_->thread.request_stop();
+    thread_->thread.join();
+    return;
+  }
+  {
+    // Nobody stops answering before everybody has stopped waiting.
+    const Wait wait = waiting("the end of the job");
+    MPI_Barrier(thread_->comm);
+  }
+  thread_->thread.request_stop();
+  thread_->thread.join();
+  MPI_Comm_free(&thread_->comm);
+}
+
+Watchdog::Wait Watchdog::waiting(const char* operation, std::int64_t peer, std::int64_t bytes) {
+  if (depth_.fetch_add(1) == 0) {
+    operation_.store(operation);
+    peer_.store(peer);
+    bytes_.store(bytes);
+    progress();
+  }
+  return Wait(this);
+}
+
+void Watchdog::end_wait() {
+  if (depth_.fetch_sub(1) == 1) {
+    operation_.store(nullptr);
+    peer_.store(-1);
+    bytes_.store(0);
+  }
+}
+
+std::string Watchdog::describe() const {
+  std::string text = in_step(step_.load());
+  const char* operation = operation_.load();
+  if (operation != nullptr) {
+    const std::int64_t peer = peer_.load();
+    text += fmt::format("{}{}", operation, peer >= 0 ? fmt::format(" with rank {}", peer) : std::string());
+    const std::int64_t bytes = bytes_.load();
+    if (bytes > 0) { text += fmt::format(" ({} bytes)", bytes); }
+    text += ": ";
+  }
+  return text;
+}
+
+}  // namespace annulus

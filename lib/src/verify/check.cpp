@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/verify/check.hpp>
+
+#include <algorithm>
+#include <cstring>
+#include <set>
+
+#include <fmt/format.h>
+
+#include <annulus/core/error.hpp>
+#include <annulus/verify/oracle.hpp>
+#include <annulus/verify/random_problem.hpp>
+
+namespace annulus {
+
+namespace {
+
+/// Query-key products (times head_dim) up to which every row is checked.
+constexpr double kSmallWork = 2e9;
+constexpr std::int64_t kSampledRows = 256;
+
+/// Rows to check, the same on all ranks, ascending: all, or a sample that always holds the first and the last row.
+std::vector<RowId> rows_to_check(const Problem& problem, std::int64_t wanted, std::uint64_t seed) {
+  const std::int64_t total = problem.batch * problem.seq_len;
+  const double work = static_cast<double>(total) * static_cast<double>(problem.heads) * static_cast<double>(problem.seq_len) *
+                      static_cast<double>(problem.head_dim);
+  if (wanted == 0) { wanted = work <= kSmallWork ? total : kSampledRows; }
+  std::vector<RowId> rows;
+  if (wanted >= total) {
+    for (std::int64_t index = 0; index < total; ++index) { rows.push_back({index / problem.seq_len, index % problem.seq_len}); }
+    return rows;
+  }
+  std::set<std::int64_t> chosen{0};
+  if (wanted > 1) { chosen.insert(total - 1); }
+  std::uint64_t state = seed;
+  while (static_cast<std::int64_t>(chosen.size()) < wanted) {
+    state += 0x9e3779b97f4a7c15U;  // splitmix64
+    std::uint64_t z = state;
+    z = (z ^ (z >> 30U)) * 0xbf58476d1ce4e5b9U;
+    z = (z ^ (z >> 27U)) * 0x94d049bb133111ebU;
+    chosen.insert(static_cast<std::int64_t>((z ^ (z >> 31U)) % static_cast<std::uint64_t>(total)));
+  }
+  for (const std::int64_t index : chosen) { rows.push_back({index / problem.seq_len, index % problem.seq_len}); }
+  return rows;
+}
+
+/// Compares the rows that one executor owns.
+ErrorSums compare_owned(RingExecutor& executor, const std::vector<RowId>& rows, const Session& session) {
+  const Problem& problem = session.problem();
+  std::vector<RowId> owned;
+  std::vector<std::int64_t> local;
+  for (const RowId& row : rows) {
+    for (const ShardPiece& piece : executor.plan().shard.pieces) {
+      if (!piece.global.contains(row.row)) { continue; }
+      owned.push_back(row);
+      local.push_back(piece.local_first + (row.row - piece.global.first) / piece.global.stride);
+    }
+  }
+  if (owned.empty()) { return {}; }
+  const std::int64_t row_bytes = problem.heads * problem.head_dim * size_of(problem.dtype);
+  std::vector<std::byte> out(static_cast<std::size_t>(row_bytes) * owned.size());
+  std::vector<float> lse(static_cast<std::size_t>(problem.heads) * owned.size());
+  for (std::size_t index = 0; index < owned.size();) {
+    // Neighbouring rows are read together: on a device each read costs a round trip.
+    std::size_t end = index + 1;
+    while (end < owned.size() && end - index < 64 && owned[end].batch == owned[index].batch && local[end] == local[end - 1] + 1) { ++end; }
+    const auto count = static_cast<std::int64_t>(end - index);
+    executor.read_output(owned[index].batch, local[index], count, out.data() + static_cast<std::size_t>(row_bytes) * index);
+    std::vector<float> by_head(static_cast<std::size_t>(problem.heads * count));
+    executor.read_lse(owned[index].batch, local[index], count, by_head.data());
+    for (std::int64_t row = 0; row < count; ++row) {
+      for (std::int64_t head = 0; head < problem.heads; ++head) {
+        lse[(index + static_cast<std::size_t>(row)) * static_cast<std::size_t>(problem.heads) + static_cast<std::size_t>(head)] =
+            by_head[static_cast<std::size_t>(head * count + row)];
+      }
+    }
+    index = end;
+  }
+  const OracleRows oracle = oracle_rows(*session.resolved().source, problem, session.pattern(), owned, session.backend().rounds_probabilities(),
+                                        static_cast<int>(session.resolved().config.threads));
+  return compare_rows(problem, owned, out.data(), lse.data(), oracle);
+}
+
+}  // namespace
+
+CaseReport check_session(Session& session, std::int64_t rows) {
+  const Communicator& comm = session.comm();
+  const Problem& problem = session.problem();
+  const std::vector<RowId> chosen = rows_to_check(problem, rows, session.resolved().config.seed);
+  ErrorSums own;
+  together(comm, [&] {
+    for (const auto& executor : session.executors()) { own.add(compare_owned(*executor, chosen, session)); }
+  });
+  // Sums of all ranks in rank order, so that every rank comes to the same verdict.
+  ErrorSums sums;
+  const std::string bytes(reinterpret_cast<const char*>(&own), sizeof(own));
+  for (const std::string& part : comm.all_gather(bytes)) {
+    ErrorSums theirs;
+    std::memcpy(&theirs, part.data(), sizeof(theirs));
+    sums.add(theirs);
+  }
+  CaseReport report;
+  report.sums = sums;
+  report.verdict = judge(problem, sums);
+  report.rows_checked = static_cast<std::int64_t>(chosen.size());
+  report.rows_total = problem.batch * problem.seq_len;
+  return report;
+}
+
+bool check(const Config& config, const Communicator& comm, const std::function<void(const CaseReport&)>& report) {
+  const auto run_case = [&](Config one, CaseReport header) {
+    const ResolvedConfig resolved = resolve(std::move(one), comm);
+    Session session(resolved, comm);
+    session.load();
+    session.run();
+    CaseReport done = check_session(session, config.rows);
+    done.name = std::move(header.name);
+    done.flags = std::move(header.flags);
+    report(done);
+    return done.verdict.passed;
+  };
+  if (config.cases == 0) { return run_case(config, {.name = "configured problem", .flags = {}, .sums = {}, .verdict = {}}); }
+
+  together(comm, [&] { ANNULUS_EXPECTS(config.input.empty(), "--cases draws its own problems and takes no --input"); });
+  const bool alone = comm.size() == 1 && config.transport != TransportKind::self;
+  bool passed = true;
+  for (std::int64_t number = 0; number < config.cases; ++number) {
+    const RandomCase drawn = random_case(config.seed, number, alone ? std::nullopt : std::optional(comm.size()));
+    Config one = config;
+    one.problem = drawn.problem;
+    one.pattern = drawn.pattern;
+    one.schedule = drawn.schedule;
+    one.scale = drawn.problem.scale;
+    one.dtype.reset();
+    one.seed = drawn.data_seed;
+    if (alone) {
+      one.virtual_ranks = drawn.ranks;
+      one.transport = TransportKind::loopback;
+    }
+    passed = run_case(std::move(one), {.name = fmt::format("case {}: {}", number, drawn.describe()), .flags = drawn.flags(), .sums = {}, .verdict = {}}) && passed;
+  }
+  return passed;
+}
+
+}  // namespace annulus

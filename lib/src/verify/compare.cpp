@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/verify/compare.hpp>
+
+#include <annulus/core/error.hpp>
+#include <annulus/kernels/dtype.hpp>
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+
+namespace annulus {
+namespace {
+
+constexpr double kFp32Tolerance = 2e-6;  // of RMS(O), or of a tenth of RMS(V) where O nearly cancels
+constexpr double kValueShare = 0.1;
+constexpr double kPlainFactor = 1.2;  // 16-bit: of the plain run's error
+constexpr double kFloor = 0x1p-24;    // 16-bit: of RMS(O), for outputs that the plain run happens to hit exactly
+constexpr double kLargeScore = 64.0;  // from here a rounding of an fp32 score moves its exponential by more than kFp32Tolerance
+constexpr double kLargeScoreFactor = 2.0;
+constexpr double kLseFloor = 1e-5;
+constexpr double kLseShare = 0x1p-21;  // of the largest score
+constexpr std::int64_t kLseDim = -1;   // the place of an LSE where a dim would stand
+
+enum class NumberKind { finite, nan, plus_infinity, minus_infinity };
+
+NumberKind kind_of(double value) {
+  if (std::isnan(value)) { return NumberKind::nan; }
+  if (std::isinf(value)) { return value > 0 ? NumberKind::plus_infinity : NumberKind::minus_infinity; }
+  return NumberKind::finite;
+}
+
+template <std::size_t N>
+bool comes_before(const std::int64_t (&a)[N], const std::int64_t (&b)[N]) {
+  return std::lexicographical_compare(std::begin(a), std::end(a), std::begin(b), std::end(b));
+}
+
+template <std::size_t N>
+void copy_place(const std::int64_t (&from)[N], std::int64_t (&to)[N]) {
+  std::copy(std::begin(from), std::end(from), std::begin(to));
+}
+
+/// Takes over the larger error; of equal ones that at the earlier place, so that the order of merging does not matter.
+template <std::size_t N>
+void take_worst(double error, const std::int64_t (&place)[N], double& worst_error, std::int64_t (&worst_place)[N]) {
+  if (error > worst_error || (error == worst_error && error > 0 && comes_before(place, worst_place))) {
+    worst_error = error;
+    copy_place(place, worst_place);
+  }
+}
+
+void take_mismatches(std::int64_t count, const std::int64_t (&place)[4], ErrorSums& sums) {
+  if (count > 0 && (sums.non_finite_mismatches == 0 || comes_before(place, sums.first_mismatch))) {
+    copy_place(place, sums.first_mismatch);
+  }
+  sums.non_finite_mismatches += count;
+}
+
+/// Root of a mean; 0 of nothing.
+double root_mean(double squares, std::int64_t count) { return count == 0 ? 0.0 : std::sqrt(squares / static_cast<double>(count)); }
+
+template <class Element>
+ErrorSums compare_elements(const Problem& problem, std::span<const RowId> rows, const Element* out, const float* lse,
+                           const OracleRows& oracle) {
+  ErrorSums sums;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    for (std::int64_t head = 0; head < problem.heads; ++head) {
+      const std::int64_t row_head = static_cast<std::int64_t>(i) * problem.heads + head;
+      const auto at = static_cast<std::size_t>(row_head);
+      sums.max_score = std::max(sums.max_score, oracle.max_score[at]);
+      if (kind_of(oracle.lse[at]) == NumberKind::minus_infinity) { ++sums.uncovered; }
+      const auto found_lse = static_cast<double>(lse[row_head]);
+      if (kind_of(found_lse) != kind_of(oracle.lse[at])) {
+        take_mismatches(1, {rows[i].batch, rows[i].row, head, kLseDim}, sums);
+      } else if (kind_of(found_lse) == NumberKind::finite) {
+        take_worst(std::abs(found_lse - oracle.lse[at]), {rows[i].batch, rows[i].row, head}, sums.max_lse_error, sums.worst_lse);
+      }
+
+      for (std::int64_t dim = 0; dim < problem.head_dim; ++dim) {
+        const std::int64_t element = row_head * problem.head_dim + dim;
+        const double expected = oracle.out[static_cast<std::size_t>(element)];
+        const auto found = static_cast<double>(kernels::to_float(out[element]));
+        // A finite value beyond the dtype is an infinity of the dtype.
+        const NumberKind kind = kind_of(static_cast<double>(kernels::to_float(kernels::from_float<Element>(static_cast<float>(expected)))));
+        ++sums.count;
+        if (kind_of(found) != kind) {
+          take_mismatches(1, {rows[i].batch, rows[i].row, head, dim}, sums);
+        } else if (kind == NumberKind::finite) {
+          const double error = found - expected;
+          const double plain_error = static_cast<double>(oracle.plain_out[static_cast<std::size_t>(element)]) - expected;
+          sums.error_squares += error * error;
+          sums.plain_error_squares += plain_error * plain_error;
+          sums.oracle_squares += expected * expected;
+          take_worst(std::abs(error), {rows[i].batch, rows[i].row, head, dim}, sums.max_error, sums.worst);
+        }
+      }
+    }
+  }
+  sums.value_squares = oracle.value_squares;
+  sums.value_count = oracle.value_count;
+  return sums;
+}
+
+std::string place_name(const std::int64_t (&place)[4]) {
+  const std::string where = fmt::format("batch {}, row {}, head {}", place[0], place[1], place[2]);
+  return place[3] == kLseDim ? "the LSE of " + where : fmt::format("{}, dim {}", where, place[3]);
+}
+
+}  // namespace
+
+void ErrorSums::add(const ErrorSums& other) {
+  count += other.count;
+  error_squares += other.error_squares;
+  plain_error_squares += other.plain_error_squares;
+  oracle_squares += other.oracle_squares;
+  value_squares += other.value_squares;
+  value_count += other.value_count;
+  take_worst(other.max_error, other.worst, max_error, worst);
+  take_worst(other.max_lse_error, other.worst_lse, max_lse_error, worst_lse);
+  max_score = std::max(max_score, other.max_score);
+  take_mismatches(other.non_finite_mismatches, other.first_mismatch, *this);
+  uncovered += other.uncovered;
+}
+
+ErrorSums compare_rows(const Problem& problem, std::span<const RowId> rows, const void* out, const float* lse, const OracleRows& oracle) {
+  const std::size_t row_heads = rows.size() * static_cast<std::size_t>(problem.heads);
+  const std::size_t elements = row_heads * static_cast<std::size_t>(problem.head_dim);
+  ANNULUS_EXPECTS(oracle.out.size() == elements && oracle.plain_out.size() == elements && oracle.lse.size() == row_heads &&
+                      oracle.max_score.size() == row_heads,
+                  "the oracle holds {} output elements; {} rows of {} heads x head_dim {} have {}", oracle.out.size(), rows.size(),
+                  problem.heads, problem.head_dim, elements);
+  return kernels::with_element(problem.dtype, [&](auto tag) {
+    using Element = decltype(tag);
+    return compare_elements(problem, rows, static_cast<const Element*>(out), lse, oracle);
+  });
+}
+
+Verdict judge(const Problem& problem, const ErrorSums& sums) {
+  Verdict verdict;
+  verdict.rms_error = root_mean(sums.error_squares, sums.count);
+  verdict.plain_rms_error = root_mean(sums.plain_error_squares, sums.count);
+  verdict.ratio = verdict.rms_error == 0 ? 0.0 : verdict.rms_error / verdict.plain_rms_error;
+  const double output_rms = root_mean(sums.oracle_squares, sums.count);
+  if (problem.dtype == DType::fp32) {
+    verdict.limit = kFp32Tolerance * std::max(output_rms, kValueShare * root_mean(sums.value_squares, sums.value_count));
+    if (sums.max_score > kLargeScore) { verdict.limit = std::max(verdict.limit, kLargeScoreFactor * verdict.plain_rms_error); }
+  } else {
+    verdict.limit = kPlainFactor * verdict.plain_rms_error + kFloor * output_rms;
+  }
+  verdict.lse_limit = kLseFloor + kLseShare * sums.max_score;
+
+  // Each limit is asked as "not within", so that a NaN fails.
+  if (sums.count == 0) {
+    verdict.reason = "no output was compared";
+  } else if (sums.non_finite_mismatches > 0) {
+    verdict.reason = fmt::format("{} values are NaN or infinite where the oracle's are not, or the reverse; the first is {}",
+                                 sums.non_finite_mismatches, place_name(sums.first_mismatch));
+  } else if (!std::isfinite(verdict.limit)) {
+    verdict.reason = "the plain run overflows in this dtype, so that there is nothing to measure the error by";
+  } else if (!(verdict.rms_error <= verdict.limit)) {
+    verdict.reason = fmt::format("RMS error {:.3e} of the output exceeds {:.3e}; the largest error is {:.3e} at {}", verdict.rms_error,
+                                 verdict.limit, sums.max_error, place_name(sums.worst));
+  } else if (!(sums.max_lse_error <= verdict.lse_limit)) {
+    verdict.reason = fmt::format("LSE error {:.3e} exceeds {:.3e} at batch {}, row {}, head {}", sums.max_lse_error, verdict.lse_limit,
+                                 sums.worst_lse[0], sums.worst_lse[1], sums.worst_lse[2]);
+  }
+  verdict.passed = verdict.reason.empty();
+  return verdict;
+}
+
+}  // namespace annulus

@@ -1,0 +1,556 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shares nothing with lib/pattern or lib/plan: whether a token is selected is asked of every token, from the definition of the operator.
+#include <annulus/verify/oracle.hpp>
+
+#include <annulus/core/error.hpp>
+#include <annulus/kernels/dtype.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstddef>
+#include <exception>
+#include <limits>
+#include <mutex>
+#include <numeric>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace annulus {
+namespace {
+
+constexpr std::int64_t kTileKeys = 64;                         // keys scored at a time; K, V of a tile stay in L2 at head_dim 256 in fp64
+constexpr std::int64_t kLanes = 16;                            // scores kept in registers at a time
+constexpr std::int64_t kBlockRows = 32;                        // query rows that share a tile's conversion
+constexpr std::int64_t kWindowBytes = std::int64_t{32} << 20;  // of K, and of V, in memory at a time
+
+static_assert(kTileKeys % kLanes == 0);
+
+// ---- The operator's definition, for one token ----
+
+bool head_runs_branch(const Problem& problem, const Pattern& pattern, std::int64_t branch, std::int64_t head) {
+  if (pattern.head_split == HeadSplit::all) { return true; }
+  const auto branches = static_cast<std::int64_t>(pattern.branches.size());
+  const std::int64_t spare = problem.heads % branches;
+  std::int64_t first = 0;
+  for (std::int64_t g = 0; g < branches; ++g) {
+    const bool takes_spare = pattern.head_split == HeadSplit::first ? g < spare : g >= branches - spare;
+    const std::int64_t count = problem.heads / branches + (takes_spare ? 1 : 0);
+    if (head >= first && head < first + count) { return g == branch; }
+    first += count;
+  }
+  return false;
+}
+
+std::int64_t offset_of(const Problem& problem, const Pattern& pattern, std::int64_t branch, std::int64_t segment, std::int64_t head) {
+  const std::int64_t rate = pattern.branches[static_cast<std::size_t>(branch)].dilation_rate;
+  switch (pattern.offset) {
+    case OffsetRule::group:
+      return branch % rate;
+    case OffsetRule::group_plus_segment:
+      return (branch + segment) % rate;
+    case OffsetRule::segment:
+      return segment % rate;
+    case OffsetRule::head:
+      return (head * problem.kv_heads / problem.heads) % rate;
+  }
+  ANNULUS_ASSERT(false, "offset rule {} is unknown to the oracle", static_cast<int>(pattern.offset));
+}
+
+bool is_selected(const Branch& branch, std::int64_t segment, std::int64_t offset, std::int64_t token) {
+  if (token / branch.segment_length != segment) { return false; }
+  const std::int64_t place = token - segment * branch.segment_length;
+  return place >= offset && (place - offset) % branch.dilation_rate == 0;
+}
+
+bool is_masked(const Problem& problem, std::int64_t query, std::int64_t key) { return problem.causal && key > query; }
+
+// ---- Numbers ----
+
+void widen(DType dtype, const std::byte* src, std::int64_t count, float* dst) {
+  kernels::with_element(dtype, [&](auto tag) {
+    using Element = decltype(tag);
+    const auto* elements = reinterpret_cast<const Element*>(src);
+    for (std::int64_t i = 0; i < count; ++i) { dst[i] = kernels::to_float(elements[i]); }
+  });
+}
+
+float round_to(DType dtype, float value) {
+  return kernels::with_element(dtype, [&](auto tag) { return kernels::to_float(kernels::from_float<decltype(tag)>(value)); });
+}
+
+/// scores[j] = scale * <query, key j> for j < count, up to the next multiple of kLanes. Each sum runs in the natural order of head_dim: the
+/// lanes are different keys.
+template <class Real>
+void score_tile(const Real* __restrict query, const Real* __restrict keys_by_dim, std::int64_t head_dim, Real scale, std::int64_t count,
+                Real* __restrict scores) {
+  for (std::int64_t first = 0; first < count; first += kLanes) {
+    Real sums[kLanes] = {};
+    for (std::int64_t d = 0; d < head_dim; ++d) {
+      const Real factor = query[d];
+      const Real* __restrict keys = keys_by_dim + d * kTileKeys + first;
+      for (std::int64_t lane = 0; lane < kLanes; ++lane) { sums[lane] += factor * keys[lane]; }
+    }
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) { scores[first + lane] = scale * sums[lane]; }
+  }
+}
+
+/// acc += sum over j of weights[j] * values[j], one key after the other.
+template <class Real>
+void add_weighted(const Real* __restrict weights, const Real* __restrict values, std::int64_t count, std::int64_t head_dim,
+                  Real* __restrict acc) {
+  std::int64_t j = 0;
+  for (; j + 4 <= count; j += 4) {
+    const Real* __restrict v = values + j * head_dim;
+    for (std::int64_t d = 0; d < head_dim; ++d) {
+      Real sum = acc[d] + weights[j] * v[d];
+      sum += weights[j + 1] * v[head_dim + d];
+      sum += weights[j + 2] * v[2 * head_dim + d];
+      sum += weights[j + 3] * v[3 * head_dim + d];
+      acc[d] = sum;
+    }
+  }
+  for (; j < count; ++j) {
+    for (std::int64_t d = 0; d < head_dim; ++d) { acc[d] += weights[j] * values[j * head_dim + d]; }
+  }
+}
+
+/// ln(exp(a) + exp(b)).
+double log_add(double a, double b) {
+  const double larger = std::max(a, b);
+  if (larger == -std::numeric_limits<double>::infinity()) { return larger; }
+  return larger + std::log(std::exp(a - larger) + std::exp(b - larger));
+}
+
+/// One softmax of every (row, head): max and sum [row][head], acc [row][head][head_dim], un-normalised.
+template <class Real>
+struct Softmax {
+  std::vector<Real> max;
+  std::vector<Real> sum;
+  std::vector<Real> acc;
+
+  void reset(std::int64_t row_heads, std::int64_t head_dim) {
+    max.assign(static_cast<std::size_t>(row_heads), -std::numeric_limits<Real>::infinity());
+    sum.assign(static_cast<std::size_t>(row_heads), Real{0});
+    acc.assign(static_cast<std::size_t>(row_heads * head_dim), Real{0});
+  }
+};
+
+// ---- Threads ----
+
+/// Calls body(worker, index) for every index < count on at most `threads` threads, worker < threads. An exception of any call is thrown
+/// here, after all threads have ended.
+template <class Body>
+void for_each_parallel(std::int64_t count, int threads, const Body& body) {
+  std::atomic<std::int64_t> next{0};
+  std::exception_ptr failure;
+  std::mutex failure_mutex;
+  const auto work = [&](std::int64_t worker) {
+    try {
+      for (std::int64_t index = next++; index < count; index = next++) { body(worker, index); }
+    } catch (...) {
+      next = count;
+      const std::scoped_lock lock(failure_mutex);
+      if (!failure) { failure = std::current_exception(); }
+    }
+  };
+  {
+    std::vector<std::jthread> helpers;
+    for (std::int64_t worker = 1; worker < std::min<std::int64_t>(threads, count); ++worker) {
+      try {
+        helpers.emplace_back(work, worker);
+      } catch (const std::system_error&) {
+        break;  // a limit on threads makes it slower, not wrong
+      }
+    }
+    work(0);
+  }
+  if (failure) { std::rethrow_exception(failure); }
+}
+
+/// K and V of the tokens [first, first+count) of one batch entry, as read.
+class KeyWindow {
+ public:
+  KeyWindow(const TensorSource& source, const Problem& problem) : source_(source), problem_(problem) {}
+
+  std::int64_t token_bytes() const { return problem_.kv_heads * problem_.head_dim * size_of(problem_.dtype); }
+  std::int64_t capacity() const { return std::max(kTileKeys, kWindowBytes / token_bytes()); }
+
+  void load(std::int64_t batch, std::int64_t first, std::int64_t count, bool with_values) {
+    if (batch != batch_ || first != first_ || count != count_) {
+      count_ = 0;  // nothing is held if a read throws
+      has_values_ = false;
+      read(Tensor::k, batch, first, count, keys_);
+      batch_ = batch;
+      first_ = first;
+      count_ = count;
+    }
+    if (with_values && !has_values_) {
+      read(Tensor::v, batch, first, count, values_);
+      has_values_ = true;
+    }
+  }
+
+  std::int64_t first() const { return first_; }
+  std::int64_t end() const { return first_ + count_; }
+  void key(std::int64_t token, std::int64_t kv_head, float* dst) const { row(keys_, token, kv_head, dst); }
+  void value(std::int64_t token, std::int64_t kv_head, float* dst) const { row(values_, token, kv_head, dst); }
+
+ private:
+  void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, std::vector<std::byte>& into) {
+    into.resize(static_cast<std::size_t>(count * token_bytes()));
+    source_.read(tensor, batch, first, count, problem_.dtype, into.data());
+  }
+  void row(const std::vector<std::byte>& from, std::int64_t token, std::int64_t kv_head, float* dst) const {
+    const std::int64_t element = ((token - first_) * problem_.kv_heads + kv_head) * problem_.head_dim;
+    widen(problem_.dtype, from.data() + element * size_of(problem_.dtype), problem_.head_dim, dst);
+  }
+
+  const TensorSource& source_;
+  const Problem& problem_;
+  std::int64_t batch_ = -1;
+  std::int64_t first_ = 0;
+  std::int64_t count_ = 0;
+  bool has_values_ = false;
+  std::vector<std::byte> keys_;
+  std::vector<std::byte> values_;
+};
+
+/// Some rows of one segment and one head, against the keys of the window.
+struct Unit {
+  std::int64_t branch = 0;
+  std::int64_t segment = 0;
+  std::int64_t head = 0;
+  std::int64_t first_row = 0;  // places in the sorted rows
+  std::int64_t end_row = 0;
+  double value_squares = 0;  // what came of it
+  std::int64_t value_count = 0;
+};
+
+/// A worker's copies in both precisions; keys lie [head_dim][kTileKeys], values [kTileKeys][head_dim].
+struct Scratch {
+  std::vector<std::int64_t> rows;
+  std::vector<std::int64_t> tile_tokens;
+  std::vector<float> row;
+  std::vector<float> queries32;
+  std::vector<double> queries64;
+  std::vector<float> keys32;
+  std::vector<double> keys64;
+  std::vector<float> values32;
+  std::vector<double> values64;
+};
+
+enum class Pass {
+  maxima,  ///< the largest score of every row
+  sums,    ///< the sums of exp(score - max) and of the values they weight
+};
+
+class Oracle {
+ public:
+  Oracle(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows, bool round_probabilities,
+         int threads)
+      : source_(source),
+        problem_(problem),
+        pattern_(pattern),
+        rows_(rows.begin(), rows.end()),
+        round_probabilities_(round_probabilities),
+        threads_(threads),
+        places_(rows.size()),
+        window_(source, problem_),
+        scratch_(static_cast<std::size_t>(threads)) {
+    if (pattern_.branches.empty()) { pattern_.branches = {{problem_.seq_len, 1}}; }
+    std::iota(places_.begin(), places_.end(), std::int64_t{0});
+    std::sort(places_.begin(), places_.end(), [&](std::int64_t a, std::int64_t b) {
+      const RowId& left = rows[static_cast<std::size_t>(a)];
+      const RowId& right = rows[static_cast<std::size_t>(b)];
+      return left.batch != right.batch ? left.batch < right.batch : left.row < right.row;
+    });
+    for (std::size_t i = 0; i < rows_.size(); ++i) { rows_[i] = rows[static_cast<std::size_t>(places_[i])]; }
+    max_score_.assign(static_cast<std::size_t>(row_heads()), 0.0);
+    read_queries();
+  }
+
+  OracleRows compute() {
+    const std::int64_t count = row_heads();
+    const std::int64_t head_dim = problem_.head_dim;
+    OracleRows total;  // in the order of the sorted rows
+    total.out.assign(static_cast<std::size_t>(count * head_dim), 0.0);
+    total.plain_out.assign(total.out.size(), 0.0F);
+    total.lse.assign(static_cast<std::size_t>(count), -std::numeric_limits<double>::infinity());
+    std::vector<std::int64_t> covering(static_cast<std::size_t>(count), 0);
+
+    // `lse` mixing is one softmax over the keys of all branches; otherwise each branch has its own.
+    const auto branches = static_cast<std::int64_t>(pattern_.branches.size());
+    const std::int64_t together = pattern_.mixing == Mixing::lse ? branches : 1;
+    for (std::int64_t first = 0; first < branches; first += together) {
+      exact_.reset(count, head_dim);
+      plain_.reset(count, head_dim);
+      run_pass(Pass::maxima, first, first + together);
+      run_pass(Pass::sums, first, first + together);
+      for (std::int64_t i = 0; i < count; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        if (exact_.sum[at] == 0.0) { continue; }  // no key: the softmax's largest term alone is 1
+        ++covering[at];
+        total.lse[at] = log_add(total.lse[at], exact_.max[at] + std::log(exact_.sum[at]));
+        for (std::int64_t d = i * head_dim; d < (i + 1) * head_dim; ++d) {
+          const auto element = static_cast<std::size_t>(d);
+          total.out[element] += exact_.acc[element] / exact_.sum[at];
+          total.plain_out[element] += plain_.acc[element] / plain_.sum[at];
+        }
+      }
+    }
+
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t averaged = pattern_.mixing == Mixing::mean ? std::max<std::int64_t>(1, covering[static_cast<std::size_t>(i)]) : 1;
+      const std::int64_t divisor = averaged * (pattern_.scale_by_branches ? branches : 1);
+      for (std::int64_t d = i * head_dim; d < (i + 1) * head_dim; ++d) {
+        const auto element = static_cast<std::size_t>(d);
+        total.out[element] /= static_cast<double>(divisor);
+        total.plain_out[element] = round_to(problem_.dtype, total.plain_out[element] / static_cast<float>(divisor));
+      }
+    }
+    total.max_score = max_score_;
+    return in_callers_order(total);
+  }
+
+ private:
+  std::int64_t row_count() const { return static_cast<std::int64_t>(rows_.size()); }
+  std::int64_t row_heads() const { return row_count() * problem_.heads; }
+
+  void read_queries() {
+    const std::int64_t row_bytes = problem_.heads * problem_.head_dim * size_of(problem_.dtype);
+    queries_.resize(static_cast<std::size_t>(row_count() * row_bytes));
+    for (std::int64_t first = 0; first < row_count();) {
+      const RowId& start = rows_[static_cast<std::size_t>(first)];
+      std::int64_t end = first + 1;
+      while (end < row_count() && rows_[static_cast<std::size_t>(end)].batch == start.batch &&
+             rows_[static_cast<std::size_t>(end)].row == start.row + (end - first)) {
+        ++end;
+      }
+      source_.read(Tensor::q, start.batch, start.row, end - first, problem_.dtype, queries_.data() + first * row_bytes);
+      first = end;
+    }
+  }
+
+  void run_pass(Pass pass, std::int64_t first_branch, std::int64_t end_branch) {
+    for (std::int64_t first = 0; first < row_count();) {
+      std::int64_t end = first;
+      while (end < row_count() && rows_[static_cast<std::size_t>(end)].batch == rows_[static_cast<std::size_t>(first)].batch) { ++end; }
+      for (std::int64_t branch = first_branch; branch < end_branch; ++branch) { run_branch(pass, branch, first, end); }
+      first = end;
+    }
+  }
+
+  /// Rows [first, end) of one batch entry. Neighbouring segments that fit the window together are read together.
+  void run_branch(Pass pass, std::int64_t branch, std::int64_t first, std::int64_t end) {
+    const std::int64_t length = pattern_.branches[static_cast<std::size_t>(branch)].segment_length;
+    const auto segment_of = [&](std::int64_t place) { return rows_[static_cast<std::size_t>(place)].row / length; };
+    const auto segment_end = [&](std::int64_t segment) {
+      const std::int64_t begin = segment * length;
+      return length < problem_.seq_len - begin ? begin + length : problem_.seq_len;
+    };
+    while (first < end) {
+      const std::int64_t keys_begin = segment_of(first) * length;
+      std::int64_t keys_end = segment_end(segment_of(first));
+      std::int64_t last_segment = segment_of(first);
+      std::int64_t group_end = first;
+      for (; group_end < end; ++group_end) {
+        const std::int64_t segment = segment_of(group_end);
+        if (segment == last_segment) { continue; }
+        if (segment != last_segment + 1 || segment_end(segment) - keys_begin > window_.capacity()) { break; }
+        last_segment = segment;
+        keys_end = segment_end(segment);
+      }
+      for (std::int64_t key = keys_begin; key < keys_end; key += window_.capacity()) {
+        if (is_masked(problem_, rows_[static_cast<std::size_t>(group_end - 1)].row, key)) { break; }
+        window_.load(rows_[static_cast<std::size_t>(first)].batch, key, std::min(window_.capacity(), keys_end - key), pass == Pass::sums);
+        run_units(pass, branch, first, group_end);
+      }
+      first = group_end;
+    }
+  }
+
+  void run_units(Pass pass, std::int64_t branch, std::int64_t first, std::int64_t end) {
+    const Branch& shape = pattern_.branches[static_cast<std::size_t>(branch)];
+    const std::int64_t block =
+        kBlockRows * std::min<std::int64_t>(shape.dilation_rate, kTileKeys);  // about kBlockRows of them are selected
+    std::vector<Unit> units;
+    while (first < end) {
+      const std::int64_t segment = rows_[static_cast<std::size_t>(first)].row / shape.segment_length;
+      std::int64_t block_end = first;
+      while (block_end < std::min(end, first + block) && rows_[static_cast<std::size_t>(block_end)].row / shape.segment_length == segment) {
+        ++block_end;
+      }
+      for (std::int64_t head = 0; head < problem_.heads; ++head) {
+        if (head_runs_branch(problem_, pattern_, branch, head)) { units.push_back({branch, segment, head, first, block_end, 0.0, 0}); }
+      }
+      first = block_end;
+    }
+    for_each_parallel(static_cast<std::int64_t>(units.size()), threads_, [&](std::int64_t worker, std::int64_t index) {
+      run_unit(pass, units[static_cast<std::size_t>(index)], scratch_[static_cast<std::size_t>(worker)]);
+    });
+    for (const Unit& unit : units) {
+      value_squares_ += unit.value_squares;
+      value_count_ += unit.value_count;
+    }
+  }
+
+  void run_unit(Pass pass, Unit& unit, Scratch& scratch) {
+    const Branch& branch = pattern_.branches[static_cast<std::size_t>(unit.branch)];
+    const std::int64_t offset = offset_of(problem_, pattern_, unit.branch, unit.segment, unit.head);
+    scratch.rows.clear();
+    for (std::int64_t place = unit.first_row; place < unit.end_row; ++place) {
+      if (is_selected(branch, unit.segment, offset, rows_[static_cast<std::size_t>(place)].row)) { scratch.rows.push_back(place); }
+    }
+    if (scratch.rows.empty()) { return; }
+    load_queries(unit.head, scratch);
+
+    const std::int64_t last_row = rows_[static_cast<std::size_t>(scratch.rows.back())].row;
+    scratch.tile_tokens.clear();
+    for (std::int64_t token = window_.first(); token < window_.end(); ++token) {
+      if (is_masked(problem_, last_row, token)) { break; }  // and so are all later ones, for all rows
+      if (!is_selected(branch, unit.segment, offset, token)) { continue; }
+      scratch.tile_tokens.push_back(token);
+      if (static_cast<std::int64_t>(scratch.tile_tokens.size()) == kTileKeys) { run_tile(pass, unit, scratch); }
+    }
+    if (!scratch.tile_tokens.empty()) { run_tile(pass, unit, scratch); }
+  }
+
+  void load_queries(std::int64_t head, Scratch& scratch) const {
+    const std::int64_t head_dim = problem_.head_dim;
+    const std::size_t elements = scratch.rows.size() * static_cast<std::size_t>(head_dim);
+    scratch.queries32.resize(elements);
+    for (std::size_t i = 0; i < scratch.rows.size(); ++i) {
+      const std::int64_t element = (scratch.rows[i] * problem_.heads + head) * head_dim;
+      widen(problem_.dtype, queries_.data() + element * size_of(problem_.dtype), head_dim,
+            scratch.queries32.data() + static_cast<std::int64_t>(i) * head_dim);
+    }
+    scratch.queries64.assign(scratch.queries32.begin(), scratch.queries32.end());
+  }
+
+  /// The unit's rows against the tokens of the tile, which it then empties.
+  void run_tile(Pass pass, Unit& unit, Scratch& scratch) {
+    const std::int64_t head_dim = problem_.head_dim;
+    const std::int64_t kv_head = unit.head * problem_.kv_heads / problem_.heads;
+    const auto count = static_cast<std::int64_t>(scratch.tile_tokens.size());
+    const auto elements = static_cast<std::size_t>(kTileKeys * head_dim);
+    scratch.row.resize(static_cast<std::size_t>(head_dim));
+    scratch.keys32.assign(elements, 0.0F);
+    for (std::int64_t j = 0; j < count; ++j) {
+      window_.key(scratch.tile_tokens[static_cast<std::size_t>(j)], kv_head, scratch.row.data());
+      for (std::int64_t d = 0; d < head_dim; ++d) {
+        scratch.keys32[static_cast<std::size_t>(d * kTileKeys + j)] = scratch.row[static_cast<std::size_t>(d)];
+      }
+    }
+    scratch.keys64.assign(scratch.keys32.begin(), scratch.keys32.end());
+    if (pass == Pass::sums) {
+      scratch.values32.resize(elements);
+      for (std::int64_t j = 0; j < count; ++j) {
+        window_.value(scratch.tile_tokens[static_cast<std::size_t>(j)], kv_head, scratch.values32.data() + j * head_dim);
+      }
+      scratch.values64.assign(scratch.values32.begin(), scratch.values32.end());
+      for (std::int64_t i = 0; i < count * head_dim; ++i) {
+        unit.value_squares += scratch.values64[static_cast<std::size_t>(i)] * scratch.values64[static_cast<std::size_t>(i)];
+      }
+      unit.value_count += count * head_dim;
+    }
+
+    for (std::size_t i = 0; i < scratch.rows.size(); ++i) {
+      const std::int64_t place = scratch.rows[i];
+      const std::int64_t row = rows_[static_cast<std::size_t>(place)].row;
+      std::int64_t visible = 0;  // tokens ascend, so that the visible ones come first
+      while (visible < count && !is_masked(problem_, row, scratch.tile_tokens[static_cast<std::size_t>(visible)])) { ++visible; }
+      if (visible == 0) { continue; }
+      double scores64[kTileKeys];
+      float scores32[kTileKeys];
+      const std::int64_t query = static_cast<std::int64_t>(i) * head_dim;
+      score_tile(scratch.queries64.data() + query, scratch.keys64.data(), head_dim, problem_.scale, visible, scores64);
+      score_tile(scratch.queries32.data() + query, scratch.keys32.data(), head_dim, static_cast<float>(problem_.scale), visible, scores32);
+      const std::int64_t row_head = place * problem_.heads + unit.head;
+      if (pass == Pass::maxima) {
+        update_maxima(row_head, scores64, scores32, visible);
+      } else {
+        update_sums(row_head, scores64, scores32, visible, scratch);
+      }
+    }
+    scratch.tile_tokens.clear();
+  }
+
+  void update_maxima(std::int64_t row_head, const double* scores64, const float* scores32, std::int64_t count) {
+    const auto at = static_cast<std::size_t>(row_head);
+    for (std::int64_t j = 0; j < count; ++j) {
+      max_score_[at] = std::max(max_score_[at], std::abs(scores64[j]));
+      exact_.max[at] = std::max(exact_.max[at], scores64[j]);
+      plain_.max[at] = std::max(plain_.max[at], scores32[j]);
+    }
+  }
+
+  void update_sums(std::int64_t row_head, double* scores64, float* scores32, std::int64_t count, const Scratch& scratch) {
+    const auto at = static_cast<std::size_t>(row_head);
+    for (std::int64_t j = 0; j < count; ++j) {
+      scores64[j] = std::exp(scores64[j] - exact_.max[at]);
+      exact_.sum[at] += scores64[j];
+      scores32[j] = std::exp(scores32[j] - plain_.max[at]);
+      plain_.sum[at] += scores32[j];
+      if (round_probabilities_) { scores32[j] = round_to(problem_.dtype, scores32[j]); }
+    }
+    const std::int64_t head_dim = problem_.head_dim;
+    add_weighted(scores64, scratch.values64.data(), count, head_dim, exact_.acc.data() + row_head * head_dim);
+    add_weighted(scores32, scratch.values32.data(), count, head_dim, plain_.acc.data() + row_head * head_dim);
+  }
+
+  OracleRows in_callers_order(const OracleRows& sorted) const {
+    OracleRows result = sorted;
+    const std::int64_t heads = problem_.heads;
+    const std::int64_t row_elements = heads * problem_.head_dim;
+    for (std::int64_t place = 0; place < row_count(); ++place) {
+      const std::int64_t row = places_[static_cast<std::size_t>(place)];
+      std::copy_n(sorted.out.begin() + place * row_elements, row_elements, result.out.begin() + row * row_elements);
+      std::copy_n(sorted.plain_out.begin() + place * row_elements, row_elements, result.plain_out.begin() + row * row_elements);
+      std::copy_n(sorted.lse.begin() + place * heads, heads, result.lse.begin() + row * heads);
+      std::copy_n(sorted.max_score.begin() + place * heads, heads, result.max_score.begin() + row * heads);
+    }
+    result.value_squares = value_squares_;
+    result.value_count = value_count_;
+    return result;
+  }
+
+  const TensorSource& source_;
+  Problem problem_;
+  Pattern pattern_;
+  std::vector<RowId> rows_;  // sorted by batch and row
+  bool round_probabilities_;
+  int threads_;
+  std::vector<std::int64_t> places_;  // rows_[i] is the caller's rows[places_[i]]
+  KeyWindow window_;
+  std::vector<Scratch> scratch_;
+  std::vector<std::byte> queries_;  // [row][head][head_dim], as read
+  Softmax<double> exact_;
+  Softmax<float> plain_;
+  std::vector<double> max_score_;
+  double value_squares_ = 0;
+  std::int64_t value_count_ = 0;
+};
+
+}  // namespace
+
+OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows,
+                       bool round_probabilities, int threads) {
+  validate(problem);
+  if (!pattern.branches.empty()) { validate(pattern); }
+  const Problem& held = source.problem();
+  ANNULUS_EXPECTS(held.batch == problem.batch && held.seq_len == problem.seq_len && held.heads == problem.heads &&
+                      held.kv_heads == problem.kv_heads && held.head_dim == problem.head_dim,
+                  "{} holds batch {}, seq_len {}, heads {}, kv_heads {}, head_dim {}; the problem to check has {}, {}, {}, {}, {}",
+                  source.describe(), held.batch, held.seq_len, held.heads, held.kv_heads, held.head_dim, problem.batch, problem.seq_len,
+                  problem.heads, problem.kv_heads, problem.head_dim);
+  ANNULUS_EXPECTS(threads >= 1, "the oracle was given {} threads; it needs at least 1", threads);
+  for (const RowId& id : rows) {
+    ANNULUS_EXPECTS(id.batch >= 0 && id.batch < problem.batch && id.row >= 0 && id.row < problem.seq_len,
+                    "row {} of batch {} lies outside batch {} x seq_len {}", id.row, id.batch, problem.batch, problem.seq_len);
+  }
+  return Oracle(source, problem, pattern, rows, round_probabilities, threads).compute();
+}
+
+}  // namespace annulus

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/verify/random_problem.hpp>
+
+#include <annulus/core/error.hpp>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <vector>
+
+namespace annulus {
+namespace {
+
+/// SplitMix64 (Steele, Lea, Flood 2014). The distributions of the standard library differ between implementations; these do not.
+class Random {
+ public:
+  Random(std::uint64_t seed, std::int64_t number) : state_(seed) {
+    // The number is added to a scrambled seed: neighbouring seeds must not give the same cases one number apart.
+    state_ = next() + static_cast<std::uint64_t>(number) * 0xd1342543de82ef95ULL;
+    next();
+  }
+
+  std::uint64_t next() {
+    state_ += 0x9e3779b97f4a7c15ULL;
+    std::uint64_t bits = state_;
+    bits = (bits ^ (bits >> 30U)) * 0xbf58476d1ce4e5b9ULL;
+    bits = (bits ^ (bits >> 27U)) * 0x94d049bb133111ebULL;
+    return bits ^ (bits >> 31U);
+  }
+
+  /// In [low, high]; the modulo's bias is below 2^-50 for the small ranges used here.
+  std::int64_t between(std::int64_t low, std::int64_t high) {
+    return low + static_cast<std::int64_t>(next() % static_cast<std::uint64_t>(high - low + 1));
+  }
+
+  bool chance(std::int64_t percent) { return between(1, 100) <= percent; }
+
+  template <class Enum>
+  Enum any_of() {
+    const auto& values = EnumNames<Enum>::values;
+    return values[static_cast<std::size_t>(between(0, static_cast<std::int64_t>(values.size()) - 1))].first;
+  }
+
+ private:
+  std::uint64_t state_;
+};
+
+std::int64_t random_seq_len(Random& random, std::int64_t ranks) {
+  switch (random.between(0, 9)) {
+    case 0:
+      return random.between(1, std::min<std::int64_t>(ranks + 1, 64));  // some ranks may own nothing
+    case 1:
+      return ranks * random.between(1, std::max<std::int64_t>(1, 128 / ranks));  // equal shards
+    case 2:
+      return random.between(201, 700);
+    default:
+      return random.between(1, 200);
+  }
+}
+
+std::int64_t random_segment_length(Random& random, std::int64_t seq_len, std::int64_t shard) {
+  switch (random.between(0, 5)) {
+    case 0:
+      return random.between(1, shard);
+    case 1:
+      return shard;
+    case 2:
+      return shard * random.between(1, 4);
+    case 3:
+      return seq_len;
+    case 4:
+      return std::int64_t{1} << random.between(0, 8);
+    default:
+      return random.between(1, seq_len + 10);
+  }
+}
+
+std::int64_t random_dilation_rate(Random& random, std::int64_t segment_length) {
+  switch (random.between(0, 6)) {
+    case 0:
+    case 1:
+      return 1;
+    case 2:
+      return std::int64_t{1} << random.between(1, 3);
+    case 3:
+      return segment_length + random.between(0, 2);  // one row of a segment, or none
+    case 4:
+      return random.between(3, 13);
+    default:
+      return random.between(1, 4);
+  }
+}
+
+std::int64_t random_head_dim(Random& random, std::int64_t seq_len) {
+  const std::int64_t largest = seq_len > 200 ? 64 : kMaxHeadDim;
+  switch (random.between(0, 9)) {
+    case 0:
+      return random.between(65, 256) % largest + 1;
+    case 1:
+      return std::min(largest, std::int64_t{1} << random.between(3, 8));  // sizes that kernels specialise for
+    case 2:
+      return random.between(17, 64);
+    default:
+      return random.between(1, 16);
+  }
+}
+
+struct BranchLists {
+  std::string segment_lengths;
+  std::string dilation_rates;
+};
+
+BranchLists branch_lists(const Pattern& pattern) {
+  std::vector<std::int64_t> lengths;
+  std::vector<std::int64_t> rates;
+  for (const Branch& branch : pattern.branches) {
+    lengths.push_back(branch.segment_length);
+    rates.push_back(branch.dilation_rate);
+  }
+  return {fmt::format("{}", fmt::join(lengths, ",")), fmt::format("{}", fmt::join(rates, ","))};
+}
+
+}  // namespace
+
+std::string RandomCase::describe() const {
+  const BranchLists lists = branch_lists(pattern);
+  return fmt::format(
+      "ranks {}, batch {}, seq_len {}, heads {}/{}, head_dim {}, {}{}, w {}, r {}, offset {}, head-split {}, mixing {}{}, {}", ranks,
+      problem.batch, problem.seq_len, problem.heads, problem.kv_heads, problem.head_dim, to_string(problem.dtype),
+      problem.causal ? ", causal" : "", lists.segment_lengths, lists.dilation_rates, to_string(pattern.offset),
+      to_string(pattern.head_split), to_string(pattern.mixing), pattern.scale_by_branches ? ", scaled by branches" : "",
+      to_string(schedule));
+}
+
+std::string RandomCase::flags() const {
+  const BranchLists lists = branch_lists(pattern);
+  std::string text = fmt::format(
+      "--batch {} --seq-len {} --heads {} --kv-heads {} --head-dim {} --dtype {} --scale {} --seed {} --segment-lengths {} "
+      "--dilation-rates {} --offset {} --head-split {} --mixing {} --ragged {} --schedule {} --virtual-ranks {}",
+      problem.batch, problem.seq_len, problem.heads, problem.kv_heads, problem.head_dim, to_string(problem.dtype), problem.scale, data_seed,
+      lists.segment_lengths, lists.dilation_rates, to_string(pattern.offset), to_string(pattern.head_split), to_string(pattern.mixing),
+      to_string(pattern.ragged), to_string(schedule), ranks);
+  if (problem.causal) { text += " --causal"; }
+  if (pattern.scale_by_branches) { text += " --scale-by-branches"; }
+  return text;
+}
+
+RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<std::int64_t> fixed_ranks) {
+  ANNULUS_EXPECTS(number >= 0, "case {} does not exist; numbers start at 0", number);
+  ANNULUS_EXPECTS(!fixed_ranks || *fixed_ranks >= 1, "a case cannot run on {} ranks", *fixed_ranks);
+  Random random(seed, number);
+  RandomCase result;
+  const std::int64_t drawn_ranks = random.between(1, 16);
+  result.ranks = fixed_ranks.value_or(drawn_ranks);
+
+  Problem& problem = result.problem;
+  problem.batch = random.chance(60) ? 1 : random.between(2, 3);
+  problem.seq_len = random_seq_len(random, result.ranks);
+  problem.kv_heads = random.between(1, 4);
+  problem.heads = problem.kv_heads * (random.chance(50) ? 1 : random.between(2, 3));
+  problem.head_dim = random_head_dim(random, problem.seq_len);
+  problem.dtype = random.any_of<DType>();
+  problem.causal = random.chance(50);
+  const double usual_scale = 1.0 / std::sqrt(static_cast<double>(problem.head_dim));
+  problem.scale = random.chance(80) ? usual_scale : 0.0625 * static_cast<double>(random.between(1, 3));
+
+  Pattern& pattern = result.pattern;
+  const std::int64_t shard = (problem.seq_len + result.ranks - 1) / result.ranks;
+  const std::int64_t branches = random.between(1, 4);
+  for (std::int64_t g = 0; g < branches; ++g) {
+    const std::int64_t length = random_segment_length(random, problem.seq_len, shard);
+    pattern.branches.push_back({length, random_dilation_rate(random, length)});
+  }
+  pattern.offset = random.any_of<OffsetRule>();
+  pattern.head_split = random.any_of<HeadSplit>();
+  pattern.mixing = random.any_of<Mixing>();
+  pattern.ragged = random.any_of<Ragged>();
+  pattern.scale_by_branches = random.chance(25);
+
+  result.schedule = random.any_of<Schedule>();
+  result.data_seed = random.next() >> 32U;
+  return result;
+}
+
+}  // namespace annulus

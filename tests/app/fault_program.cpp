@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// A ring whose transport misbehaves on one rank at one step: fault_program RANK STEP FAULT TIMEOUT OUTPUT, started by scripts/launch.
+// Faults: none, throw, kill, stop, hang (never posts), lose (a message that is never sent).
+#include <csignal>
+#include <cstdlib>
+#include <string>
+#include <thread>
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <annulus/attention/session.hpp>
+#include <annulus/core/error.hpp>
+
+namespace {
+
+using namespace annulus;
+
+struct Fault {
+  std::int64_t rank = -1;
+  std::int64_t step = -1;
+  std::string kind;
+};
+
+class FaultyTransport final : public Transport {
+ public:
+  FaultyTransport(std::unique_ptr<Transport> inner, Fault fault) : inner_(std::move(inner)), fault_(std::move(fault)) {}
+  TransportKind kind() const override { return inner_->kind(); }
+  std::int64_t rank() const override { return inner_->rank(); }
+  std::int64_t ranks() const override { return inner_->ranks(); }
+  void prepare(std::span<const StepMessages> steps) override { inner_->prepare(steps); }
+  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) override {
+    if (rank() == fault_.rank && step == fault_.step) {
+      if (fault_.kind == "throw") { throw RuntimeFailure(fmt::format("step {}: an injected failure", step)); }
+      if (fault_.kind == "kill") { std::raise(SIGKILL); }
+      if (fault_.kind == "stop") { std::raise(SIGSTOP); }
+      if (fault_.kind == "lose") { sends = {}; }
+    }
+    inner_->post(step, sends, receives, queue);
+  }
+  void wait(std::int64_t step, Queue& queue) override { inner_->wait(step, queue); }
+  StepTraffic traffic(std::int64_t step) override { return inner_->traffic(step); }
+
+ private:
+  std::unique_ptr<Transport> inner_;
+  Fault fault_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 6) { return 64; }
+  MpiEnvironment mpi(&argc, &argv);
+  const Communicator comm = Communicator::world(std::atof(argv[4]));
+  const Fault fault{std::atoll(argv[1]), std::atoll(argv[2]), argv[3]};
+  Config config;
+  config.problem = {1, 4096, 2, 2, 32, DType::fp32, false, 0.2};
+  config.pattern = dense_pattern(4096);
+  config.threads = 1;
+  config.output = argv[5];
+  if (argc > 6) { config.backend = *from_string<BackendKind>(argv[6]); }
+  if (argc > 7) { config.transport = *from_string<TransportKind>(argv[7]); }
+  config.share_gpu = config.backend == BackendKind::cuda;
+  try {
+    const ResolvedConfig resolved = resolve(config, comm);
+    Session session(resolved, comm, [&](std::unique_ptr<Transport> inner) { return std::make_unique<FaultyTransport>(std::move(inner), fault); });
+    session.load();
+    // Several rings, so that a fault may also meet ranks that are a whole ring ahead.
+    for (int i = 0; i < 3; ++i) { session.run(); }
+    write_result(session, config.output, false, session.gather_timings(), {{"test", "fault"}});
+  } catch (const AgreedError& error) {
+    if (error.reporter()) { fmt::print(stderr, "annulus: {}\n", error.what()); }
+    return static_cast<int>(error.code());
+  }
+  return 0;
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <sys/types.h>
+
+namespace annulus::test {
+
+/// What a finished process left.
+struct ProcessResult {
+  int exit_code = -1;  ///< 128 + signal if one ended it
+  std::string out;
+  std::string err;
+  double seconds = 0;
+  bool timed_out = false;
+};
+
+/// Runs a program with arguments and extra environment ("NAME=value", or "NAME" to unset), waits at most `limit_s`, then kills its process group.
+/// `meanwhile` is called about every 10 ms with its pid while it runs.
+ProcessResult run_process(const std::vector<std::string>& arguments, double limit_s, const std::vector<std::string>& environment = {},
+                          const std::function<void(pid_t)>& meanwhile = {});
+
+/// Processes below `ancestor` whose executable is named `name`, ascending by pid.
+std::vector<pid_t> descendants_named(pid_t ancestor, const std::string& name);
+
+/// Value of `name` in the environment of process `pid`; empty if it cannot be read.
+std::string environment_of(pid_t pid, const std::string& name);
+
+/// A fresh folder, removed with all it holds on destruction.
+class TemporaryFolder {
+ public:
+  TemporaryFolder();
+  ~TemporaryFolder();
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+}  // namespace annulus::test

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// Of tests that scripts/launch starts on several ranks. All ranks leave with the same code, so that a failure on any of them is one.
+#include <cstdio>
+
+#include <mpi.h>
+
+#include "session.hpp"
+
+int main(int argc, char** argv) {
+  int provided = MPI_THREAD_SINGLE;
+  if (MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided) != MPI_SUCCESS || provided != MPI_THREAD_MULTIPLE) {
+    std::fprintf(stderr, "these tests need MPI_THREAD_MULTIPLE\n");
+    return annulus::test::kFailed;
+  }
+  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+
+  const int own = annulus::test::run_session(argc, argv);
+
+  // In the order of what wins: a failure anywhere, then a skip anywhere.
+  const int mine[2] = {own == annulus::test::kFailed ? 1 : 0, own == annulus::test::kSkipped ? 1 : 0};
+  int any[2] = {1, 0};
+  if (MPI_Allreduce(mine, any, 2, MPI_INT, MPI_MAX, MPI_COMM_WORLD) != MPI_SUCCESS) { MPI_Abort(MPI_COMM_WORLD, annulus::test::kFailed); }
+  MPI_Finalize();
+  if (any[0] != 0) { return annulus::test::kFailed; }
+  return any[1] != 0 ? annulus::test::kSkipped : annulus::test::kPassed;
+}

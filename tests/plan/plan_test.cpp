@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <numeric>
+
+#include <annulus/core/error.hpp>
+#include <annulus/plan/cost.hpp>
+#include <annulus/plan/coverage.hpp>
+#include <annulus/plan/plan.hpp>
+#include <annulus/verify/random_problem.hpp>
+
+#include <annulus_test.hpp>
+
+using namespace annulus;
+
+namespace {
+
+std::vector<RingPlan> plans_of(const Problem& problem, const Pattern& pattern, Schedule schedule, std::int64_t ranks) {
+  const Partition partition(PartitionKind::contiguous, problem.seq_len, ranks);
+  std::vector<RingPlan> plans;
+  for (std::int64_t rank = 0; rank < ranks; ++rank) { plans.push_back(make_plan(problem, pattern, partition, schedule, rank)); }
+  return plans;
+}
+
+std::int64_t bytes_received(const std::vector<RingPlan>& plans) {
+  return std::accumulate(plans.begin(), plans.end(), std::int64_t{0},
+                         [](std::int64_t sum, const RingPlan& plan) { return sum + plan_cost(plan).bytes_received; });
+}
+
+std::int64_t pairs_of(const std::vector<RingPlan>& plans) {
+  return std::accumulate(plans.begin(), plans.end(), std::int64_t{0}, [](std::int64_t sum, const RingPlan& plan) { return sum + plan_cost(plan).pairs; });
+}
+
+Problem problem_of(std::int64_t seq_len, std::int64_t heads, std::int64_t kv_heads, bool causal) {
+  Problem problem;
+  problem.seq_len = seq_len;
+  problem.heads = heads;
+  problem.kv_heads = kv_heads;
+  problem.head_dim = 128;
+  problem.dtype = DType::bf16;
+  problem.causal = causal;
+  return problem;
+}
+
+Pattern longnet() {
+  Pattern pattern;
+  pattern.branches = {{2048, 1}, {4096, 2}, {8192, 4}, {16384, 8}};
+  return pattern;
+}
+
+}  // namespace
+
+TEST_CASE("the plans of random problems attend every visible pair exactly once, safely, and send nothing unused") {
+  const std::uint64_t seed = 7;
+  INFO("seed " << seed);
+  int proven = 0;
+  for (std::int64_t number = 0; number < 1500; ++number) {
+    RandomCase drawn = random_case(seed, number, std::nullopt);
+    // The proof costs seq_len^2 * heads * branches.
+    if (drawn.problem.seq_len * drawn.problem.seq_len * drawn.problem.heads * static_cast<std::int64_t>(drawn.pattern.branches.size()) > 400000) { continue; }
+    ++proven;
+    INFO("case " << number << ": " << drawn.describe());
+    for (const Schedule schedule : {Schedule::ring, Schedule::ring_full}) {
+      const std::vector<RingPlan> plans = plans_of(drawn.problem, drawn.pattern, schedule, drawn.ranks);
+      const Coverage coverage = prove_coverage(plans);
+      REQUIRE(coverage.pairs * drawn.problem.batch == pairs_of(plans));
+      REQUIRE(coverage.bytes_moved == bytes_received(plans));
+    }
+  }
+  CHECK(proven > 500);
+}
+
+TEST_CASE("a dense pattern is the classic ring") {
+  const Problem problem = problem_of(64, 4, 2, false);
+  const std::vector<RingPlan> pruned = plans_of(problem, dense_pattern(64), Schedule::ring, 4);
+  const std::vector<RingPlan> full = plans_of(problem, dense_pattern(64), Schedule::ring_full, 4);
+  CHECK(bytes_received(pruned) == bytes_received(full));
+  for (const RingPlan& plan : pruned) {
+    REQUIRE(plan.steps.size() == 4);
+    for (std::size_t step = 1; step < 4; ++step) {
+      REQUIRE(plan.steps[step].sends.size() == 1);
+      CHECK(plan.steps[step].sends[0].peer == (plan.rank + 1) % 4);
+      CHECK(plan.steps[step].packs.empty());
+      const std::int64_t owner = (plan.rank + 4 - static_cast<std::int64_t>(step)) % 4;
+      CHECK(plan.blocks[static_cast<std::size_t>(plan.steps[step].receives.at(0).blocks.at(0))].owner == owner);
+    }
+  }
+}
+
+TEST_CASE("under causal a block never goes to a rank whose queries all precede it") {
+  const std::vector<RingPlan> plans = plans_of(problem_of(64, 4, 4, true), dense_pattern(64), Schedule::ring, 4);
+  for (const RingPlan& plan : plans) {
+    for (const KvBlock& block : plan.blocks) { CHECK(block.owner <= plan.rank); }
+    CHECK(plan_cost(plan).bytes_received == plan.rank * 16 * 4 * 128 * 2 * 2);
+  }
+}
+
+TEST_CASE("a segment over three shards is a ring of three and segments inside shards send nothing") {
+  Pattern pattern;
+  pattern.branches = {{24, 1}};
+  const std::vector<RingPlan> three = plans_of(problem_of(48, 2, 2, false), pattern, Schedule::ring, 6);
+  for (const RingPlan& plan : three) {
+    CHECK(plan.steps.size() == 3);
+    for (const LinkBytes& link : plan_cost(plan).links) { CHECK(link.peer / 3 == plan.rank / 3); }
+  }
+  pattern.branches = {{8, 1}, {4, 2}};
+  CHECK(bytes_received(plans_of(problem_of(48, 2, 2, false), pattern, Schedule::ring, 6)) == 0);
+}
+
+TEST_CASE("the LongNet pattern moves exactly 1/224 of ring-full's bytes with grouped heads and 1/56 with all") {
+  Pattern pattern = longnet();
+  for (const OffsetRule offset : {OffsetRule::group, OffsetRule::head}) {
+    pattern.offset = offset;
+    for (const std::int64_t kv_heads : {4, 8, 16}) {
+      const Problem problem = problem_of(65536, 16, kv_heads, false);
+      pattern.head_split = HeadSplit::first;
+      const std::int64_t full = bytes_received(plans_of(problem, pattern, Schedule::ring_full, 8));
+      CHECK(full == 7 * 8 * 8192 * kv_heads * 128 * 2 * 2);
+      CHECK(224 * bytes_received(plans_of(problem, pattern, Schedule::ring, 8)) == full);
+      pattern.head_split = HeadSplit::all;
+      CHECK(56 * bytes_received(plans_of(problem, pattern, Schedule::ring, 8)) == full);
+    }
+  }
+  CHECK(bytes_received(plans_of(problem_of(65536, 16, 16, false), longnet(), Schedule::ring, 4)) == 0);
+}
+
+TEST_CASE("a plan's size follows the pattern, not the sequence") {
+  Problem problem = problem_of(std::int64_t{1} << 30, 16, 16, true);
+  Pattern pattern = longnet();
+  pattern.head_split = HeadSplit::all;
+  pattern.offset = OffsetRule::head;
+  const Partition partition(PartitionKind::contiguous, problem.seq_len, 1024);
+  const RingPlan plan = make_plan(problem, pattern, partition, Schedule::ring, 77);
+  std::size_t items = 0;
+  for (const Step& step : plan.steps) { items += step.work.size(); }
+  CHECK(items <= 64);
+  CHECK(plan_memory(plan, 4).total() > 0);
+}
+
+TEST_CASE("costs count pairs under the mask exactly") {
+  // 10 tokens, causal, dense: 55 pairs per head.
+  Problem problem = problem_of(10, 3, 3, true);
+  for (const std::int64_t ranks : {1, 2, 3, 10, 12}) {
+    CHECK(pairs_of(plans_of(problem, dense_pattern(10), Schedule::ring, ranks)) == 3 * 55);
+  }
+}
+
+TEST_CASE("memory per rank falls with the number of ranks") {
+  const Problem problem = problem_of(131072, 8, 8, false);
+  const auto memory = [&](std::int64_t ranks) { return plan_memory(plans_of(problem, dense_pattern(131072), Schedule::ring, ranks).front(), 4); };
+  const MemoryPlan one = memory(1);
+  const MemoryPlan four = memory(4);
+  CHECK(one.slots == 0);
+  CHECK(4 * four.inputs == one.inputs);
+  CHECK(4 * four.partials == one.partials);
+  CHECK(4 * four.outputs == one.outputs);
+  CHECK(four.slots == 2 * 2 * 32768 * 8 * 128 * 2);
+}
+
+TEST_CASE("a plan refuses a partition of another length") {
+  const Partition partition(PartitionKind::contiguous, 8, 2);
+  CHECK_THROWS_AS(make_plan(problem_of(9, 1, 1, false), dense_pattern(9), partition, Schedule::ring, 0), InvalidArgument);
+  CHECK_THROWS_AS(make_plan(problem_of(8, 1, 1, false), dense_pattern(8), partition, Schedule::ring, 2), InvalidArgument);
+}
+
+TEST_CASE("the proof catches plans that are wrong") {
+  const Problem problem = problem_of(24, 2, 2, false);
+  const std::vector<RingPlan> good = plans_of(problem, dense_pattern(24), Schedule::ring, 3);
+  REQUIRE_NOTHROW(prove_coverage(good));
+
+  auto twice = good;
+  twice[1].steps[1].work.push_back(twice[1].steps[1].work.front());
+  CHECK_THROWS_AS(prove_coverage(twice), AssertionFailure);
+
+  auto missing = good;
+  missing[2].steps[2].work.clear();
+  CHECK_THROWS_AS(prove_coverage(missing), AssertionFailure);
+
+  auto overwritten = good;
+  overwritten[0].steps[2].receives[0].buffer = BufferId::slot_1;
+  CHECK_THROWS_AS(prove_coverage(overwritten), AssertionFailure);
+
+  auto misdirected = good;
+  misdirected[0].steps[1].sends[0].peer = 2;
+  CHECK_THROWS_AS(prove_coverage(misdirected), AssertionFailure);
+
+  auto short_message = good;
+  short_message[0].steps[1].sends[0].bytes -= 2;
+  CHECK_THROWS_AS(prove_coverage(short_message), AssertionFailure);
+}

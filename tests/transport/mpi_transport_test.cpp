@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include <annulus/backend/backend.hpp>
+#include <annulus/core/error.hpp>
+#include <annulus/transport/communicator.hpp>
+#include <annulus/transport/make_transport.hpp>
+
+#include <annulus_test.hpp>
+
+using namespace annulus;
+
+namespace {
+
+/// The communicator of the whole test program: its watchdog is collective, so there is one.
+const Communicator& world() {
+  static const auto* comm = new Communicator(Communicator::world(60.0));
+  return *comm;
+}
+
+std::byte pattern(std::int64_t source, std::int64_t target, std::int64_t step, std::int64_t index) {
+  return static_cast<std::byte>((source * 131 + target * 31 + step * 7 + index * 13 + index / 251) & 0xff);
+}
+
+std::vector<std::byte> message(std::int64_t source, std::int64_t target, std::int64_t step, std::int64_t bytes) {
+  std::vector<std::byte> data(static_cast<std::size_t>(bytes));
+  for (std::int64_t i = 0; i < bytes; ++i) { data[static_cast<std::size_t>(i)] = pattern(source, target, step, i); }
+  return data;
+}
+
+struct HostSetup {
+  std::unique_ptr<Backend> backend = make_backend({.kind = BackendKind::reference, .kernel = KernelKind::cublas, .threads = 1, .tile_rows = 0, .device = 0});
+  std::unique_ptr<Queue> queue = backend->make_queue();
+};
+
+}  // namespace
+
+TEST_CASE("every byte of random message patterns arrives, and only completed receives are counted") {
+  const Communicator& comm = world();
+  HostSetup host;
+  const auto transport = make_transport(comm.size() == 1 ? TransportKind::self : TransportKind::mpi, comm, *host.backend, false);
+  std::mt19937_64 random(11);  // the same on all ranks: all know who sends what
+  for (std::int64_t step = 1; step <= 60; ++step) {
+    std::vector<std::vector<std::byte>> sent;
+    std::vector<std::vector<std::byte>> received;
+    std::vector<Outgoing> sends;
+    std::vector<Incoming> receives;
+    std::int64_t expected = 0;
+    for (std::int64_t source = 0; source < comm.size(); ++source) {
+      for (std::int64_t target = 0; target < comm.size(); ++target) {
+        const bool exists = random() % 2 == 0 && source != target;
+        const auto bytes = static_cast<std::int64_t>(random() % (step % 10 == 0 ? 3000000 : 5000)) + 1;
+        if (!exists) { continue; }
+        if (source == comm.rank()) {
+          sent.push_back(message(source, target, step, bytes));
+          sends.push_back({target, sent.back().data(), bytes});
+        }
+        if (target == comm.rank()) {
+          received.emplace_back(static_cast<std::size_t>(bytes));
+          receives.push_back({source, received.back().data(), bytes});
+          expected += bytes;
+        }
+      }
+    }
+
+    transport->post(step, sends, receives, *host.queue);
+    transport->wait(step, *host.queue);
+
+    CHECK(transport->traffic(step).bytes_received == expected);
+    for (std::size_t i = 0; i < receives.size(); ++i) {
+      const auto good = message(receives[i].peer, comm.rank(), step, receives[i].bytes);
+      CHECK(std::memcmp(good.data(), receives[i].data, good.size()) == 0);
+    }
+  }
+}
+
+TEST_CASE("ranks agree on the lowest rank's failure and one of them reports it") {
+  const Communicator& comm = world();
+  const auto fail_on_odd = [&] {
+    if (comm.rank() % 2 == 1) { throw InvalidArgument(fmt::format("rank {} dislikes it", comm.rank())); }
+  };
+  if (comm.size() == 1) {
+    CHECK_NOTHROW(together(comm, fail_on_odd));
+    return;
+  }
+  bool thrown = false;
+  try {
+    together(comm, fail_on_odd);
+  } catch (const AgreedError& error) {
+    thrown = true;
+    CHECK(error.code() == ExitCode::bad_input);
+    CHECK(std::string(error.what()) == "rank 1 dislikes it");
+    CHECK(error.reporter() == (comm.rank() == 1));
+  }
+  CHECK(thrown);
+}
+
+TEST_CASE("sums, gathers and broadcasts reach every rank") {
+  const Communicator& comm = world();
+  CHECK(comm.sum(comm.rank() + 1) == comm.size() * (comm.size() + 1) / 2);
+  CHECK(comm.max(comm.rank()) == comm.size() - 1);
+  CHECK(comm.broadcast(comm.rank() == 0 ? std::string("from zero") : std::string(), 0) == "from zero");
+  const std::vector<std::string> all = comm.all_gather(std::string(static_cast<std::size_t>(comm.rank()), 'x'));
+  REQUIRE(static_cast<std::int64_t>(all.size()) == comm.size());
+  for (std::int64_t rank = 0; rank < comm.size(); ++rank) { CHECK(static_cast<std::int64_t>(all[static_cast<std::size_t>(rank)].size()) == rank); }
+  const std::vector<std::string> gathered = comm.gather(fmt::format("rank {}", comm.rank()), 0);
+  if (comm.rank() == 0) {
+    for (std::int64_t rank = 0; rank < comm.size(); ++rank) { CHECK(gathered[static_cast<std::size_t>(rank)] == fmt::format("rank {}", rank)); }
+  }
+}
+
+TEST_CASE("transports that do not fit the job are refused") {
+  const Communicator& comm = world();
+  HostSetup host;
+  CHECK_THROWS_AS(make_transport(TransportKind::nccl, comm, *host.backend, false), InvalidArgument);
+  CHECK_THROWS_AS(make_transport(TransportKind::loopback, comm, *host.backend, false), InvalidArgument);
+  if (comm.size() > 1) { CHECK_THROWS_AS(make_transport(TransportKind::self, comm, *host.backend, false), InvalidArgument); }
+}

@@ -1,0 +1,521 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/verify/oracle.hpp>
+
+#include <annulus/core/error.hpp>
+#include <annulus/verify/random_problem.hpp>
+#include <annulus_test.hpp>
+
+#include "memory_source.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <utility>
+#include <vector>
+
+namespace {
+
+using namespace annulus;
+using annulus::test::MemorySource;
+using annulus::test::scattered_values;
+using annulus::test::token_number_values;
+
+constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
+
+Problem make_problem(std::int64_t seq_len, std::int64_t heads, std::int64_t kv_heads, std::int64_t head_dim) {
+  Problem problem;
+  problem.seq_len = seq_len;
+  problem.heads = heads;
+  problem.kv_heads = kv_heads;
+  problem.head_dim = head_dim;
+  problem.scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
+  return problem;
+}
+
+Pattern make_pattern(std::vector<Branch> branches, OffsetRule offset = OffsetRule::group) {
+  Pattern pattern;
+  pattern.branches = std::move(branches);
+  pattern.offset = offset;
+  return pattern;
+}
+
+std::vector<RowId> all_rows(const Problem& problem) {
+  std::vector<RowId> rows;
+  for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
+    for (std::int64_t row = 0; row < problem.seq_len; ++row) { rows.push_back({batch, row}); }
+  }
+  return rows;
+}
+
+OracleRows oracle_of_all(const MemorySource& source, const Problem& problem, const Pattern& pattern, int threads = 2) {
+  return oracle_rows(source, problem, pattern, all_rows(problem), false, threads);
+}
+
+/// Outputs of one head of a problem of head_dim 1.
+std::vector<double> head_outputs(const Problem& problem, const OracleRows& rows, std::int64_t head) {
+  std::vector<double> outputs;
+  for (std::int64_t row = 0; row < problem.seq_len; ++row) {
+    outputs.push_back(rows.out[static_cast<std::size_t>(row * problem.heads + head)]);
+  }
+  return outputs;
+}
+
+double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) { return std::numeric_limits<double>::infinity(); }
+  double largest = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (a[i] == b[i]) { continue; }
+    const double difference = std::abs(a[i] - b[i]);
+    if (!(difference <= largest)) { largest = difference; }
+  }
+  return largest;
+}
+
+/// The operator built the other way round: the rows of every segment are listed, s*w + o + t*r for t = 0, 1, ..., and each row's keys are
+/// gathered into one list per branch.
+struct Listed {
+  std::vector<double> out;
+  std::vector<double> lse;
+};
+
+Listed attention_by_lists(const MemorySource& source, const Problem& problem, const Pattern& pattern) {
+  const std::int64_t heads = problem.heads;
+  const std::int64_t head_dim = problem.head_dim;
+  const auto branches = static_cast<std::int64_t>(pattern.branches.size());
+  const auto load = [&](Tensor tensor, std::int64_t batch) {
+    const std::int64_t count = problem.seq_len * (tensor == Tensor::q ? heads : problem.kv_heads) * head_dim;
+    std::vector<float> values(static_cast<std::size_t>(count));
+    kernels::with_element(problem.dtype, [&](auto tag) {
+      std::vector<decltype(tag)> raw(values.size());
+      source.read(tensor, batch, 0, problem.seq_len, problem.dtype, raw.data());
+      std::transform(raw.begin(), raw.end(), values.begin(), [](auto element) { return kernels::to_float(element); });
+    });
+    return std::vector<double>(values.begin(), values.end());
+  };
+  std::vector<std::int64_t> group_begin(static_cast<std::size_t>(branches) + 1, 0);
+  for (std::int64_t g = 0; g < branches; ++g) {
+    const std::int64_t spare = heads % branches;
+    const bool larger = pattern.head_split == HeadSplit::first ? g < spare : branches - 1 - g < spare;
+    group_begin[static_cast<std::size_t>(g) + 1] = group_begin[static_cast<std::size_t>(g)] + heads / branches + (larger ? 1 : 0);
+  }
+
+  Listed result;
+  result.out.assign(static_cast<std::size_t>(problem.batch * problem.seq_len * heads * head_dim), 0.0);
+  result.lse.assign(static_cast<std::size_t>(problem.batch * problem.seq_len * heads), kMinusInfinity);
+  for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
+    const auto q = load(Tensor::q, batch);
+    const auto k = load(Tensor::k, batch);
+    const auto v = load(Tensor::v, batch);
+    for (std::int64_t head = 0; head < heads; ++head) {
+      const std::int64_t kv_head = head / (heads / problem.kv_heads);
+      std::vector<std::vector<std::vector<std::int64_t>>> keys(static_cast<std::size_t>(problem.seq_len));  // [row][covering branch]
+      for (std::int64_t g = 0; g < branches; ++g) {
+        const bool runs = pattern.head_split == HeadSplit::all ||
+                          (head >= group_begin[static_cast<std::size_t>(g)] && head < group_begin[static_cast<std::size_t>(g) + 1]);
+        if (!runs) { continue; }
+        const auto [w, r] = pattern.branches[static_cast<std::size_t>(g)];
+        for (std::int64_t s = 0; s * w < problem.seq_len; ++s) {
+          std::int64_t offset = 0;
+          if (pattern.offset == OffsetRule::group) { offset = g % r; }
+          if (pattern.offset == OffsetRule::group_plus_segment) { offset = (g + s) % r; }
+          if (pattern.offset == OffsetRule::segment) { offset = s % r; }
+          if (pattern.offset == OffsetRule::head) { offset = kv_head % r; }
+          std::vector<std::int64_t> members;
+          for (std::int64_t row = s * w + offset; row < std::min((s + 1) * w, problem.seq_len); row += r) { members.push_back(row); }
+          for (const std::int64_t row : members) {
+            std::vector<std::int64_t> seen;
+            for (const std::int64_t key : members) {
+              if (!problem.causal || key <= row) { seen.push_back(key); }
+            }
+            keys[static_cast<std::size_t>(row)].push_back(seen);
+          }
+        }
+      }
+      for (std::int64_t row = 0; row < problem.seq_len; ++row) {
+        auto& lists = keys[static_cast<std::size_t>(row)];
+        const auto covering = static_cast<double>(lists.size());
+        if (lists.empty()) { continue; }
+        if (pattern.mixing == Mixing::lse) {
+          for (std::size_t i = 1; i < lists.size(); ++i) { lists[0].insert(lists[0].end(), lists[i].begin(), lists[i].end()); }
+          lists.resize(1);
+        }
+        double denominator_of_all = 0;
+        const std::int64_t row_head = (batch * problem.seq_len + row) * heads + head;
+        for (const auto& list : lists) {
+          double denominator = 0;
+          std::vector<double> numerator(static_cast<std::size_t>(head_dim), 0.0);
+          for (const std::int64_t key : list) {
+            double score = 0;
+            for (std::int64_t d = 0; d < head_dim; ++d) {
+              score += q[static_cast<std::size_t>((row * heads + head) * head_dim + d)] *
+                       k[static_cast<std::size_t>((key * problem.kv_heads + kv_head) * head_dim + d)];
+            }
+            const double weight = std::exp(problem.scale * score);  // the values of these tests need no maximum
+            denominator += weight;
+            for (std::int64_t d = 0; d < head_dim; ++d) {
+              numerator[static_cast<std::size_t>(d)] +=
+                  weight * v[static_cast<std::size_t>((key * problem.kv_heads + kv_head) * head_dim + d)];
+            }
+          }
+          denominator_of_all += denominator;
+          const double share =
+              (pattern.mixing == Mixing::mean ? 1.0 / covering : 1.0) / (pattern.scale_by_branches ? static_cast<double>(branches) : 1.0);
+          for (std::int64_t d = 0; d < head_dim; ++d) {
+            result.out[static_cast<std::size_t>(row_head * head_dim + d)] += share * numerator[static_cast<std::size_t>(d)] / denominator;
+          }
+        }
+        result.lse[static_cast<std::size_t>(row_head)] = std::log(denominator_of_all);
+      }
+    }
+  }
+  return result;
+}
+
+TEST_CASE("a dilated segment averages its own selected tokens and leaves the others uncovered") {
+  Problem problem = make_problem(16, 1, 1, 1);
+  const MemorySource source(problem, token_number_values());
+  const Pattern pattern = make_pattern({{8, 2}});
+
+  const OracleRows full = oracle_of_all(source, problem, pattern);
+  problem.causal = true;
+  const OracleRows causal = oracle_of_all(source, problem, pattern);
+
+  CHECK(head_outputs(problem, full, 0) == std::vector<double>{3, 0, 3, 0, 3, 0, 3, 0, 11, 0, 11, 0, 11, 0, 11, 0});
+  CHECK(head_outputs(problem, causal, 0) == std::vector<double>{0, 0, 1, 0, 2, 0, 3, 0, 8, 0, 9, 0, 10, 0, 11, 0});
+  for (std::size_t row = 0; row < 16; ++row) { CHECK(full.lse[row] == (row % 2 == 0 ? std::log(4.0) : kMinusInfinity)); }
+}
+
+TEST_CASE("group-plus-segment moves the selected tokens of the second segment by one") {
+  const Problem problem = make_problem(16, 1, 1, 1);
+  const MemorySource source(problem, token_number_values());
+
+  const OracleRows rows = oracle_of_all(source, problem, make_pattern({{8, 2}}, OffsetRule::group_plus_segment));
+
+  CHECK(head_outputs(problem, rows, 0) == std::vector<double>{3, 0, 3, 0, 3, 0, 3, 0, 0, 12, 0, 12, 0, 12, 0, 12});
+}
+
+TEST_CASE("the offset rules select the tokens their names say") {
+  const Problem problem = make_problem(10, 4, 2, 1);  // KV head 0 serves heads 0 and 1, KV head 1 heads 2 and 3
+  const MemorySource source(problem, token_number_values());
+  const auto outputs = [&](OffsetRule rule, std::int64_t head) {
+    Pattern pattern = make_pattern({{10, 3}}, rule);
+    return head_outputs(problem, oracle_of_all(source, problem, pattern), head);
+  };
+
+  CHECK(outputs(OffsetRule::head, 0) == std::vector<double>{4.5, 0, 0, 4.5, 0, 0, 4.5, 0, 0, 4.5});
+  CHECK(outputs(OffsetRule::head, 1) == outputs(OffsetRule::head, 0));
+  CHECK(outputs(OffsetRule::head, 2) == std::vector<double>{0, 4, 0, 0, 4, 0, 0, 4, 0, 0});
+  CHECK(outputs(OffsetRule::head, 3) == outputs(OffsetRule::head, 2));
+  CHECK(outputs(OffsetRule::group, 3) == outputs(OffsetRule::head, 0));
+
+  const Pattern segments = make_pattern({{4, 2}}, OffsetRule::segment);
+  CHECK(head_outputs(problem, oracle_of_all(source, problem, segments), 0) == std::vector<double>{1, 0, 1, 0, 0, 6, 0, 6, 8, 0});
+}
+
+TEST_CASE("spare heads go to the first or the last branches, and a branch may have no head") {
+  // Branch g has segments of 2^g tokens, so that LSE tells which branch a head runs.
+  const auto branch_of_heads = [](std::int64_t heads, HeadSplit split) {
+    const Problem problem = make_problem(8, heads, 1, 1);
+    const MemorySource source(problem, token_number_values());
+    Pattern pattern = make_pattern({{1, 1}, {2, 1}, {4, 1}});
+    pattern.head_split = split;
+    const OracleRows rows = oracle_of_all(source, problem, pattern);
+    std::vector<std::int64_t> branches;
+    for (std::int64_t head = 0; head < heads; ++head) {
+      branches.push_back(std::lround(rows.lse[static_cast<std::size_t>(head)] / std::log(2.0)));
+    }
+    return branches;
+  };
+
+  CHECK(branch_of_heads(8, HeadSplit::first) == std::vector<std::int64_t>{0, 0, 0, 1, 1, 1, 2, 2});
+  CHECK(branch_of_heads(8, HeadSplit::last) == std::vector<std::int64_t>{0, 0, 1, 1, 1, 2, 2, 2});
+  CHECK(branch_of_heads(2, HeadSplit::first) == std::vector<std::int64_t>{0, 1});
+  CHECK(branch_of_heads(2, HeadSplit::last) == std::vector<std::int64_t>{1, 2});
+}
+
+TEST_CASE("branches mix as one softmax, as a mean over the covering ones, or as a sum") {
+  const Problem problem = make_problem(4, 1, 1, 1);
+  const MemorySource source(problem, token_number_values());
+  Pattern pattern = make_pattern({{2, 1}, {4, 2}});  // branch 1 has offset 1: tokens 1 and 3
+  pattern.head_split = HeadSplit::all;
+  const auto rows_of = [&](Mixing mixing, bool scaled) {
+    pattern.mixing = mixing;
+    pattern.scale_by_branches = scaled;
+    return oracle_of_all(source, problem, pattern);
+  };
+
+  // Row 1 sees {0, 1} and {1, 3}: token 1 counts twice. Row 0 sees {0, 1} alone.
+  const OracleRows lse = rows_of(Mixing::lse, false);
+  CHECK(head_outputs(problem, lse, 0) == std::vector<double>{0.5, 1.25, 2.5, 2.25});
+  CHECK(lse.lse == std::vector<double>{std::log(2.0), std::log(4.0), std::log(2.0), std::log(4.0)});
+  const OracleRows mean = rows_of(Mixing::mean, false);
+  CHECK(head_outputs(problem, mean, 0) == std::vector<double>{0.5, 1.25, 2.5, 2.25});
+  CHECK(largest_difference(mean.lse, lse.lse) < 1e-15);
+  CHECK(head_outputs(problem, rows_of(Mixing::sum, false), 0) == std::vector<double>{0.5, 2.5, 2.5, 4.5});
+  const OracleRows scaled = rows_of(Mixing::sum, true);
+  CHECK(head_outputs(problem, scaled, 0) == std::vector<double>{0.25, 1.25, 1.25, 2.25});
+  CHECK(largest_difference(scaled.lse, lse.lse) < 1e-15);
+}
+
+TEST_CASE("three tokens give the softmax worked out by hand") {
+  Problem problem = make_problem(3, 1, 1, 1);
+  problem.scale = 2.0;
+  problem.causal = true;
+  const MemorySource source(problem, [](Tensor tensor, std::int64_t, std::int64_t token, std::int64_t, std::int64_t) {
+    constexpr float kQuery[] = {1.0F, -1.0F, 0.5F};
+    constexpr float kKey[] = {0.5F, 1.0F, -2.0F};
+    constexpr float kValue[] = {1.0F, 10.0F, 100.0F};
+    return tensor == Tensor::q ? kQuery[token] : (tensor == Tensor::k ? kKey[token] : kValue[token]);
+  });
+
+  const OracleRows rows = oracle_of_all(source, problem, {});
+
+  // Scores: row 0: 1; row 1: -1, -2; row 2: 0.5, 1, -2.
+  const double e = std::exp(1.0);
+  const double weights[] = {std::exp(0.5), e, std::exp(-2.0)};
+  CHECK(largest_difference(rows.out, {1.0, (e + 10.0) / (e + 1.0),
+                                      (weights[0] + 10.0 * weights[1] + 100.0 * weights[2]) / (weights[0] + weights[1] + weights[2])}) <
+        1e-13);
+  CHECK(largest_difference(rows.lse, {1.0, std::log(std::exp(-1.0) + std::exp(-2.0)), std::log(weights[0] + weights[1] + weights[2])}) <
+        1e-14);
+  CHECK(rows.max_score == std::vector<double>{1.0, 2.0, 2.0});
+}
+
+TEST_CASE("one token attends itself, whatever the scale") {
+  Problem problem = make_problem(1, 2, 1, 3);
+  problem.scale = GENERATE(0.0, 0.5, -3.0);
+  const MemorySource source(problem, scattered_values(5));
+
+  const OracleRows rows = oracle_of_all(source, problem, make_pattern({{100, 1}}));
+
+  for (std::int64_t head = 0; head < 2; ++head) {
+    for (std::int64_t dim = 0; dim < 3; ++dim) {
+      CHECK(rows.out[static_cast<std::size_t>(head * 3 + dim)] == static_cast<double>(scattered_values(5)(Tensor::v, 0, 0, 0, dim)));
+    }
+  }
+}
+
+TEST_CASE("an empty pattern is plain attention") {
+  Problem problem = make_problem(77, 4, 2, 9);
+  problem.batch = 2;
+  problem.causal = GENERATE(false, true);
+  const MemorySource source(problem, scattered_values(11));
+
+  const OracleRows rows = oracle_of_all(source, problem, {});
+  const Listed expected = attention_by_lists(source, problem, dense_pattern(problem.seq_len));
+
+  CHECK(largest_difference(rows.out, expected.out) < 1e-13);
+  CHECK(largest_difference(rows.lse, expected.lse) < 1e-13);
+}
+
+TEST_CASE("random problems give what listing each segment's rows gives") {
+  const std::uint64_t seed = 20240601;
+  for (std::int64_t number = 0; number < 150; ++number) {
+    RandomCase random = random_case(seed, number, std::nullopt);
+    random.problem.head_dim = std::min<std::int64_t>(random.problem.head_dim, 20);
+    INFO("seed " << seed << ", case " << number << ": " << random.describe());
+    const MemorySource source(random.problem, scattered_values(random.data_seed));
+
+    const OracleRows rows = oracle_of_all(source, random.problem, random.pattern);
+    const Listed expected = attention_by_lists(source, random.problem, random.pattern);
+
+    CHECK(largest_difference(rows.out, expected.out) < 1e-12);
+    CHECK(largest_difference(rows.lse, expected.lse) < 1e-12);
+  }
+}
+
+TEST_CASE("the plain run errs by its dtype's rounding and no more") {
+  Problem problem = make_problem(200, 2, 2, 32);
+  problem.dtype = GENERATE(DType::fp32, DType::fp16, DType::bf16);
+  const bool round_probabilities = GENERATE(false, true);
+  const MemorySource source(problem, scattered_values(3));
+
+  const OracleRows rows = oracle_rows(source, problem, {}, all_rows(problem), round_probabilities, 2);
+
+  double error = 0;
+  double size = 0;
+  for (std::size_t i = 0; i < rows.out.size(); ++i) {
+    error += std::pow(static_cast<double>(rows.plain_out[i]) - rows.out[i], 2);
+    size += std::pow(rows.out[i], 2);
+  }
+  const double relative = std::sqrt(error / size);
+  // Half a unit of the last place, over sqrt(3) for evenly spread errors, and about that again for each source of rounding.
+  const double unit = problem.dtype == DType::fp32 ? 0x1p-24 : (problem.dtype == DType::fp16 ? 0x1p-11 : 0x1p-8);
+  CHECK(relative > 0.1 * unit);
+  CHECK(relative < (problem.dtype == DType::fp32 ? 16.0 : 1.5) * unit);
+}
+
+TEST_CASE("rounded probabilities add to the plain run's error and leave the oracle alone") {
+  Problem problem = make_problem(300, 1, 1, 64);
+  problem.dtype = DType::bf16;
+  problem.scale = 1.0;
+  const MemorySource source(problem, scattered_values(8));
+
+  const OracleRows kept = oracle_rows(source, problem, {}, all_rows(problem), false, 1);
+  const OracleRows rounded = oracle_rows(source, problem, {}, all_rows(problem), true, 1);
+
+  const auto error_squares = [](const OracleRows& rows) {
+    double sum = 0;
+    for (std::size_t i = 0; i < rows.out.size(); ++i) { sum += std::pow(static_cast<double>(rows.plain_out[i]) - rows.out[i], 2); }
+    return sum;
+  };
+  CHECK(kept.out == rounded.out);
+  CHECK(error_squares(rounded) > 1.05 * error_squares(kept));
+}
+
+TEST_CASE("keys after a row do not touch it under causal") {
+  const std::int64_t cut = 40;
+  Problem problem = make_problem(90, 2, 1, 7);
+  problem.causal = true;
+  Pattern pattern = make_pattern({{64, 1}, {90, 3}}, OffsetRule::group_plus_segment);
+  pattern.head_split = HeadSplit::all;
+  const auto before = scattered_values(1);
+  const MemorySource source(problem, before);
+  const MemorySource changed(problem, [&](Tensor tensor, std::int64_t batch, std::int64_t token, std::int64_t head, std::int64_t dim) {
+    const float value = before(tensor, batch, token, head, dim);
+    return tensor != Tensor::q && token > cut ? 100.0F - value : value;
+  });
+
+  const OracleRows rows = oracle_of_all(source, problem, pattern);
+  const OracleRows rows_changed = oracle_of_all(changed, problem, pattern);
+
+  const auto row_elements = static_cast<std::ptrdiff_t>(problem.heads * problem.head_dim);
+  CHECK(std::equal(rows.out.begin(), rows.out.begin() + (cut + 1) * row_elements, rows_changed.out.begin()));
+  CHECK(std::equal(rows.plain_out.begin(), rows.plain_out.begin() + (cut + 1) * row_elements, rows_changed.plain_out.begin()));
+  CHECK(std::equal(rows.lse.begin(), rows.lse.begin() + (cut + 1) * problem.heads, rows_changed.lse.begin()));
+  CHECK_FALSE(rows.out == rows_changed.out);
+}
+
+TEST_CASE("sampled rows in any order equal the same rows of all, bit for bit, on any number of threads") {
+  Problem problem = make_problem(150, 4, 2, 5);
+  problem.batch = 2;
+  problem.dtype = DType::fp16;
+  problem.causal = true;
+  Pattern pattern = make_pattern({{32, 1}, {150, 4}}, OffsetRule::head);
+  pattern.head_split = HeadSplit::all;
+  pattern.mixing = GENERATE(Mixing::lse, Mixing::mean);
+  const MemorySource source(problem, scattered_values(77));
+  const std::vector<RowId> sample{{1, 149}, {0, 3}, {0, 64}, {1, 0}, {0, 4}, {0, 3}, {0, 149}};
+
+  const OracleRows all = oracle_of_all(source, problem, pattern, 3);
+  const OracleRows some = oracle_rows(source, problem, pattern, sample, false, 1);
+
+  for (std::size_t i = 0; i < sample.size(); ++i) {
+    const std::int64_t row = sample[i].batch * problem.seq_len + sample[i].row;
+    for (std::int64_t head = 0; head < problem.heads; ++head) {
+      const auto in_some = static_cast<std::int64_t>(i) * problem.heads + head;
+      const std::int64_t in_all = row * problem.heads + head;
+      CHECK(some.lse[static_cast<std::size_t>(in_some)] == all.lse[static_cast<std::size_t>(in_all)]);
+      CHECK(some.max_score[static_cast<std::size_t>(in_some)] == all.max_score[static_cast<std::size_t>(in_all)]);
+      for (std::int64_t dim = 0; dim < problem.head_dim; ++dim) {
+        const auto a = static_cast<std::size_t>(in_some * problem.head_dim + dim);
+        const auto b = static_cast<std::size_t>(in_all * problem.head_dim + dim);
+        CHECK(some.out[a] == all.out[b]);
+        CHECK(some.plain_out[a] == all.plain_out[b]);
+      }
+    }
+  }
+}
+
+TEST_CASE("only the segments of the rows are read") {
+  const Problem problem = make_problem(1000, 1, 1, 2);
+  const MemorySource source(problem, scattered_values(2));
+
+  const OracleRows rows = oracle_rows(source, problem, make_pattern({{100, 1}}), std::vector<RowId>{{0, 250}, {0, 920}}, false, 1);
+
+  CHECK(source.tokens_read(Tensor::q) == 2);
+  CHECK(source.tokens_read(Tensor::v) == 200);
+  CHECK(source.tokens_read(Tensor::k) <= 400);
+  CHECK(rows.value_count == 400);
+}
+
+TEST_CASE("a segment longer than the window of keys is streamed") {
+  // 8 KV heads x head_dim 256 in fp32 are 8 KiB a token: 4096 tokens fill 32 MiB. One head at a time keeps the cost of listing low.
+  Problem problem = make_problem(9000, 8, 8, 256);
+  problem.causal = true;
+  const MemorySource source(problem, [](Tensor tensor, std::int64_t, std::int64_t token, std::int64_t head, std::int64_t dim) {
+    if (tensor == Tensor::v) { return static_cast<float>(token + dim); }
+    return tensor == Tensor::q && dim == 0 ? static_cast<float>(head) : (dim == 0 ? static_cast<float>(token % 3) * 0.125F : 0.0F);
+  });
+  const std::vector<RowId> rows{{0, 8999}, {0, 100}, {0, 5000}};
+
+  const OracleRows found = oracle_rows(source, problem, make_pattern({{9000, 7}}, OffsetRule::segment), rows, false, 2);
+
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    for (std::int64_t head = 0; head < problem.heads; ++head) {
+      double denominator = 0;
+      double numerator = 0;
+      for (std::int64_t key = 0; key <= rows[i].row && rows[i].row % 7 == 0; key += 7) {
+        const double weight = std::exp(static_cast<double>(head * (key % 3)) * 0.125 / 16.0);
+        denominator += weight;
+        numerator += weight * static_cast<double>(key + 3);
+      }
+      const auto at = i * 8 + static_cast<std::size_t>(head);
+      const double expected = denominator == 0 ? 0.0 : numerator / denominator;
+      INFO("row " << rows[i].row << ", head " << head);
+      CHECK(std::abs(found.out[at * 256 + 3] - expected) <= 1e-9);
+      if (denominator == 0) {
+        CHECK(found.lse[at] == kMinusInfinity);
+      } else {
+        CHECK(std::abs(found.lse[at] - std::log(denominator)) <= 1e-12);
+      }
+    }
+  }
+}
+
+TEST_CASE("a head or row that nothing covers has output 0 and LSE minus infinity") {
+  const Problem problem = make_problem(20, 2, 2, 3);
+  const MemorySource source(problem, scattered_values(4));
+
+  const OracleRows rows =
+      oracle_of_all(source, problem, make_pattern({{4, 9}}, OffsetRule::segment));  // offset 4 of segment 4 is past its end
+
+  for (std::int64_t row = 0; row < 20; ++row) {
+    const bool covered = row / 4 < 4 && row % 4 == row / 4;
+    CHECK(std::isinf(rows.lse[static_cast<std::size_t>(row * 2)]) == !covered);
+    CHECK((rows.out[static_cast<std::size_t>(row * 6)] == 0.0) == !covered);
+    CHECK((rows.plain_out[static_cast<std::size_t>(row * 6)] == 0.0F) == !covered);
+  }
+}
+
+TEST_CASE("large scores do not overflow the softmax") {
+  Problem problem = make_problem(5, 1, 1, 1);
+  problem.scale = 5000.0;
+  const MemorySource source(problem, [](Tensor tensor, std::int64_t, std::int64_t token, std::int64_t, std::int64_t) {
+    return tensor == Tensor::q ? 1.0F : static_cast<float>(token);
+  });
+
+  const OracleRows rows = oracle_of_all(source, problem, {});
+
+  CHECK(rows.out == std::vector<double>(5, 4.0));
+  CHECK(rows.lse == std::vector<double>(5, 20000.0));
+  CHECK(rows.max_score == std::vector<double>(5, 20000.0));
+}
+
+TEST_CASE("a source that fails ends the oracle with its message") {
+  const Problem problem = make_problem(50, 1, 1, 1);
+  const MemorySource source(problem, [](Tensor tensor, std::int64_t, std::int64_t, std::int64_t, std::int64_t) -> float {
+    if (tensor == Tensor::v) { throw RuntimeFailure("the disk is gone"); }
+    return 0.0F;
+  });
+
+  CHECK_THROWS_AS(oracle_of_all(source, problem, {}), RuntimeFailure);
+}
+
+TEST_CASE("the oracle refuses rows outside, foreign extents and no threads") {
+  const Problem problem = make_problem(10, 2, 1, 1);
+  const MemorySource source(problem, token_number_values());
+  Problem other = problem;
+  other.kv_heads = 2;
+
+  CHECK_THROWS_AS(oracle_rows(source, problem, {}, std::vector<RowId>{{0, 10}}, false, 1), InvalidArgument);
+  CHECK_THROWS_AS(oracle_rows(source, problem, {}, std::vector<RowId>{{1, 0}}, false, 1), InvalidArgument);
+  CHECK_THROWS_AS(oracle_rows(source, other, {}, std::vector<RowId>{{0, 0}}, false, 1), InvalidArgument);
+  CHECK_THROWS_AS(oracle_rows(source, problem, {}, std::vector<RowId>{{0, 0}}, false, 0), InvalidArgument);
+  CHECK(oracle_rows(source, problem, {}, std::vector<RowId>{}, false, 1).out.empty());
+}
+
+}  // namespace
