@@ -54,12 +54,13 @@ std::string in_toml(const Value& value) {
     for (const std::int64_t number : *numbers) { text += fmt::format("{}{}", text.empty() ? "" : ", ", number); }
     return "[" + text + "]";
   }
-  std::ostringstream stream;
   if (const auto* real = std::get_if<double>(&value)) {
-    stream << toml::value<double>(*real);
-  } else {
-    stream << toml::value<std::string>(std::get<std::string>(value));
+    // The shortest text that reads back to the same number; TOML tells floats from integers by the point.
+    const std::string text = fmt::format("{}", *real);
+    return text.find_first_of(".e") == std::string::npos ? text + ".0" : text;
   }
+  std::ostringstream stream;
+  stream << toml::toml_formatter(toml::value<std::string>(std::get<std::string>(value)), toml::format_flags::none);
   return stream.str();
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -132,7 +133,8 @@ int run_main(int argc, char** argv) {
   } catch (const CLI::Success& wanted) {
     return speaks ? parser.exit(wanted) : static_cast<int>(ExitCode::passed);  // --help, --version
   } catch (const CLI::ParseError& error) {
-    std::string message = error.what();
+    const std::vector<std::string> unknown = parser.remaining(true);
+    std::string message = unknown.empty() ? error.what() : fmt::format("unknown argument {}; --help lists what there is", unknown.front());
     std::replace(message.begin(), message.end(), '\n', ' ');
     return speaks ? report(InvalidArgument(message)) : static_cast<int>(ExitCode::bad_input);
   }
@@ -153,6 +155,7 @@ int run_main(int argc, char** argv) {
     return static_cast<int>(ExitCode::passed);
   }
 
+  std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit then is an error that names the file
   std::signal(SIGTERM, remove_and_end);
   std::signal(SIGINT, remove_and_end);
   std::optional<MpiEnvironment> mpi;

@@ -1,10 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // Of tests that scripts/launch starts on several ranks. All ranks leave with the same code, so that a failure on any of them is one.
 #include <cstdio>
+#include <optional>
 
 #include <mpi.h>
 
+#include "mpi_world.hpp"
 #include "session.hpp"
+
+namespace {
+
+std::optional<annulus::Communicator> communicator;
+
+/// Longer than any wait of a test that works.
+constexpr double kTimeoutSeconds = 120.0;
+
+}  // namespace
+
+const annulus::Communicator& annulus::test::world() { return *communicator; }
 
 int main(int argc, char** argv) {
   int provided = MPI_THREAD_SINGLE;
@@ -14,7 +27,9 @@ int main(int argc, char** argv) {
   }
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
 
+  communicator.emplace(annulus::Communicator::world(kTimeoutSeconds));
   const int own = annulus::test::run_session(argc, argv);
+  communicator.reset();
 
   // In the order of what wins: a failure anywhere, then a skip anywhere.
   const int mine[2] = {own == annulus::test::kFailed ? 1 : 0, own == annulus::test::kSkipped ? 1 : 0};

@@ -134,7 +134,8 @@ TEST_CASE("configuration files are strict: unknown keys, wrong types and broken 
 TEST_CASE("--print-config reads back to the same configuration, and preset < file < flag") {
   const TemporaryFolder folder;
   write_text(folder / "a.toml", "heads = 6\nkv-heads = 3\nmixing = \"sum\"\nscale = 0.3\nseed = 9\n");
-  const ProcessResult first = annulus_with({"run", "--preset", "longnet", "--config", folder / "a.toml", "--heads", "12", "--causal", "--dtype", "bf16", "--timeout", "7.5"});
+  const ProcessResult first = annulus_with({"run", "--preset", "longnet", "--config", folder / "a.toml", "--heads", "12", "--causal", "--dtype", "bf16", "--timeout",
+                                            "7.5", "--print-config"});
   REQUIRE(first.exit_code == 0);
   CHECK(first.out.find("segment-lengths = [2048, 4096, 8192, 16384]") != std::string::npos);
   CHECK(first.out.find("mixing = \"sum\"") != std::string::npos);  // the file's, over the preset's lse
@@ -143,9 +144,8 @@ TEST_CASE("--print-config reads back to the same configuration, and preset < fil
   CHECK(first.out.find("causal = true") != std::string::npos);
   write_text(folder / "b.toml", first.out);
   const ProcessResult second = annulus_with({"run", "--config", folder / "b.toml", "--print-config"});
-  const ProcessResult printed = annulus_with({"run", "--preset", "longnet", "--config", folder / "a.toml", "--heads", "12", "--causal", "--dtype", "bf16", "--timeout", "7.5", "--print-config"});
   REQUIRE(second.exit_code == 0);
-  CHECK(second.out == printed.out);
+  CHECK(second.out == first.out);
 }
 
 TEST_CASE("help, plan and print-config work inside a batch script, where no launcher is") {
@@ -207,7 +207,7 @@ TEST_CASE("mistakes under a launcher are told once, by one rank, with exit code 
   launch({"run", "--input", folder / "absent.h5"}, "absent.h5");
   launch({"run", "--heads", "0"}, "--heads 0 is below 1");
   launch(with_small("run", {"--virtual-ranks", "2"}), "runs in one process");
-  launch(with_small("run", {"--output", folder.path() + "/no/such/folder/out.h5"}), "no/such/folder");
+  launch(with_small("run", {"--output", folder.path() + "/no/such/folder/out.h5"}), "No such file or directory");
   launch(with_small("check", {"--cases", "3", "--input", folder / "x.h5"}), "takes no --input");
 }
 

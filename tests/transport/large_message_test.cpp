@@ -9,10 +9,12 @@
 
 #include <annulus_test.hpp>
 
+#include "mpi_world.hpp"
+
 using namespace annulus;
 
 TEST_CASE("a message of more than 2 GiB between two ranks arrives intact") {
-  const Communicator comm = Communicator::world(120.0);
+  const Communicator& comm = test::world();
   REQUIRE(comm.size() == 2);
   const auto backend = make_backend({.kind = BackendKind::reference, .kernel = KernelKind::cublas, .threads = 1, .tile_rows = 0, .device = 0});
   const auto queue = backend->make_queue();

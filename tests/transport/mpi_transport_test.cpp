@@ -11,15 +11,11 @@
 
 #include <annulus_test.hpp>
 
+#include "mpi_world.hpp"
+
 using namespace annulus;
 
 namespace {
-
-/// The communicator of the whole test program: its watchdog is collective, so there is one.
-const Communicator& world() {
-  static const auto* comm = new Communicator(Communicator::world(60.0));
-  return *comm;
-}
 
 std::byte pattern(std::int64_t source, std::int64_t target, std::int64_t step, std::int64_t index) {
   return static_cast<std::byte>((source * 131 + target * 31 + step * 7 + index * 13 + index / 251) & 0xff);
@@ -39,7 +35,7 @@ struct HostSetup {
 }  // namespace
 
 TEST_CASE("every byte of random message patterns arrives, and only completed receives are counted") {
-  const Communicator& comm = world();
+  const Communicator& comm = test::world();
   HostSetup host;
   const auto transport = make_transport(comm.size() == 1 ? TransportKind::self : TransportKind::mpi, comm, *host.backend, false);
   std::mt19937_64 random(11);  // the same on all ranks: all know who sends what
@@ -78,7 +74,7 @@ TEST_CASE("every byte of random message patterns arrives, and only completed rec
 }
 
 TEST_CASE("ranks agree on the lowest rank's failure and one of them reports it") {
-  const Communicator& comm = world();
+  const Communicator& comm = test::world();
   const auto fail_on_odd = [&] {
     if (comm.rank() % 2 == 1) { throw InvalidArgument(fmt::format("rank {} dislikes it", comm.rank())); }
   };
@@ -99,7 +95,7 @@ TEST_CASE("ranks agree on the lowest rank's failure and one of them reports it")
 }
 
 TEST_CASE("sums, gathers and broadcasts reach every rank") {
-  const Communicator& comm = world();
+  const Communicator& comm = test::world();
   CHECK(comm.sum(comm.rank() + 1) == comm.size() * (comm.size() + 1) / 2);
   CHECK(comm.max(comm.rank()) == comm.size() - 1);
   CHECK(comm.broadcast(comm.rank() == 0 ? std::string("from zero") : std::string(), 0) == "from zero");
@@ -113,7 +109,7 @@ TEST_CASE("sums, gathers and broadcasts reach every rank") {
 }
 
 TEST_CASE("transports that do not fit the job are refused") {
-  const Communicator& comm = world();
+  const Communicator& comm = test::world();
   HostSetup host;
   CHECK_THROWS_AS(make_transport(TransportKind::nccl, comm, *host.backend, false), InvalidArgument);
   CHECK_THROWS_AS(make_transport(TransportKind::loopback, comm, *host.backend, false), InvalidArgument);

@@ -1,24 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/backend/cuda_backend.hpp>
 
+#include <annulus/backend/cuda_devices.hpp>
+#include <annulus/core/error.hpp>
+#include <annulus/kernels/cuda.hpp>
+
+#include "cuda_handles.hpp"
+
+#include <cublas_v2.h>
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <memory>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
-
-#include <cublas_v2.h>
-#include <spdlog/spdlog.h>
-
-#include <annulus/backend/cuda_devices.hpp>
-#include <annulus/core/error.hpp>
-#include <annulus/kernels/cuda.hpp>
-
-#include "cuda_handles.hpp"
 
 namespace annulus {
 namespace {
@@ -30,9 +31,7 @@ template <class Body>
 void translated(Body&& body) {
   try {
     body();
-  } catch (const device_kernels::LibraryError& error) {
-    throw RuntimeFailure(error.what());
-  } catch (const std::invalid_argument& error) {
+  } catch (const device_kernels::LibraryError& error) { throw RuntimeFailure(error.what()); } catch (const std::invalid_argument& error) {
     throw InvalidArgument(error.what());
   }
 }
@@ -190,13 +189,14 @@ class CudaBackend final : public Backend {
     const int gpus = require_gpus();
     ANNULUS_EXPECTS(device_ >= 0 && device_ < gpus, "backend cuda: there is no device {}; this process sees {} GPU{}", device_, gpus,
                     gpus == 1 ? ", number 0" : fmt::format("s, 0 to {}", gpus - 1));
-    ANNULUS_EXPECTS(options.tile_rows >= 0 && options.tile_rows <= kMostTileRows, "tile-rows {} is out of range: the cublas kernel takes 0 to {}",
-                    options.tile_rows, kMostTileRows);
-    const DeviceGuard guard(device_);
+    ANNULUS_EXPECTS(options.tile_rows >= 0 && options.tile_rows <= kMostTileRows,
+                    "tile-rows {} is out of range: the cublas kernel takes 0 to {}", options.tile_rows, kMostTileRows);
+    // For good: transports and other users of this thread go by the current device. The guards below serve other threads.
+    ANNULUS_CUDA(cudaSetDevice(device_));
     info_ = visible_gpus().at(static_cast<std::size_t>(device_));
     ANNULUS_EXPECTS(device_kernels::built_for_current_device(),
-                    "backend cuda: {} has compute capability {}.{}, for which this binary holds no machine code (see `annulus info`)", info_.name,
-                    info_.compute_major, info_.compute_minor);
+                    "backend cuda: {} has compute capability {}.{}, for which this binary holds no machine code (see `annulus info`)",
+                    info_.name, info_.compute_major, info_.compute_minor);
     pool_ = std::make_unique<MemoryPool>(device_);
     streams_ = std::make_shared<StreamSet>();
     events_ = std::make_shared<EventPool>();
@@ -276,6 +276,17 @@ class CudaBackend final : public Backend {
     return device_kernels::CublasAttention::workspace_bytes(tiling_for(head_dim, dtype));
   }
   MemoryReport memory() const override { return memory_; }
+  std::int64_t available_bytes() const override {
+    const DeviceGuard guard(device_);
+    std::size_t free_bytes = 0;
+    std::size_t total_bytes = 0;
+    std::uint64_t reserved = 0;
+    std::uint64_t used = 0;
+    ANNULUS_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
+    ANNULUS_CUDA(cudaMemPoolGetAttribute(pool_->get(), cudaMemPoolAttrReservedMemCurrent, &reserved));
+    ANNULUS_CUDA(cudaMemPoolGetAttribute(pool_->get(), cudaMemPoolAttrUsedMemCurrent, &used));
+    return checked_narrow<std::int64_t>(free_bytes) + checked_narrow<std::int64_t>(reserved - used);
+  }
   void reset_high_water() override { memory_.high_water = memory_.in_use; }
 
   void upload(Queue& queue, void* dst, const void* host, std::int64_t bytes) override {
@@ -365,9 +376,10 @@ class CudaBackend final : public Backend {
     std::size_t free_bytes = 0;
     std::size_t total_bytes = 0;
     ANNULUS_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
-    throw RuntimeFailure(fmt::format("not enough memory on {} (device {}): {:.1f} MiB asked for, {:.1f} MiB free of {:.1f}, {:.1f} held by this backend",
-                                     info_.name, device_, mebibytes(bytes), mebibytes(static_cast<std::int64_t>(free_bytes)),
-                                     mebibytes(static_cast<std::int64_t>(total_bytes)), mebibytes(memory_.in_use)));
+    throw RuntimeFailure(
+        fmt::format("not enough memory on {} (device {}): {:.1f} MiB asked for, {:.1f} MiB free of {:.1f}, {:.1f} held by this backend",
+                    info_.name, device_, mebibytes(bytes), mebibytes(static_cast<std::int64_t>(free_bytes)),
+                    mebibytes(static_cast<std::int64_t>(total_bytes)), mebibytes(memory_.in_use)));
   }
 
   void copy_bytes(Queue& queue, void* dst, const void* src, std::int64_t bytes, cudaMemcpyKind direction) {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/backend/cuda_devices.hpp>
 
-#include <array>
-#include <cstddef>
-
 #include <annulus/core/error.hpp>
 
 #include "cuda_handles.hpp"
+
+#include <array>
+#include <cstddef>
 
 namespace annulus {
 namespace {
@@ -54,6 +54,27 @@ int require_gpus() {
     throw InvalidArgument("backend cuda needs a GPU, and this process sees none (is CUDA_VISIBLE_DEVICES empty?)");
   }
   throw RuntimeFailure(fmt::format("backend cuda: cudaGetDeviceCount failed: {}", cudaGetErrorString(status)));
+}
+
+int current_device() {
+  int device = 0;
+  ANNULUS_CUDA(cudaGetDevice(&device));
+  return device;
+}
+
+std::string gpu_uuid(int device) {
+  cudaDeviceProp properties{};
+  ANNULUS_CUDA(cudaGetDeviceProperties(&properties, device));
+  return uuid_text(properties.uuid);
+}
+
+int device_with_uuid(const std::string& uuid) {
+  int count = 0;
+  ANNULUS_CUDA(cudaGetDeviceCount(&count));
+  for (int device = 0; device < count; ++device) {
+    if (gpu_uuid(device) == uuid) { return device; }
+  }
+  return -1;
 }
 
 std::vector<GpuInfo> visible_gpus(GpuQuery query) {

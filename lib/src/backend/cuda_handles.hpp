@@ -2,14 +2,15 @@
 // CUDA handles and status checks for the files of this library that touch a GPU.
 #pragma once
 
-#include <source_location>
-#include <utility>
+#include <annulus/backend/backend.hpp>
+#include <annulus/core/error.hpp>
 
 #include <cuda_runtime_api.h>
 #include <nvtx3/nvToolsExt.h>
 
-#include <annulus/backend/backend.hpp>
-#include <annulus/core/error.hpp>
+#include <source_location>
+#include <string>
+#include <utility>
 
 namespace annulus {
 
@@ -41,10 +42,18 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+/// Communication must not queue behind attention.
+enum class StreamPriority { normal, high };
+
 /// A stream of the current device that does not synchronise with the default stream.
 class CudaStream {
  public:
-  explicit CudaStream(int priority = 0) { ANNULUS_CUDA(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, priority)); }
+  explicit CudaStream(StreamPriority priority = StreamPriority::normal) {
+    int least = 0;
+    int greatest = 0;
+    if (priority == StreamPriority::high) { ANNULUS_CUDA(cudaDeviceGetStreamPriorityRange(&least, &greatest)); }
+    ANNULUS_CUDA(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest));
+  }
   CudaStream(CudaStream&& other) noexcept : stream_(std::exchange(other.stream_, nullptr)) {}
   CudaStream& operator=(CudaStream&& other) noexcept {
     std::swap(stream_, other.stream_);
@@ -60,14 +69,6 @@ class CudaStream {
  private:
   cudaStream_t stream_ = nullptr;
 };
-
-/// The priority of the most urgent streams of the current device: for communication that must not queue behind attention.
-inline int highest_stream_priority() {
-  int least = 0;
-  int greatest = 0;
-  ANNULUS_CUDA(cudaDeviceGetStreamPriorityRange(&least, &greatest));
-  return greatest;
-}
 
 /// An event of the current device. With timing by default.
 class CudaEvent {
@@ -105,5 +106,14 @@ cudaStream_t stream_of(Queue& queue);
 /// Number of usable GPUs, at least 1.
 /// @throws InvalidArgument saying which of driver, driver version or GPU is missing
 int require_gpus();
+
+/// The calling thread's device.
+int current_device();
+
+/// "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx", the same on every process and host.
+std::string gpu_uuid(int device);
+
+/// The device of this process with that UUID, or -1 if it sees none.
+int device_with_uuid(const std::string& uuid);
 
 }  // namespace annulus

@@ -12,7 +12,6 @@
 #include <cstring>
 #include <fcntl.h>
 #include <filesystem>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <system_error>
 #include <unistd.h>
@@ -103,17 +102,6 @@ int rename_to_absent(const char* from, const char* to) {
   return ::rename(from, to) == 0 ? 0 : errno;
 }
 
-/// Lets HDF5 write what it still holds to anonymous memory instead: a disk that refused data would also refuse the metadata, and a file
-/// whose metadata cannot be written is one that HDF5 cannot close.
-void detach_from_disk(hid_t file) noexcept {
-  void* handle = nullptr;
-  if (H5Fget_vfd_handle(file, H5P_DEFAULT, &handle) < 0) { return; }
-  const int memory = ::memfd_create("annulus-abandoned-result", MFD_CLOEXEC);
-  if (memory < 0) { return; }
-  ::dup2(memory, *static_cast<const int*>(handle));
-  ::close(memory);
-}
-
 }  // namespace
 
 UnfinishedFile::UnfinishedFile(const std::string& path, bool force)
@@ -138,10 +126,7 @@ UnfinishedFile::UnfinishedFile(const std::string& path, bool force)
 UnfinishedFile::~UnfinishedFile() {
   if (finished_) { return; }
   const Hdf5Lock lock;
-  if (file_) {
-    detach_from_disk(file_.get());
-    file_.reset();
-  }
+  file_.reset();
   remove_temporary();
 }
 

@@ -13,6 +13,8 @@
 #include <annulus/core/error.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
+#include "gpu_identity.hpp"
+
 namespace annulus {
 
 namespace {
@@ -194,10 +196,10 @@ class DeviceMpiTransport::Landing {
   std::int64_t freed_ = 0;     ///< chunks whose buffer is free again
 };
 
-DeviceMpiTransport::DeviceMpiTransport(const Communicator& comm, Path path)
+DeviceMpiTransport::DeviceMpiTransport(const Communicator& comm, int device, Path path)
     : comm_(comm.duplicate()),
       path_(path),
-      device_(current_device()),
+      device_(device),
       out_(StreamPriority::high),
       in_(StreamPriority::high),
       ledger_(comm_, "transfer by MPI") {
@@ -231,6 +233,7 @@ void DeviceMpiTransport::rethrow_failure() {
 
 void DeviceMpiTransport::post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) {
   rethrow_failure();
+  const DeviceGuard guard(device_);
   StepLedger::Entry& entry = ledger_.open(step, sends, receives, stream_of(queue));
   if (entry.number == 0) { return; }
   const std::scoped_lock lock(mutex_);
@@ -241,6 +244,7 @@ void DeviceMpiTransport::post(std::int64_t step, std::span<const Outgoing> sends
 void DeviceMpiTransport::wait(std::int64_t step, Queue& queue) {
   const std::uint32_t number = ledger_.entry(step).number;
   if (number == 0) { return; }
+  const DeviceGuard guard(device_);
   ledger_.mark_waiting(step, stream_of(queue));
   {
     std::unique_lock lock(mutex_);
@@ -385,12 +389,14 @@ void DeviceMpiTransport::move_direct(const Job& job) {
 }
 
 std::unique_ptr<Transport> make_device_mpi_transport(const Communicator& comm, Backend& backend) {
-  ANNULUS_EXPECTS(backend.kind() == BackendKind::cuda, "this path of transport mpi moves memory of backend cuda, found {}", to_string(backend.kind()));
+  int device = 0;
+  together(comm, [&] { device = device_of(backend); });
+  const DeviceGuard guard(device);
   const bool direct = comm.min(mpi_takes_device_pointers() ? 1 : 0) == 1;
   if (comm.rank() == 0) {
     spdlog::info("transport mpi: {}", direct ? "this MPI library takes device pointers" : "device memory is staged through pinned host memory");
   }
-  return std::make_unique<DeviceMpiTransport>(comm, direct ? DeviceMpiTransport::Path::direct : DeviceMpiTransport::Path::staged);
+  return std::make_unique<DeviceMpiTransport>(comm, device, direct ? DeviceMpiTransport::Path::direct : DeviceMpiTransport::Path::staged);
 }
 
 }  // namespace annulus

@@ -19,7 +19,7 @@
 #include <annulus/transport/communicator.hpp>
 #include <annulus/transport/transport.hpp>
 
-#include "cuda_support.hpp"
+#include "../backend/cuda_handles.hpp"
 #include "step_ledger.hpp"
 
 namespace annulus {
@@ -48,7 +48,8 @@ class DeviceMpiTransport final : public Transport {
   /// How device memory gets to MPI.
   enum class Path { direct, staged };
 
-  DeviceMpiTransport(const Communicator& comm, Path path);
+  /// `device` must be current.
+  DeviceMpiTransport(const Communicator& comm, int device, Path path);
   ~DeviceMpiTransport() override;
 
   TransportKind kind() const override { return TransportKind::mpi; }

@@ -71,8 +71,8 @@ int assign_gpu(const Communicator& comm, bool share_gpu) {
   return device;
 }
 
-TransportKind choose_gpu_transport(const Communicator& comm) {
-  if (p2p_obstacle(comm).empty()) { return TransportKind::p2p; }
+TransportKind choose_gpu_transport(const Communicator& comm, Backend& backend) {
+  if (p2p_obstacle(comm, backend).empty()) { return TransportKind::p2p; }
   return has_nccl_transport() ? TransportKind::nccl : TransportKind::mpi;
 }
 

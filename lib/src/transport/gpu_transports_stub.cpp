@@ -16,7 +16,7 @@ namespace {
 std::unique_ptr<Transport> make_nccl_transport(const Communicator& /*comm*/, Backend& /*backend*/, bool /*share_gpu*/) { refuse("transport nccl"); }
 std::unique_ptr<Transport> make_p2p_transport(const Communicator& /*comm*/, Backend& /*backend*/) { refuse("transport p2p"); }
 std::unique_ptr<Transport> make_device_mpi_transport(const Communicator& /*comm*/, Backend& /*backend*/) { refuse("device memory for transport mpi"); }
-std::string p2p_obstacle(const Communicator& /*comm*/) { return "this binary has no CUDA"; }
+std::string p2p_obstacle(const Communicator& /*comm*/, Backend& /*backend*/) { return "this binary has no CUDA"; }
 bool has_nccl_transport() { return false; }
 
 }  // namespace annulus

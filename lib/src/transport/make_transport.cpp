@@ -13,7 +13,7 @@ namespace annulus {
 std::unique_ptr<Transport> make_transport(TransportKind kind, const Communicator& comm, Backend& backend, bool share_gpu) {
   const bool device = !backend.host_memory();
   if (kind == TransportKind::automatic) {
-    kind = comm.size() == 1 ? TransportKind::self : (device ? choose_gpu_transport(comm) : TransportKind::mpi);
+    kind = comm.size() == 1 ? TransportKind::self : (device ? choose_gpu_transport(comm, backend) : TransportKind::mpi);
   }
   switch (kind) {
     case TransportKind::self:

@@ -16,6 +16,8 @@
 #include <annulus/core/error.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
+#include "gpu_identity.hpp"
+
 namespace annulus {
 
 namespace {
@@ -53,8 +55,8 @@ void set_default(const char* name, const std::string& value) {
 }
 
 /// Whether any two ranks run on the same GPU. Collective.
-bool ranks_share_gpus(const Communicator& comm) {
-  std::vector<std::string> uuids = comm.all_gather(gpu_uuid(current_device()));
+bool ranks_share_gpus(const Communicator& comm, int device) {
+  std::vector<std::string> uuids = comm.all_gather(gpu_uuid(device));
   std::sort(uuids.begin(), uuids.end());
   return std::adjacent_find(uuids.begin(), uuids.end()) != uuids.end();
 }
@@ -72,8 +74,9 @@ void let_ranks_share_gpus(const Communicator& comm) {
   }
 }
 
-const Communicator& environment_ready(const Communicator& comm, bool share_gpu) {
-  if (share_gpu && ranks_share_gpus(comm)) { let_ranks_share_gpus(comm); }
+/// Passes `comm` on once NCCL may be called.
+const Communicator& with_environment(const Communicator& comm, int device, bool share_gpu) {
+  if (share_gpu && ranks_share_gpus(comm, device)) { let_ranks_share_gpus(comm); }
   return comm;
 }
 
@@ -106,11 +109,12 @@ void NcclCommunicator::check_asynchronous() const {
   if (state != ncclSuccess && state != ncclInProgress) { check_nccl(state, handle_, "a transfer by NCCL"); }
 }
 
-NcclTransport::NcclTransport(const Communicator& comm, Backend& backend, bool share_gpu)
+NcclTransport::NcclTransport(const Communicator& comm, Backend& backend, int device, bool share_gpu)
     : comm_(comm),
       backend_(backend),
+      device_(device),
       stream_(StreamPriority::high),
-      nccl_(environment_ready(comm_, share_gpu)),
+      nccl_(with_environment(comm_, device, share_gpu)),
       ledger_(comm_, "transfer by NCCL", [this] { nccl_.check_asynchronous(); }) {}
 
 NcclTransport::~NcclTransport() {
@@ -121,6 +125,7 @@ NcclTransport::~NcclTransport() {
 }
 
 void NcclTransport::prepare(std::span<const StepMessages> steps) {
+  const DeviceGuard guard(device_);
   std::set<std::int64_t> to;
   std::set<std::int64_t> from;
   for (const StepMessages& step : steps) {
@@ -158,6 +163,7 @@ void NcclTransport::prepare(std::span<const StepMessages> steps) {
 }
 
 void NcclTransport::post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) {
+  const DeviceGuard guard(device_);
   StepLedger::Entry& entry = ledger_.open(step, sends, receives, stream_of(queue));
   if (entry.number == 0) { return; }
   ANNULUS_CUDA(cudaStreamWaitEvent(stream_.get(), entry.posted.get(), cudaEventWaitDefault));
@@ -178,6 +184,7 @@ void NcclTransport::post(std::int64_t step, std::span<const Outgoing> sends, std
 }
 
 void NcclTransport::wait(std::int64_t step, Queue& queue) {
+  const DeviceGuard guard(device_);
   ledger_.mark_waiting(step, stream_of(queue));
   ledger_.wait(step, stream_of(queue));
 }
@@ -185,7 +192,10 @@ void NcclTransport::wait(std::int64_t step, Queue& queue) {
 StepTraffic NcclTransport::traffic(std::int64_t step) { return ledger_.traffic(step); }
 
 std::unique_ptr<Transport> make_nccl_transport(const Communicator& comm, Backend& backend, bool share_gpu) {
-  return std::make_unique<NcclTransport>(comm, backend, share_gpu);
+  int device = 0;
+  together(comm, [&] { device = device_of(backend); });
+  const DeviceGuard guard(device);
+  return std::make_unique<NcclTransport>(comm, backend, device, share_gpu);
 }
 
 bool has_nccl_transport() { return true; }

@@ -12,7 +12,7 @@
 #include <annulus/transport/communicator.hpp>
 #include <annulus/transport/transport.hpp>
 
-#include "cuda_support.hpp"
+#include "../backend/cuda_handles.hpp"
 #include "step_ledger.hpp"
 
 namespace annulus {
@@ -42,7 +42,8 @@ class NcclCommunicator {
 /// behind the same work.
 class NcclTransport final : public Transport {
  public:
-  NcclTransport(const Communicator& comm, Backend& backend, bool share_gpu);
+  /// `device` is the backend's, and current.
+  NcclTransport(const Communicator& comm, Backend& backend, int device, bool share_gpu);
   ~NcclTransport() override;
 
   TransportKind kind() const override { return TransportKind::nccl; }
@@ -57,6 +58,7 @@ class NcclTransport final : public Transport {
  private:
   Communicator comm_;
   Backend& backend_;
+  int device_;
   int exceptions_at_start_ = std::uncaught_exceptions();
   CudaStream stream_;
   NcclCommunicator nccl_;

@@ -14,6 +14,7 @@
 #include <annulus/transport/gpu_transports.hpp>
 
 #include "cuda_driver.hpp"
+#include "gpu_identity.hpp"
 
 namespace annulus {
 
@@ -64,12 +65,11 @@ cudaIpcMemHandle_t handle_of(void* base) {
 bool unwinding() { return std::uncaught_exceptions() > 0; }
 
 /// Why this rank cannot push to all others, or empty.
-std::string own_obstacle(const Communicator& comm, const std::vector<std::string>& uuids) {
+std::string own_obstacle(const Communicator& comm, int own, const std::vector<std::string>& uuids) {
   if (comm.host_size() != comm.size()) {
     return fmt::format("transport p2p connects the ranks of one host; {} of {} ranks run on {}; transport nccl connects several hosts",
                        comm.host_size(), comm.size(), comm.host());
   }
-  const int own = current_device();
   for (std::int64_t peer = 0; peer < comm.size(); ++peer) {
     const std::string& uuid = uuids[static_cast<std::size_t>(peer)];
     const int device = device_with_uuid(uuid);
@@ -90,12 +90,16 @@ std::string own_obstacle(const Communicator& comm, const std::vector<std::string
 
 }  // namespace
 
-std::string p2p_obstacle(const Communicator& comm) {
+std::string p2p_obstacle(const Communicator& comm, Backend& backend) {
+  int device = 0;
   std::string uuid;
-  together(comm, [&] { uuid = gpu_uuid(current_device()); });
+  together(comm, [&] {
+    device = device_of(backend);
+    uuid = gpu_uuid(device);
+  });
   const std::vector<std::string> uuids = comm.all_gather(uuid);
   std::string own;
-  together(comm, [&] { own = own_obstacle(comm, uuids); });
+  together(comm, [&] { own = own_obstacle(comm, device, uuids); });
   for (const std::string& obstacle : comm.all_gather(own)) {
     if (!obstacle.empty()) { return obstacle; }
   }
@@ -132,8 +136,9 @@ P2pTransport::DeviceWords::~DeviceWords() {
   if (!unwinding()) { static_cast<void>(cudaFree(data_)); }
 }
 
-P2pTransport::P2pTransport(const Communicator& comm)
+P2pTransport::P2pTransport(const Communicator& comm, int device)
     : comm_(comm.duplicate()),
+      device_(device),
       peers_(static_cast<std::size_t>(comm.size())),
       grants_(StreamPriority::high),
       arrivals_(StreamPriority::high),
@@ -161,6 +166,7 @@ P2pTransport::P2pTransport(const Communicator& comm)
 P2pTransport::~P2pTransport() {
   if (std::uncaught_exceptions() > exceptions_at_start_) { return; }
   try {
+    const DeviceGuard guard(device_);
     ledger_.drain();
     mappings_.clear();
     word_mappings_.clear();
@@ -226,6 +232,7 @@ void P2pTransport::map_targets(std::span<const StepMessages> steps, const std::v
 }
 
 void P2pTransport::prepare(std::span<const StepMessages> steps) {
+  const DeviceGuard guard(device_);
   release();
   std::string own;
   together(comm_, [&] { own = publish(steps); });
@@ -234,6 +241,7 @@ void P2pTransport::prepare(std::span<const StepMessages> steps) {
 }
 
 void P2pTransport::post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) {
+  const DeviceGuard guard(device_);
   StepLedger::Entry& entry = ledger_.open(step, sends, receives, stream_of(queue));
   if (entry.number == 0) { return; }
   const CudaDriver& driver = CudaDriver::get();
@@ -276,6 +284,7 @@ void P2pTransport::post(std::int64_t step, std::span<const Outgoing> sends, std:
 }
 
 void P2pTransport::wait(std::int64_t step, Queue& queue) {
+  const DeviceGuard guard(device_);
   ledger_.mark_waiting(step, stream_of(queue));
   ledger_.wait(step, stream_of(queue));
 }
@@ -283,10 +292,11 @@ void P2pTransport::wait(std::int64_t step, Queue& queue) {
 StepTraffic P2pTransport::traffic(std::int64_t step) { return ledger_.traffic(step); }
 
 std::unique_ptr<Transport> make_p2p_transport(const Communicator& comm, Backend& backend) {
-  ANNULUS_EXPECTS(backend.kind() == BackendKind::cuda, "transport p2p moves memory of backend cuda, found {}", to_string(backend.kind()));
-  const std::string obstacle = p2p_obstacle(comm);
+  const std::string obstacle = p2p_obstacle(comm, backend);
   ANNULUS_EXPECTS(obstacle.empty(), "{}", obstacle);
-  return std::make_unique<P2pTransport>(comm);
+  const int device = device_of(backend);
+  const DeviceGuard guard(device);
+  return std::make_unique<P2pTransport>(comm, device);
 }
 
 }  // namespace annulus

@@ -16,7 +16,7 @@
 #include <annulus/transport/communicator.hpp>
 #include <annulus/transport/transport.hpp>
 
-#include "cuda_support.hpp"
+#include "../backend/cuda_handles.hpp"
 #include "step_ledger.hpp"
 
 namespace annulus {
@@ -44,7 +44,8 @@ class IpcMapping {
 /// no cycle can form even if the hardware runs several streams one after the other.
 class P2pTransport final : public Transport {
  public:
-  explicit P2pTransport(const Communicator& comm);
+  /// `device` must be current.
+  P2pTransport(const Communicator& comm, int device);
   ~P2pTransport() override;
 
   TransportKind kind() const override { return TransportKind::p2p; }
@@ -89,6 +90,7 @@ class P2pTransport final : public Transport {
   void release();
 
   Communicator comm_;
+  int device_;
   int exceptions_at_start_ = std::uncaught_exceptions();
   std::unique_ptr<DeviceWords> words_;  ///< arrived[ranks], granted[ranks]
   std::vector<Peer> peers_;

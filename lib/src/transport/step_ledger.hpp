@@ -16,7 +16,7 @@
 #include <annulus/transport/communicator.hpp>
 #include <annulus/transport/transport.hpp>
 
-#include "cuda_support.hpp"
+#include "../backend/cuda_handles.hpp"
 
 namespace annulus {
 
@@ -25,7 +25,7 @@ namespace annulus {
 /// A host that enqueues far ahead may stand inside a launch when a peer stops, and a runtime call of another thread may stand behind it. So the streams
 /// themselves write into pinned words how far they are, and a thread reads these without asking the CUDA runtime: it tells the watchdog when the queue
 /// stands before a transfer that has not come (and only then: the rank's own work is not waiting), counts completed transfers as progress, and calls
-/// `check`. Steps without bytes cost nothing and touch no stream.
+/// `check`. Steps without bytes cost nothing and touch no stream. Functions that take streams need their device to be current.
 class StepLedger {
  public:
   /// One step's transfer; lives as long as the ledger and is used again by the next run of the same step.

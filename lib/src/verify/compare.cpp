@@ -19,6 +19,7 @@ constexpr double kPlainFactor = 1.2;  // 16-bit: of the plain run's error
 constexpr double kFloor = 0x1p-24;    // 16-bit: of RMS(O), for outputs that the plain run happens to hit exactly
 constexpr double kLargeScore = 64.0;  // from here a rounding of an fp32 score moves its exponential by more than kFp32Tolerance
 constexpr double kLargeScoreFactor = 2.0;
+constexpr double kElementFactor = 16.0;  // largest errors of two sound runs differ by less; a wrong row is off by far more
 constexpr double kLseFloor = 1e-5;
 constexpr double kLseShare = 0x1p-21;  // of the largest score
 constexpr std::int64_t kLseDim = -1;   // the place of an LSE where a dim would stand
@@ -92,6 +93,7 @@ ErrorSums compare_elements(const Problem& problem, std::span<const RowId> rows, 
           sums.error_squares += error * error;
           sums.plain_error_squares += plain_error * plain_error;
           sums.oracle_squares += expected * expected;
+          sums.max_plain_error = std::max(sums.max_plain_error, std::abs(plain_error));
           take_worst(std::abs(error), {rows[i].batch, rows[i].row, head, dim}, sums.max_error, sums.worst);
         }
       }
@@ -119,6 +121,7 @@ void ErrorSums::add(const ErrorSums& other) {
   take_worst(other.max_error, other.worst, max_error, worst);
   take_worst(other.max_lse_error, other.worst_lse, max_lse_error, worst_lse);
   max_score = std::max(max_score, other.max_score);
+  max_plain_error = std::max(max_plain_error, other.max_plain_error);
   take_mismatches(other.non_finite_mismatches, other.first_mismatch, *this);
   uncovered += other.uncovered;
 }
@@ -148,6 +151,7 @@ Verdict judge(const Problem& problem, const ErrorSums& sums) {
   } else {
     verdict.limit = kPlainFactor * verdict.plain_rms_error + kFloor * output_rms;
   }
+  verdict.element_limit = kElementFactor * std::max(sums.max_plain_error, verdict.limit);
   verdict.lse_limit = kLseFloor + kLseShare * sums.max_score;
 
   // Each limit is asked as "not within", so that a NaN fails.
@@ -161,6 +165,8 @@ Verdict judge(const Problem& problem, const ErrorSums& sums) {
   } else if (!(verdict.rms_error <= verdict.limit)) {
     verdict.reason = fmt::format("RMS error {:.3e} of the output exceeds {:.3e}; the largest error is {:.3e} at {}", verdict.rms_error,
                                  verdict.limit, sums.max_error, place_name(sums.worst));
+  } else if (!(sums.max_error <= verdict.element_limit)) {
+    verdict.reason = fmt::format("error {:.3e} of one element exceeds {:.3e} at {}", sums.max_error, verdict.element_limit, place_name(sums.worst));
   } else if (!(sums.max_lse_error <= verdict.lse_limit)) {
     verdict.reason = fmt::format("LSE error {:.3e} exceeds {:.3e} at batch {}, row {}, head {}", sums.max_lse_error, verdict.lse_limit,
                                  sums.worst_lse[0], sums.worst_lse[1], sums.worst_lse[2]);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include <annulus/backend/backend.hpp>
 #include <annulus/core/enums.hpp>
 #include <annulus/transport/communicator.hpp>
 
@@ -30,7 +31,7 @@ std::vector<int> choose_devices(std::span<const GpuClaim> claims, bool share_gpu
 int assign_gpu(const Communicator& comm, bool share_gpu);
 
 /// What TransportKind::automatic means for several ranks on GPUs: p2p inside one host where peers reach each other, else nccl where it is compiled
-/// in, else mpi. Each rank's GPU is the one that is current in its thread. Collective.
-TransportKind choose_gpu_transport(const Communicator& comm);
+/// in, else mpi. Each rank's GPU is its backend's. Collective.
+TransportKind choose_gpu_transport(const Communicator& comm, Backend& backend);
 
 }  // namespace annulus

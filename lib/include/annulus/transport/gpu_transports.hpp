@@ -26,8 +26,8 @@ std::unique_ptr<Transport> make_p2p_transport(const Communicator& comm, Backend&
 /// @throws NotCompiled
 std::unique_ptr<Transport> make_device_mpi_transport(const Communicator& comm, Backend& backend);
 
-/// Why transport p2p cannot connect these ranks, each on the GPU that is current in its thread; empty if it can. The same on all ranks. Collective.
-std::string p2p_obstacle(const Communicator& comm);
+/// Why transport p2p cannot connect these ranks, each on its backend's GPU; empty if it can. The same on all ranks. Collective.
+std::string p2p_obstacle(const Communicator& comm, Backend& backend);
 
 /// Whether this binary has transport nccl.
 bool has_nccl_transport();

@@ -19,6 +19,7 @@ struct ErrorSums {
   double value_squares = 0;          ///< sum v^2 over value_count elements of V
   std::int64_t value_count = 0;
   double max_error = 0;
+  double max_plain_error = 0;
   std::int64_t worst[4] = {0, 0, 0, 0};  ///< batch, row, head, dim of max_error
   double max_lse_error = 0;
   std::int64_t worst_lse[3] = {0, 0, 0};  ///< batch, row, head
@@ -38,12 +39,14 @@ struct Verdict {
   double plain_rms_error = 0;
   double ratio = 0;        ///< rms_error / plain_rms_error (0/0 is 0)
   double limit = 0;        ///< on rms_error
+  double element_limit = 0;  ///< on max_error
   double lse_limit = 0;
   std::string reason;      ///< empty when passed; otherwise one sentence that names the worst index
 };
 
 /// The limits: fp32: rms_error <= 2e-6 * max(RMS(O), 0.1 RMS(V)); 16-bit: rms_error <= 1.2 * plain_rms_error + a floor of one part in 2^24 of
 /// RMS(O); with scores beyond what fp32 resolves (max_score > 64) fp32 may use 2 * plain_rms_error instead where larger.
+/// No element may be off by more than 16 times the larger of the plain run's largest error and the RMS limit: a mean over many rows hides one wrong row.
 /// LSE: max error <= 1e-5 + 2^-21 * max_score. Any mismatch of non-finite values fails.
 Verdict judge(const Problem& problem, const ErrorSums& sums);
 
