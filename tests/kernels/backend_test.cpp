@@ -325,7 +325,7 @@ Outputs plain(const Case& c, const Inputs& inputs, bool round_probabilities) {
             max = std::max(max, scores[as_size(j)]);
             ++seen;
           }
-          if (seen == 0) { continue; }
+          if (max == -std::numeric_limits<float>::infinity()) { continue; }
           float sum = 0.0F;
           std::fill(acc.begin(), acc.end(), 0.0F);
           for (std::int64_t j = 0; j < seen; ++j) {
@@ -637,6 +637,27 @@ TEST_CASE("attend carries NaN and infinity to the rows that see them and to no o
   const Outputs expected = oracle(c, inputs);
   CHECK(non_finite_mismatches(result.out, expected.out) == 0);
   CHECK(non_finite_mismatches(result.lse, expected.lse) == 0);
+}
+
+TEST_CASE("attend gives a score of minus infinity no weight, whichever chunk it comes in", "[backend]") {
+  const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
+  const std::int64_t first_chunk = GENERATE(4, 20);
+  Device device(kind);
+  std::mt19937_64 random(kSeed);
+  Case c;
+  c.mask = Mask::causal;  // the first four rows see no other score
+  c.q_rows = 24;
+  c.k_rows = 24;
+  c.head_dim = 8;
+  c.chunks = {first_chunk, 24 - first_chunk};
+  Inputs inputs = random_inputs(c, random);
+  for (std::size_t row = 0; row < 24; ++row) { inputs.q[row * 8] = 1.0F; }
+  for (const std::size_t row : {0, 1, 2, 3, 10}) { inputs.k[row * 8] = -std::numeric_limits<float>::infinity(); }
+
+  check_against_reference(device, c, inputs, 30.0);
+
+  const Outputs result = run(device, c, inputs);
+  CHECK(std::vector<double>(result.lse.begin(), result.lse.begin() + 4) == std::vector<double>(4, -kInfinity));
 }
 
 // --- partials -------------------------------------------------------------------------------------------------------------------------

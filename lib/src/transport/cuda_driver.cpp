@@ -44,10 +44,6 @@ void CudaDriver::write_word(cudaStream_t stream, std::uint32_t* word, std::uint3
   check(write_value_(stream, address_of(word), value, CU_STREAM_WRITE_VALUE_DEFAULT), "cuStreamWriteValue32");
 }
 
-void CudaDriver::write_mark(cudaStream_t stream, std::uint32_t* word, std::uint32_t value) const {
-  check(write_value_(stream, address_of(word), value, CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER), "cuStreamWriteValue32");
-}
-
 void CudaDriver::wait_for_word(cudaStream_t stream, const std::uint32_t* word, std::uint32_t value) const {
   check(wait_value_(stream, address_of(word), value, CU_STREAM_WAIT_VALUE_GEQ), "cuStreamWaitValue32");
 }

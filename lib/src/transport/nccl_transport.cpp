@@ -125,6 +125,7 @@ NcclTransport::~NcclTransport() {
 }
 
 void NcclTransport::prepare(std::span<const StepMessages> steps) {
+  if (steps.empty()) { return; }
   const DeviceGuard guard(device_);
   std::set<std::int64_t> to;
   std::set<std::int64_t> from;

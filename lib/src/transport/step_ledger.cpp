@@ -98,7 +98,7 @@ void StepLedger::complete(Entry& entry, cudaStream_t stream) {
 
 void StepLedger::mark_waiting(std::int64_t step, cudaStream_t queue) {
   const std::uint32_t number = entry(step).number;
-  if (number != 0) { CudaDriver::get().write_mark(queue, &words_->waiting, number); }
+  if (number != 0) { CudaDriver::get().write_word(queue, &words_->waiting, number); }
 }
 
 void StepLedger::wait(std::int64_t step, cudaStream_t queue) {
