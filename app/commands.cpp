@@ -1,17 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "commands.hpp"
 
-#include <sys/utsname.h>
-#include <unistd.h>
-
-#include <chrono>
-#include <cmath>
-#include <ctime>
-
-#include <fmt/chrono.h>
-#include <fmt/format.h>
-#include <nlohmann/json.hpp>
-
 #include <annulus/attention/session.hpp>
 #include <annulus/backend/cuda_devices.hpp>
 #include <annulus/bench/bench.hpp>
@@ -23,6 +12,16 @@
 
 #include "config_file.hpp"
 #include "progress.hpp"
+
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <chrono>
+#include <cmath>
+#include <ctime>
+#include <sys/utsname.h>
+#include <unistd.h>
 
 namespace annulus::app {
 
@@ -42,8 +41,9 @@ std::string human_bytes(std::int64_t bytes) {
 }
 
 std::string describe(const Problem& problem) {
-  return fmt::format("batch {}, seq-len {}, heads {}, kv-heads {}, head-dim {}, {}{}, scale {:.6g}", problem.batch, problem.seq_len, problem.heads,
-                     problem.kv_heads, problem.head_dim, to_string(problem.dtype), problem.causal ? ", causal" : "", problem.scale);
+  return fmt::format("batch {}, seq-len {}, heads {}, kv-heads {}, head-dim {}, {}{}, scale {:.6g}", problem.batch, problem.seq_len,
+                     problem.heads, problem.kv_heads, problem.head_dim, to_string(problem.dtype), problem.causal ? ", causal" : "",
+                     problem.scale);
 }
 
 std::string describe(const Pattern& pattern) {
@@ -58,7 +58,7 @@ std::string describe(const Pattern& pattern) {
 }
 
 Json to_json(const Problem& problem) {
-  return {{"batch", problem.batch},       {"seq-len", problem.seq_len},           {"heads", problem.heads}, {"kv-heads", problem.kv_heads},
+  return {{"batch", problem.batch},       {"seq-len", problem.seq_len},        {"heads", problem.heads},   {"kv-heads", problem.kv_heads},
           {"head-dim", problem.head_dim}, {"dtype", to_string(problem.dtype)}, {"causal", problem.causal}, {"scale", problem.scale}};
 }
 
@@ -81,14 +81,15 @@ Json to_json(const CaseReport& report) {
 std::string line_of(const CaseReport& report) {
   const Verdict& verdict = report.verdict;
   return fmt::format("{} {} | rows {}/{} | rms {:.2e} (limit {:.2e}, {:.2f} x plain) | max {:.2e} at [{},{},{},{}] | lse {:.1e}{}",
-                     verdict.passed ? "PASS" : "FAIL", report.name, report.rows_checked, report.rows_total, verdict.rms_error, verdict.limit, verdict.ratio,
-                     report.sums.max_error, report.sums.worst[0], report.sums.worst[1], report.sums.worst[2], report.sums.worst[3],
-                     report.sums.max_lse_error, verdict.passed ? "" : "\n     " + verdict.reason + "\n     " + report.flags);
+                     verdict.passed ? "PASS" : "FAIL", report.name, report.rows_checked, report.rows_total, verdict.rms_error,
+                     verdict.limit, verdict.ratio, report.sums.max_error, report.sums.worst[0], report.sums.worst[1], report.sums.worst[2],
+                     report.sums.worst[3], report.sums.max_lse_error,
+                     verdict.passed ? "" : "\n     " + verdict.reason + "\n     " + report.flags);
 }
 
 std::string setup_line(const Session& session) {
-  return fmt::format("{} rank{} over {}, schedule {}, backend {}", session.ranks(), session.ranks() == 1 ? "" : "s", to_string(session.transport_kind()),
-                     to_string(session.resolved().config.schedule), session.backend().describe());
+  return fmt::format("{} rank{} over {}, schedule {}, backend {}", session.ranks(), session.ranks() == 1 ? "" : "s",
+                     to_string(session.transport_kind()), to_string(session.resolved().config.schedule), session.backend().describe());
 }
 
 /// (batch, head, row) triples that no branch covers, over all ranks. Collective.
@@ -110,7 +111,8 @@ std::int64_t count_uncovered(const Session& session) {
   return session.comm().sum(uncovered);
 }
 
-std::vector<std::pair<std::string, std::string>> provenance(const Invocation& invocation, const Session& session, const std::string& hosts) {
+std::vector<std::pair<std::string, std::string>> provenance(const Invocation& invocation, const Session& session,
+                                                            const std::string& hosts) {
   const BuildInfo& build = build_info();
   std::vector<std::pair<std::string, std::string>> entries;
   entries.emplace_back("config", to_toml(session.resolved().config));
@@ -144,15 +146,16 @@ std::string host_map(const Session& session) {
 }
 
 void print_timings(const std::vector<std::vector<StepTiming>>& timings) {
-  fmt::print("{:>5} {:>5} {:>12} {:>12} {:>12} {:>14} {:>14}\n", "rank", "step", "compute ms", "comm ms", "exposed ms", "sent B", "received B");
+  fmt::print("{:>5} {:>5} {:>12} {:>12} {:>12} {:>14} {:>14}\n", "rank", "step", "compute ms", "comm ms", "exposed ms", "sent B",
+             "received B");
   constexpr std::size_t kLines = 32;
   std::size_t lines = 0;
   for (std::size_t rank = 0; rank < timings.size(); ++rank) {
     for (std::size_t step = 0; step < timings[rank].size(); ++step) {
       if (lines++ >= kLines) { continue; }
       const StepTiming& t = timings[rank][step];
-      fmt::print("{:>5} {:>5} {:>12.3f} {:>12.3f} {:>12.3f} {:>14} {:>14}\n", rank, step, t.compute_ms, t.communication_ms, t.exposed_ms, t.bytes_sent,
-                 t.bytes_received);
+      fmt::print("{:>5} {:>5} {:>12.3f} {:>12.3f} {:>12.3f} {:>14} {:>14}\n", rank, step, t.compute_ms, t.communication_ms, t.exposed_ms,
+                 t.bytes_sent, t.bytes_received);
     }
   }
   if (lines > kLines) { fmt::print("  ... {} more lines; the result file and --json have all of them\n", lines - kLines); }
@@ -289,12 +292,12 @@ ExitCode execute_bench(const Invocation& invocation, const Communicator& comm) {
   }
   fmt::print("# {}\n", line_of(report.check));
   fmt::print("# times in ms of the slowest rank, median of {}; flops = 4 x head-dim x visible (query, key) pairs\n", report.repetitions);
-  fmt::print("{:>9} {:>6} {:>6} {:>5} {:>10} {:>10} {:>10} {:>12} {:>10} {:>10} {:>14} {:>8}\n", "seq-len", "heads", "h-dim", "dtype", "median", "min", "p95",
-             "TFLOP/s/rank", "comm", "exposed", "received B", "overlap");
+  fmt::print("{:>9} {:>6} {:>6} {:>5} {:>10} {:>10} {:>10} {:>12} {:>10} {:>10} {:>14} {:>8}\n", "seq-len", "heads", "h-dim", "dtype",
+             "median", "min", "p95", "TFLOP/s/rank", "comm", "exposed", "received B", "overlap");
   const Problem& problem = invocation.config.problem;
-  fmt::print("{:>9} {:>6} {:>6} {:>5} {:>10.3f} {:>10.3f} {:>10.3f} {:>12.4f} {:>10.3f} {:>10.3f} {:>14} {:>8}\n", problem.seq_len, problem.heads,
-             problem.head_dim, to_string(invocation.config.dtype.value_or(problem.dtype)), report.median_ms, report.min_ms, report.p95_ms,
-             report.tflops_per_rank, communication, exposed, report.bytes_received,
+  fmt::print("{:>9} {:>6} {:>6} {:>5} {:>10.3f} {:>10.3f} {:>10.3f} {:>12.4f} {:>10.3f} {:>10.3f} {:>14} {:>8}\n", problem.seq_len,
+             problem.heads, problem.head_dim, to_string(invocation.config.dtype.value_or(problem.dtype)), report.median_ms, report.min_ms,
+             report.p95_ms, report.tflops_per_rank, communication, exposed, report.bytes_received,
              report.overlap_efficiency > 0 ? fmt::format("{:.3f}", report.overlap_efficiency) : std::string("-"));
   if (report.peak_gflops > 0) {
     fmt::print("# {:.3f} of the fp32 FMA peak of each rank's threads ({:.0f} GFLOP/s in this run)\n", report.of_peak, report.peak_gflops);
@@ -311,10 +314,10 @@ ExitCode execute_plan(const Invocation& invocation) {
   Json json{{"problem", to_json(config.problem)}, {"pattern", describe(config.pattern)}, {"ranks", ranks}};
   Json list = Json::array();
   if (!invocation.json) {
-    fmt::print("{}\n{}\n{} ranks, partition {}, schedule {}\n", describe(config.problem), describe(config.pattern), ranks, to_string(config.partition),
-               to_string(config.schedule));
-    fmt::print("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10}\n", "rank", "rows", "steps", "memory", "inputs+out", "partials", "slots",
-               "sent B", "received B", "peers", "GFLOP");
+    fmt::print("{}\n{}\n{} ranks, partition {}, schedule {}\n", describe(config.problem), describe(config.pattern), ranks,
+               to_string(config.partition), to_string(config.schedule));
+    fmt::print("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10}\n", "rank", "rows", "steps", "memory",
+               "inputs+out", "partials", "slots", "sent B", "received B", "peers", "GFLOP");
   }
   std::int64_t bytes = 0;
   std::int64_t largest = 0;
@@ -340,9 +343,9 @@ ExitCode execute_plan(const Invocation& invocation) {
                       {"flops", cost.flops},
                       {"links", std::move(links)}});
     } else if (rank < kLines) {
-      fmt::print("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10.3f}\n", rank, plan.local_rows, cost.steps, human_bytes(memory.total()),
-                 human_bytes(memory.inputs + memory.outputs), human_bytes(memory.partials), human_bytes(memory.slots), cost.bytes_sent, cost.bytes_received,
-                 cost.links.size(), cost.flops / 1e9);
+      fmt::print("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10.3f}\n", rank, plan.local_rows, cost.steps,
+                 human_bytes(memory.total()), human_bytes(memory.inputs + memory.outputs), human_bytes(memory.partials),
+                 human_bytes(memory.slots), cost.bytes_sent, cost.bytes_received, cost.links.size(), cost.flops / 1e9);
     }
   }
   if (invocation.json) {
@@ -354,8 +357,8 @@ ExitCode execute_plan(const Invocation& invocation) {
     return ExitCode::passed;
   }
   if (ranks > kLines) { fmt::print("   ... {} more ranks; --json has all of them\n", ranks - kLines); }
-  fmt::print("all ranks: {} bytes sent, at most {} over one link; {:.4g} GFLOP; largest memory {} (without the backend's workspace)\n", bytes, busiest_link,
-             flops / 1e9, human_bytes(largest));
+  fmt::print("all ranks: {} bytes sent, at most {} over one link; {:.4g} GFLOP; largest memory {} (without the backend's workspace)\n",
+             bytes, busiest_link, flops / 1e9, human_bytes(largest));
   return ExitCode::passed;
 }
 
@@ -374,7 +377,11 @@ ExitCode execute_info(const Invocation& invocation, const Communicator& comm) {
   }
   if (!build.nccl.empty()) { transports.emplace_back("nccl"); }
   if (invocation.json) {
-    Json json{{"version", build.version}, {"git", build.git}, {"compiler", build.compiler}, {"build_type", build.build_type}, {"cpu_gemm", build.cpu_gemm}};
+    Json json{{"version", build.version},
+              {"git", build.git},
+              {"compiler", build.compiler},
+              {"build_type", build.build_type},
+              {"cpu_gemm", build.cpu_gemm}};
     json["mpi"] = mpi_library_version();
     json["hdf5"] = build.hdf5;
     json["cuda"] = build.cuda;
@@ -390,8 +397,8 @@ ExitCode execute_info(const Invocation& invocation, const Communicator& comm) {
   fmt::print("cuda        {}\n", build.cuda.empty() ? std::string("not compiled") : fmt::format("{} for {}", build.cuda, build.cuda_archs));
   fmt::print("nccl        {}\n", build.nccl.empty() ? std::string_view("not compiled") : build.nccl);
   fmt::print("backends    {}\ntransports  {}\n", fmt::join(backends, ", "), fmt::join(transports, ", "));
-  fmt::print("kernels     cpu: products by {}{}; dtypes {}; head dims 1 to {}\n", build.cpu_gemm, build.cuda.empty() ? "" : "; cuda: cublas", names_of<DType>(),
-             kMaxHeadDim);
+  fmt::print("kernels     cpu: products by {}{}; dtypes {}; head dims 1 to {}\n", build.cpu_gemm,
+             build.cuda.empty() ? "" : "; cuda: cublas", names_of<DType>(), kMaxHeadDim);
   for (std::size_t rank = 0; rank < map.size(); ++rank) { fmt::print("rank {:<6} {}\n", rank, map[rank]); }
   return ExitCode::passed;
 }

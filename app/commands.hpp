@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <string>
-
 #include <annulus/core/config.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/transport/communicator.hpp>
 
 #include "options.hpp"
+
+#include <string>
 
 namespace annulus::app {
 

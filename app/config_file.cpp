@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "config_file.hpp"
 
+#include <annulus/core/error.hpp>
+
+#include <toml++/toml.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <filesystem>
 #include <sstream>
-
-#include <toml++/toml.h>
-
-#include <annulus/core/error.hpp>
 
 namespace annulus::app {
 
@@ -90,7 +90,8 @@ std::string preset_path(const std::string& name) {
   std::error_code ignored;
   const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", ignored);
   const std::filesystem::path installed = program.parent_path().parent_path() / "share" / "annulus" / "presets";
-  const std::filesystem::path folder = std::filesystem::is_directory(installed, ignored) ? installed : std::filesystem::path(ANNULUS_SOURCE_PRESETS);
+  const std::filesystem::path folder =
+      std::filesystem::is_directory(installed, ignored) ? installed : std::filesystem::path(ANNULUS_SOURCE_PRESETS);
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
     if (entry.path().extension() == ".toml") { names.push_back(entry.path().stem().string()); }

@@ -1,4 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <annulus/core/build_info.hpp>
+#include <annulus/core/error.hpp>
+#include <annulus/io/result_file.hpp>
+#include <annulus/transport/communicator.hpp>
+
+#include "commands.hpp"
+#include "config_file.hpp"
+#include "options.hpp"
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <csignal>
@@ -10,18 +22,6 @@
 #include <string_view>
 #include <tuple>
 #include <vector>
-
-#include <CLI/CLI.hpp>
-#include <fmt/format.h>
-
-#include <annulus/core/build_info.hpp>
-#include <annulus/core/error.hpp>
-#include <annulus/io/result_file.hpp>
-#include <annulus/transport/communicator.hpp>
-
-#include "commands.hpp"
-#include "config_file.hpp"
-#include "options.hpp"
 
 namespace {
 
@@ -42,7 +42,8 @@ struct Subcommand {
 void add_options(Subcommand& sub) {
   for (const Option& option : options()) {
     if (std::find(option.commands.begin(), option.commands.end(), sub.command) == option.commands.end()) { continue; }
-    CLI::Option* flag = sub.parser->add_option("--" + std::string(option.name), sub.typed[option.name], option.help)->group(std::string(option.group));
+    CLI::Option* flag =
+        sub.parser->add_option("--" + std::string(option.name), sub.typed[option.name], option.help)->group(std::string(option.group));
     switch (option.kind) {
       case ValueKind::boolean:
         flag->expected(0, 1)->default_str("true")->type_name("[true|false]");
@@ -61,7 +62,9 @@ void add_options(Subcommand& sub) {
         break;
     }
   }
-  sub.parser->add_option("--preset", sub.preset, "named configuration, below --config and flags")->type_name("NAME")->group("Configuration");
+  sub.parser->add_option("--preset", sub.preset, "named configuration, below --config and flags")
+      ->type_name("NAME")
+      ->group("Configuration");
   sub.parser->add_option("--config", sub.file, "TOML file of options, below flags")->type_name("FILE")->group("Configuration");
   sub.parser->add_flag("--print-config", sub.print_config, "print the configuration as TOML and stop")->group("Configuration");
   sub.parser->add_flag("--json", sub.json, "print the result as JSON")->group("Configuration");
@@ -80,7 +83,8 @@ Config gather_config(const Subcommand& sub) {
   return complete(std::move(draft));
 }
 
-/// Whether a launcher started this process, so that MPI must be entered. Without one MPI is not touched: inside a batch script it would abort.
+/// Whether a launcher started this process, so that MPI must be entered. Without one MPI is not touched: inside a batch script it would
+/// abort.
 bool under_launcher() {
   for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "PALS_RANKID"}) {
     if (std::getenv(name) != nullptr) { return true; }
@@ -147,9 +151,7 @@ int run_main(int argc, char** argv) {
 
   try {
     invocation.config = gather_config(*chosen);
-  } catch (const Error& error) {
-    return speaks ? report(error) : static_cast<int>(error.code());
-  }
+  } catch (const Error& error) { return speaks ? report(error) : static_cast<int>(error.code()); }
   if (chosen->print_config) {
     if (speaks) { fmt::print("{}", to_toml(invocation.config)); }
     return static_cast<int>(ExitCode::passed);
@@ -164,13 +166,15 @@ int run_main(int argc, char** argv) {
   const Communicator comm = mpi ? Communicator::world(invocation.config.timeout_s) : Communicator::single();
   const bool lost_peers = comm.size() == 1 && slurm_tasks() > 1 && std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr;
   if (lost_peers && !serial) {
-    throw InvalidArgument(fmt::format("this Slurm step has {} tasks but each is a world of its own: start it with srun --mpi=pmix, or with mpirun", slurm_tasks()));
+    throw InvalidArgument(fmt::format(
+        "this Slurm step has {} tasks but each is a world of its own: start it with srun --mpi=pmix, or with mpirun", slurm_tasks()));
   }
   try {
     return static_cast<int>(execute(invocation, comm));
   } catch (const AgreedError& error) {
     // Every rank is here with the same code; one prints.
-    return error.reporter() ? report(Error(error.code(), comm.size() > 1 ? comm.name() + ": " + error.what() : error.what())) : static_cast<int>(error.code());
+    return error.reporter() ? report(Error(error.code(), comm.size() > 1 ? comm.name() + ": " + error.what() : error.what()))
+                            : static_cast<int>(error.code());
   } catch (const Error& error) {
     if (comm.size() > 1) { comm.abort(error.what()); }
     return report(error);
@@ -182,9 +186,7 @@ int run_main(int argc, char** argv) {
 int main(int argc, char** argv) {
   try {
     return run_main(argc, argv);
-  } catch (const annulus::Error& error) {
-    return report(error);
-  } catch (const std::exception& error) {
+  } catch (const annulus::Error& error) { return report(error); } catch (const std::exception& error) {
     fmt::print(stderr, "annulus: {}\n", error.what());
     return static_cast<int>(annulus::ExitCode::runtime_failure);
   }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "options.hpp"
 
+#include <annulus/core/error.hpp>
+
 #include <charconv>
 #include <cmath>
 #include <limits>
-
-#include <annulus/core/error.hpp>
 
 namespace annulus::app {
 
@@ -81,7 +81,7 @@ Option path(std::string_view name, std::string_view group, std::string help, std
   return option;
 }
 
-Option list(std::string_view name, std::string help, std::vector<std::int64_t> Draft::*field, std::int64_t Branch::*member) {
+Option list(std::string_view name, std::string help, std::vector<std::int64_t> Draft::* field, std::int64_t Branch::* member) {
   Option option{name, "Pattern", std::move(help), ValueKind::integers, kPlanning, {}, {}};
   option.set = [name, field](Draft& draft, const Value& value) {
     const auto& numbers = std::get<std::vector<std::int64_t>>(value);
@@ -99,7 +99,9 @@ Option list(std::string_view name, std::string help, std::vector<std::int64_t> D
 }
 
 Option scale_option() {
-  Option option{"scale", "Problem", "factor of <q, k>; by default the input's attribute `scale`, else 1/sqrt(head-dim)", ValueKind::real, kPlanning, {}, {}};
+  Option option{
+      "scale", "Problem", "factor of <q, k>; by default the input's attribute `scale`, else 1/sqrt(head-dim)", ValueKind::real, kPlanning,
+      {},      {}};
   option.set = [](Draft& draft, const Value& value) { draft.config.scale = std::get<double>(value); };
   option.get = [](const Config& config, Value& value) {
     value = config.scale.value_or(0.0);
@@ -109,7 +111,9 @@ Option scale_option() {
 }
 
 Option dtype_option() {
-  Option option{"dtype", "Problem", "element type (" + names_of<DType>() + "); converts an input file once on reading", ValueKind::text, kShaping, {}, {}};
+  Option option{
+      "dtype", "Problem", "element type (" + names_of<DType>() + "); converts an input file once on reading", ValueKind::text, kShaping,
+      {},      {}};
   option.set = [](Draft& draft, const Value& value) {
     const auto& text = std::get<std::string>(value);
     draft.config.dtype = from_string<DType>(text);
@@ -123,7 +127,13 @@ Option dtype_option() {
 }
 
 Option timeout_option() {
-  Option option{"timeout", "Execution", "seconds without progress, while waiting for a peer, after which the job is aborted; 0: never", ValueKind::real, kComputing, {}, {}};
+  Option option{"timeout",
+                "Execution",
+                "seconds without progress, while waiting for a peer, after which the job is aborted; 0: never",
+                ValueKind::real,
+                kComputing,
+                {},
+                {}};
   option.set = [](Draft& draft, const Value& value) {
     const double seconds = std::get<double>(value);
     ANNULUS_EXPECTS(seconds >= 0, "--timeout {} is negative", seconds);
@@ -138,51 +148,83 @@ Option timeout_option() {
 
 std::vector<Option> make_options() {
   std::vector<Option> all;
-  all.push_back(integer("batch", "Problem", "independent sequences", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.batch; }));
-  all.push_back(integer("seq-len", "Problem", "tokens of the sequence", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.seq_len; }));
+  all.push_back(
+      integer("batch", "Problem", "independent sequences", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.batch; }));
+  all.push_back(
+      integer("seq-len", "Problem", "tokens of the sequence", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.seq_len; }));
   all.push_back(integer("heads", "Problem", "query heads", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.heads; }));
   all.push_back(integer("kv-heads", "Problem", "key and value heads, a divisor of heads; by default as many as heads", kShaping, 1, kMax,
                         [](Config& c) -> auto& { return c.problem.kv_heads; }));
-  all.push_back(integer("head-dim", "Problem", "elements of a head, 1 to 256", kShaping, 1, kMaxHeadDim, [](Config& c) -> auto& { return c.problem.head_dim; }));
+  all.push_back(integer("head-dim", "Problem", "elements of a head, 1 to 256", kShaping, 1, kMaxHeadDim,
+                        [](Config& c) -> auto& { return c.problem.head_dim; }));
   all.push_back(dtype_option());
-  all.push_back(boolean("causal", "Problem", "a query sees no key after itself", kPlanning, [](Config& c) -> auto& { return c.problem.causal; }));
+  all.push_back(
+      boolean("causal", "Problem", "a query sees no key after itself", kPlanning, [](Config& c) -> auto& { return c.problem.causal; }));
   all.push_back(scale_option());
-  all.push_back(integer("seed", "Problem", "of generated input, sampled rows and random cases", kShaping, 0, kMax, [](Config& c) -> auto& { return c.seed; }));
+  all.push_back(integer("seed", "Problem", "of generated input, sampled rows and random cases", kShaping, 0, kMax,
+                        [](Config& c) -> auto& { return c.seed; }));
 
-  all.push_back(list("segment-lengths", "tokens of a segment, one number for each branch; by default one branch, the whole sequence", &Draft::segment_lengths, &Branch::segment_length));
-  all.push_back(list("dilation-rates", "every r-th row of a segment, one number for each branch; by default 1", &Draft::dilation_rates, &Branch::dilation_rate));
-  all.push_back(choice<OffsetRule>("offset", "Pattern", "first row of a segment that a branch takes", kPlanning, [](Config& c) -> auto& { return c.pattern.offset; }));
-  all.push_back(choice<HeadSplit>("head-split", "Pattern", "which heads run a branch", kPlanning, [](Config& c) -> auto& { return c.pattern.head_split; }));
-  all.push_back(choice<Mixing>("mixing", "Pattern", "how the branches of one head combine", kPlanning, [](Config& c) -> auto& { return c.pattern.mixing; }));
-  all.push_back(choice<Ragged>("ragged", "Pattern", "rows of a segment that a rate or the sequence cuts short", kPlanning, [](Config& c) -> auto& { return c.pattern.ragged; }));
-  all.push_back(boolean("scale-by-branches", "Pattern", "divide the output by the number of branches", kPlanning, [](Config& c) -> auto& { return c.pattern.scale_by_branches; }));
+  all.push_back(list("segment-lengths", "tokens of a segment, one number for each branch; by default one branch, the whole sequence",
+                     &Draft::segment_lengths, &Branch::segment_length));
+  all.push_back(list("dilation-rates", "every r-th row of a segment, one number for each branch; by default 1", &Draft::dilation_rates,
+                     &Branch::dilation_rate));
+  all.push_back(choice<OffsetRule>("offset", "Pattern", "first row of a segment that a branch takes", kPlanning,
+                                   [](Config& c) -> auto& { return c.pattern.offset; }));
+  all.push_back(choice<HeadSplit>("head-split", "Pattern", "which heads run a branch", kPlanning,
+                                  [](Config& c) -> auto& { return c.pattern.head_split; }));
+  all.push_back(choice<Mixing>("mixing", "Pattern", "how the branches of one head combine", kPlanning,
+                               [](Config& c) -> auto& { return c.pattern.mixing; }));
+  all.push_back(choice<Ragged>("ragged", "Pattern", "rows of a segment that a rate or the sequence cuts short", kPlanning,
+                               [](Config& c) -> auto& { return c.pattern.ragged; }));
+  all.push_back(boolean("scale-by-branches", "Pattern", "divide the output by the number of branches", kPlanning,
+                        [](Config& c) -> auto& { return c.pattern.scale_by_branches; }));
 
-  all.push_back(choice<PartitionKind>("partition", "Execution", "which tokens a rank owns", kPlanning, [](Config& c) -> auto& { return c.partition; }));
-  all.push_back(choice<Schedule>("schedule", "Execution", "how KV blocks travel", kPlanning, [](Config& c) -> auto& { return c.schedule; }));
-  all.push_back(choice<TransportKind>("transport", "Execution", "what moves them; auto takes what fits the job", kComputing, [](Config& c) -> auto& { return c.transport; }));
+  all.push_back(choice<PartitionKind>("partition", "Execution", "which tokens a rank owns", kPlanning,
+                                      [](Config& c) -> auto& { return c.partition; }));
+  all.push_back(
+      choice<Schedule>("schedule", "Execution", "how KV blocks travel", kPlanning, [](Config& c) -> auto& { return c.schedule; }));
+  all.push_back(choice<TransportKind>("transport", "Execution", "what moves them; auto takes what fits the job", kComputing,
+                                      [](Config& c) -> auto& { return c.transport; }));
   all.push_back(choice<BackendKind>("backend", "Execution", "what computes", kPlanning, [](Config& c) -> auto& { return c.backend; }));
-  all.push_back(choice<KernelKind>("kernel", "Execution", "attention kernel of backend cuda", kComputing, [](Config& c) -> auto& { return c.kernel; }));
-  all.push_back(integer("tile-rows", "Execution", "query rows of a tile; by default the kernel's choice", kComputing, 1, 1 << 20, [](Config& c) -> auto& { return c.tile_rows; }, 0));
-  all.push_back(integer("threads", "Execution", "threads of a rank; by default the CPUs it may use divided by the ranks that share them", kComputing, 1, 4096, [](Config& c) -> auto& { return c.threads; }, 0));
-  all.push_back(integer("virtual-ranks", "Execution", "ranks of a ring inside one process", kComputing, 1, 4096, [](Config& c) -> auto& { return c.virtual_ranks; }));
-  all.push_back(boolean("share-gpu", "Execution", "let several ranks use one GPU (timings then mean nothing)", kComputing, [](Config& c) -> auto& { return c.share_gpu; }));
+  all.push_back(choice<KernelKind>("kernel", "Execution", "attention kernel of backend cuda", kComputing,
+                                   [](Config& c) -> auto& { return c.kernel; }));
+  all.push_back(integer(
+      "tile-rows", "Execution", "query rows of a tile; by default the kernel's choice", kComputing, 1, 1 << 20,
+      [](Config& c) -> auto& { return c.tile_rows; }, 0));
+  all.push_back(integer(
+      "threads", "Execution", "threads of a rank; by default the CPUs it may use divided by the ranks that share them", kComputing, 1, 4096,
+      [](Config& c) -> auto& { return c.threads; }, 0));
+  all.push_back(integer("virtual-ranks", "Execution", "ranks of a ring inside one process", kComputing, 1, 4096,
+                        [](Config& c) -> auto& { return c.virtual_ranks; }));
+  all.push_back(boolean("share-gpu", "Execution", "let several ranks use one GPU (timings then mean nothing)", kComputing,
+                        [](Config& c) -> auto& { return c.share_gpu; }));
   all.push_back(timeout_option());
 
-  all.push_back(path("input", "Files", "HDF5 file with /q, /k and /v; by default generated", {Command::run, Command::check, Command::bench, Command::plan}, [](Config& c) -> auto& { return c.input; }));
-  all.push_back(path("output", "Files", "HDF5 file to write", {Command::run, Command::generate}, [](Config& c) -> auto& { return c.output; }));
-  all.push_back(boolean("force", "Files", "replace an existing output", {Command::run, Command::generate}, [](Config& c) -> auto& { return c.force; }));
+  all.push_back(path("input", "Files", "HDF5 file with /q, /k and /v; by default generated",
+                     {Command::run, Command::check, Command::bench, Command::plan}, [](Config& c) -> auto& { return c.input; }));
+  all.push_back(
+      path("output", "Files", "HDF5 file to write", {Command::run, Command::generate}, [](Config& c) -> auto& { return c.output; }));
+  all.push_back(boolean("force", "Files", "replace an existing output", {Command::run, Command::generate},
+                        [](Config& c) -> auto& { return c.force; }));
 
-  all.push_back(integer("rows", "Check", "rows compared with the fp64 oracle; by default all of a small problem, else 256", {Command::check, Command::bench}, 1, kMax, [](Config& c) -> auto& { return c.rows; }, 0));
-  all.push_back(integer("cases", "Check", "random problems instead of the configured one", {Command::check}, 1, kMax, [](Config& c) -> auto& { return c.cases; }, 0));
-  all.push_back(integer("warmup", "Bench", "runs before the timed ones", {Command::bench}, 0, 1 << 30, [](Config& c) -> auto& { return c.warmup; }));
-  all.push_back(integer("repetitions", "Bench", "timed runs", {Command::bench}, 1, 1 << 30, [](Config& c) -> auto& { return c.repetitions; }));
+  all.push_back(integer(
+      "rows", "Check", "rows compared with the fp64 oracle; by default all of a small problem, else 256", {Command::check, Command::bench},
+      1, kMax, [](Config& c) -> auto& { return c.rows; }, 0));
+  all.push_back(integer(
+      "cases", "Check", "random problems instead of the configured one", {Command::check}, 1, kMax,
+      [](Config& c) -> auto& { return c.cases; }, 0));
+  all.push_back(
+      integer("warmup", "Bench", "runs before the timed ones", {Command::bench}, 0, 1 << 30, [](Config& c) -> auto& { return c.warmup; }));
+  all.push_back(
+      integer("repetitions", "Bench", "timed runs", {Command::bench}, 1, 1 << 30, [](Config& c) -> auto& { return c.repetitions; }));
   all.push_back(integer("ranks", "Plan", "ranks to plan for", {Command::plan}, 1, 1 << 24, [](Config& c) -> auto& { return c.ranks; }, 0));
   return all;
 }
 
 std::int64_t parse_integer(std::string_view name, std::string_view text) {
   const std::string_view digits = text.starts_with('-') ? text.substr(1) : text;
-  const bool decimal = !digits.empty() && digits.find_first_not_of("0123456789") == std::string_view::npos && (digits.size() == 1 || digits.front() != '0');
+  const bool decimal =
+      !digits.empty() && digits.find_first_not_of("0123456789") == std::string_view::npos && (digits.size() == 1 || digits.front() != '0');
   ANNULUS_EXPECTS(decimal, "--{} '{}' is not a decimal integer", name, text);
   std::int64_t number = 0;
   const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), number);
@@ -193,7 +235,8 @@ std::int64_t parse_integer(std::string_view name, std::string_view text) {
 double parse_real(std::string_view name, std::string_view text) {
   double number = 0;
   const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), number);
-  ANNULUS_EXPECTS(status == std::errc() && end == text.data() + text.size() && std::isfinite(number), "--{} '{}' is not a finite number", name, text);
+  ANNULUS_EXPECTS(status == std::errc() && end == text.data() + text.size() && std::isfinite(number), "--{} '{}' is not a finite number",
+                  name, text);
   return number;
 }
 
@@ -245,8 +288,9 @@ Config complete(Draft draft) {
   Config& config = draft.config;
   ANNULUS_EXPECTS(draft.dilation_rates.empty() || !draft.segment_lengths.empty(), "--dilation-rates needs --segment-lengths");
   if (draft.dilation_rates.empty()) { draft.dilation_rates.assign(draft.segment_lengths.size(), 1); }
-  ANNULUS_EXPECTS(draft.dilation_rates.size() == draft.segment_lengths.size(), "--segment-lengths has {} numbers and --dilation-rates {}; one for each branch",
-                  draft.segment_lengths.size(), draft.dilation_rates.size());
+  ANNULUS_EXPECTS(draft.dilation_rates.size() == draft.segment_lengths.size(),
+                  "--segment-lengths has {} numbers and --dilation-rates {}; one for each branch", draft.segment_lengths.size(),
+                  draft.dilation_rates.size());
   config.pattern.branches.clear();
   for (std::size_t i = 0; i < draft.segment_lengths.size(); ++i) {
     config.pattern.branches.push_back({draft.segment_lengths[i], draft.dilation_rates[i]});

@@ -2,14 +2,14 @@
 // One table of options serves flags, configuration files and --print-config: same names, same ranges, same refusals.
 #pragma once
 
+#include <annulus/core/config.hpp>
+
 #include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>
 #include <variant>
 #include <vector>
-
-#include <annulus/core/config.hpp>
 
 namespace annulus::app {
 

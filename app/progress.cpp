@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "progress.hpp"
 
-#include <unistd.h>
+#include <fmt/format.h>
 
 #include <cstdio>
-
-#include <fmt/format.h>
+#include <unistd.h>
 
 namespace annulus::app {
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <string>
-#include <string>
 #include <string_view>
 
 #if ANNULUS_CATCH2_MAJOR >= 3
@@ -23,8 +22,8 @@ inline auto contains(const std::string& part) {
 #endif
 }
 
-/// Says that this case cannot run here and why; the caller returns next. The program then exits with 77, which ctest counts as skipped, unless
-/// something failed. (Catch2 2.13 has no SKIP.) Every rank of a test must come to the same decision.
+/// Says that this case cannot run here and why; the caller returns next. The program then exits with 77, which ctest counts as skipped,
+/// unless something failed. (Catch2 2.13 has no SKIP.) Every rank of a test must come to the same decision.
 void skip(std::string_view reason);
 
 /// Matches strings that contain `text`; Catch2 3 gave its matcher another name.

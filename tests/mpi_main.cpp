@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Of tests that scripts/launch starts on several ranks. All ranks leave with the same code, so that a failure on any of them is one.
-#include <cstdio>
-#include <optional>
+#include "mpi_world.hpp"
+#include "session.hpp"
 
 #include <mpi.h>
 
-#include "mpi_world.hpp"
-#include "session.hpp"
+#include <cstdio>
+#include <optional>
 
 namespace {
 

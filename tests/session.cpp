@@ -2,10 +2,10 @@
 #define CATCH_CONFIG_RUNNER
 #include "session.hpp"
 
+#include "annulus_test.hpp"
+
 #include <cstdio>
 #include <string>
-
-#include "annulus_test.hpp"
 
 namespace annulus::test {
 namespace {

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/kernels/cuda.hpp>
+
+#include <cublas_v2.h>
+#include <cuda_runtime_api.h>
+
 #include <cstdint>
 #include <limits>
 #include <source_location>
 #include <stdexcept>
 #include <string>
-
-#include <cublas_v2.h>
-#include <cuda_runtime_api.h>
-
-#include <annulus/kernels/cuda.hpp>
 
 namespace annulus::kernels::cuda {
 

@@ -1,8 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Row-major matrices meet a column-major library: with everything transposed, a tile is
 //   S^T [k_cols x q_rows] = scale * K^T' Q  and  acc^T [d x q_rows] += V^T P^T,
-// where a row stride is a leading dimension. Query rows are cut into chains; the key tiles of a chain follow each other on one lane (a stream
-// with its own handle and scores), chains on different lanes overlap: the products of one with the softmax of another.
+// where a row stride is a leading dimension. Query rows are cut into chains; the key tiles of a chain follow each other on one lane (a
+// stream with its own handle and scores), chains on different lanes overlap: the products of one with the softmax of another.
+#include <annulus/kernels/cuda.hpp>
+
+#include "check.hpp"
+#include "tile.hpp"
+
+#include <cublas_v2.h>
+#include <cuda_runtime_api.h>
+
 #include <algorithm>
 #include <array>
 #include <cstddef>
@@ -12,14 +20,6 @@
 #include <string>
 #include <utility>
 #include <vector>
-
-#include <cublas_v2.h>
-#include <cuda_runtime_api.h>
-
-#include <annulus/kernels/cuda.hpp>
-
-#include "check.hpp"
-#include "tile.hpp"
 
 namespace annulus::kernels::cuda {
 namespace {
@@ -154,8 +154,8 @@ InstanceMap instances_over(const AttendTask& task) {
   std::vector<InstanceAxis> axes;
   const auto add = [&](std::int64_t count, std::int64_t TaskStrides::* stride, bool of_kv) {
     if (count == 1) { return; }
-    axes.push_back({count,
-                    {task.q_strides.*stride, of_kv ? task.kv_strides.*stride : 0, task.acc_strides.*stride, task.stat_strides.*stride}});
+    axes.push_back(
+        {count, {task.q_strides.*stride, of_kv ? task.kv_strides.*stride : 0, task.acc_strides.*stride, task.stat_strides.*stride}});
   };
   add(task.batch, &TaskStrides::batch, true);
   add(task.segments, &TaskStrides::segment, true);
@@ -310,8 +310,8 @@ std::vector<std::pair<std::int64_t, std::int64_t>> acc_residues(const AttendTask
   return intervals;
 }
 
-/// Whether two tasks certainly share no row of acc. Proved by looking at addresses modulo the common divisor of all strides but those of the heads:
-/// tasks of different heads, or of the same heads at different offsets of a dilation, differ there.
+/// Whether two tasks certainly share no row of acc. Proved by looking at addresses modulo the common divisor of all strides but those of
+/// the heads: tasks of different heads, or of the same heads at different offsets of a dilation, differ there.
 bool disjoint(const AttendTask& a, const AttendTask& b) {
   std::int64_t period = 0;
   const auto fold = [&](std::int64_t count, std::int64_t stride) {
@@ -369,7 +369,9 @@ std::int64_t enqueue_tile(Chain& chain, const Lane& lane) {
   const int keys = to_int(cols);
   const int batches = to_int(chain.instances);
   // The stride of a single row means nothing to the caller but must satisfy the library.
-  const auto leading = [&](std::int64_t stride, std::int64_t count) { return to_int(count > 1 ? stride : std::max(stride, task.head_dim)); };
+  const auto leading = [&](std::int64_t stride, std::int64_t count) {
+    return to_int(count > 1 ? stride : std::max(stride, task.head_dim));
+  };
   const int ld_k = leading(task.kv_strides.row, task.k_rows);
   const int ld_q = leading(task.q_strides.row, task.q_rows);
   const int ld_acc = leading(task.acc_strides.row, task.q_rows);
@@ -378,14 +380,15 @@ std::int64_t enqueue_tile(Chain& chain, const Lane& lane) {
   const InstanceOffsets step = chain.map.axis[0].stride;
 
   if (chain.by_pointer) {
-    fill_pointers({chain.map, batches, static_cast<int>(element_size), k, q, v, scores, acc, instance_stride, lane.pointers()}, lane.stream());
-    ANNULUS_KERNELS_CHECK(cublasGemmBatchedEx(lane.handle(), CUBLAS_OP_T, CUBLAS_OP_N, keys, n, head_dim, &alpha, lane.pointers().k,
-                                              products.element, ld_k, lane.pointers().q, products.element, ld_q, &zero,
-                                              lane.pointers().scores, CUDA_R_32F, ld_scores, batches, products.compute, CUBLAS_GEMM_DEFAULT));
+    fill_pointers({chain.map, batches, static_cast<int>(element_size), k, q, v, scores, acc, instance_stride, lane.pointers()},
+                  lane.stream());
+    ANNULUS_KERNELS_CHECK(cublasGemmBatchedEx(
+        lane.handle(), CUBLAS_OP_T, CUBLAS_OP_N, keys, n, head_dim, &alpha, lane.pointers().k, products.element, ld_k, lane.pointers().q,
+        products.element, ld_q, &zero, lane.pointers().scores, CUDA_R_32F, ld_scores, batches, products.compute, CUBLAS_GEMM_DEFAULT));
   } else {
-    ANNULUS_KERNELS_CHECK(cublasGemmStridedBatchedEx(lane.handle(), CUBLAS_OP_T, CUBLAS_OP_N, keys, n, head_dim, &alpha, k, products.element,
-                                                     ld_k, step.kv, q, products.element, ld_q, step.q, &zero, scores, CUDA_R_32F, ld_scores,
-                                                     instance_stride, batches, products.compute, CUBLAS_GEMM_DEFAULT));
+    ANNULUS_KERNELS_CHECK(cublasGemmStridedBatchedEx(
+        lane.handle(), CUBLAS_OP_T, CUBLAS_OP_N, keys, n, head_dim, &alpha, k, products.element, ld_k, step.kv, q, products.element, ld_q,
+        step.q, &zero, scores, CUDA_R_32F, ld_scores, instance_stride, batches, products.compute, CUBLAS_GEMM_DEFAULT));
   }
 
   SoftmaxTile tile;
@@ -470,7 +473,8 @@ class CublasAttention::Implementation {
     chains_.clear();
     for (std::size_t i = 0; i < tasks.size(); ++i) {
       const auto clear_of = [&](const AttendTask& earlier) { return disjoint(earlier, tasks[i]); };
-      if (!std::all_of(tasks.begin() + static_cast<std::ptrdiff_t>(phase_begin), tasks.begin() + static_cast<std::ptrdiff_t>(i), clear_of)) {
+      if (!std::all_of(tasks.begin() + static_cast<std::ptrdiff_t>(phase_begin), tasks.begin() + static_cast<std::ptrdiff_t>(i),
+                       clear_of)) {
         run_chains();
         wait_for_each_other();
         chains_.clear();

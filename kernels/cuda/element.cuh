@@ -2,13 +2,14 @@
 // Element types in device code, and the few device operations that several kernels share.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
+#include <annulus/kernels/dtype.hpp>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include <annulus/kernels/dtype.hpp>
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
 
 namespace annulus::kernels::cuda {
 
@@ -39,17 +40,30 @@ __device__ __forceinline__ __nv_bfloat16 to_element<__nv_bfloat16>(float value) 
   return __float2bfloat16_rn(value);
 }
 
-/// Stores four neighbours; `to` aligned to 4 elements.
-__device__ __forceinline__ void store4(float* to, float4 value) { *reinterpret_cast<float4*>(to) = value; }
-__device__ __forceinline__ void store4(__half* to, float4 value) {
+/// Four neighbours as one word of memory; `to` only says the element.
+__device__ __forceinline__ float4 word_of(const float* /*to*/, float4 value) { return value; }
+__device__ __forceinline__ uint2 word_of(const __half* /*to*/, float4 value) {
   const __half2 low = __floats2half2_rn(value.x, value.y);
   const __half2 high = __floats2half2_rn(value.z, value.w);
-  *reinterpret_cast<uint2*>(to) = make_uint2(*reinterpret_cast<const unsigned*>(&low), *reinterpret_cast<const unsigned*>(&high));
+  return make_uint2(*reinterpret_cast<const unsigned*>(&low), *reinterpret_cast<const unsigned*>(&high));
 }
-__device__ __forceinline__ void store4(__nv_bfloat16* to, float4 value) {
+__device__ __forceinline__ uint2 word_of(const __nv_bfloat16* /*to*/, float4 value) {
   const __nv_bfloat162 low = __floats2bfloat162_rn(value.x, value.y);
   const __nv_bfloat162 high = __floats2bfloat162_rn(value.z, value.w);
-  *reinterpret_cast<uint2*>(to) = make_uint2(*reinterpret_cast<const unsigned*>(&low), *reinterpret_cast<const unsigned*>(&high));
+  return make_uint2(*reinterpret_cast<const unsigned*>(&low), *reinterpret_cast<const unsigned*>(&high));
+}
+
+/// Stores four neighbours; `to` aligned to 4 elements.
+template <class Element>
+__device__ __forceinline__ void store4(Element* to, float4 value) {
+  const auto word = word_of(to, value);
+  *reinterpret_cast<std::remove_const_t<decltype(word)>*>(to) = word;
+}
+/// As store4, for what is not read again soon.
+template <class Element>
+__device__ __forceinline__ void store4_streaming(Element* to, float4 value) {
+  const auto word = word_of(to, value);
+  __stcs(reinterpret_cast<std::remove_const_t<decltype(word)>*>(to), word);
 }
 
 /// Calls `body` with a device element of `dtype` as a tag.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cstdint>
-
 #include "check.hpp"
 #include "element.cuh"
 #include "row_layout.cuh"
+
+#include <cstdint>
 
 namespace annulus::kernels::cuda {
 namespace {
@@ -27,8 +27,8 @@ __device__ __forceinline__ void fill(float* data, std::int64_t count, float valu
   for (std::int64_t i = 4 * vectors + thread; i < count; i += threads) { data[i] = value; }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    fill_identity_kernel(float* acc, float* max, float* sum, std::int64_t rows, std::int64_t head_dim, bool acc_aligned, bool stats_aligned) {
+__global__ void __launch_bounds__(kThreads) fill_identity_kernel(float* acc, float* max, float* sum, std::int64_t rows,
+                                                                 std::int64_t head_dim, bool acc_aligned, bool stats_aligned) {
   fill(acc, rows * head_dim, 0.0F, acc_aligned);
   fill(max, rows, -INFINITY, stats_aligned);
   fill(sum, rows, 0.0F, stats_aligned);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cstdint>
-
 #include "check.hpp"
 #include "element.cuh"
 #include "row_layout.cuh"
+
+#include <cstdint>
 
 namespace annulus::kernels::cuda {
 namespace {

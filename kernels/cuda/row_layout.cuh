@@ -2,10 +2,10 @@
 // Numbering of the (batch, row, head) triples of a contiguous partial, and how threads share them.
 #pragma once
 
+#include <annulus/kernels/tasks.hpp>
+
 #include <algorithm>
 #include <cstdint>
-
-#include <annulus/kernels/tasks.hpp>
 
 namespace annulus::kernels::cuda {
 
@@ -13,6 +13,7 @@ namespace annulus::kernels::cuda {
 /// Source: Granlund & Montgomery 1994, division by invariant integers, section 4.
 class FastDivide {
  public:
+  FastDivide() = default;
   explicit FastDivide(std::uint32_t divisor) : divisor_(divisor) {
     std::uint32_t log2_up = 0;
     while ((std::uint64_t{1} << log2_up) < divisor) { ++log2_up; }
@@ -28,7 +29,7 @@ class FastDivide {
   __device__ __forceinline__ std::uint32_t divisor() const { return divisor_; }
 
  private:
-  std::uint32_t divisor_;
+  std::uint32_t divisor_ = 1;
   std::uint32_t multiplier_ = 0;
   std::uint32_t shift_ = 0;
 };
@@ -39,7 +40,8 @@ struct RowPlace {
   std::int64_t stat;
 };
 
-/// A box of rows of a partial that one launch covers: batches x rows x heads, fewer than 2^31.
+/// A box of rows of a partial that one launch covers: batches x rows x heads, fewer than 2^31. All rows of several batches or some of one, so
+/// that neighbours in the box are neighbours in acc.
 struct RowBox {
   FastDivide divide_heads;
   FastDivide divide_rows;

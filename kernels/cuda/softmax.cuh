@@ -2,14 +2,14 @@
 // The softmax between the two products. The scores are the traffic: each is read once from the L2 cache and its probability written once.
 #pragma once
 
-#include <cstdint>
-#include <stdexcept>
-#include <type_traits>
-
 #include "check.hpp"
 #include "element.cuh"
 #include "row_layout.cuh"
 #include "tile.hpp"
+
+#include <cstdint>
+#include <stdexcept>
+#include <type_traits>
 
 namespace annulus::kernels::cuda {
 
@@ -43,8 +43,8 @@ __device__ __forceinline__ float warp_sum(float value) {
 
 inline constexpr int kSoftmaxWarps = 4;
 
-/// One warp per row, the row in its registers: lane l holds columns 128 v + 4 l .. + 3 of vector v. All loads of a row are in flight together.
-/// kMasked: columns from `visible` on count as -inf, which serves the causal mask and a row that does not fill its vectors.
+/// One warp per row, the row in its registers: lane l holds columns 128 v + 4 l .. + 3 of vector v. All loads of a row are in flight
+/// together. kMasked: columns from `visible` on count as -inf, which serves the causal mask and a row that does not fill its vectors.
 template <class Element, int kVectors, bool kMasked>
 __global__ void __launch_bounds__(32 * kSoftmaxWarps) softmax_kernel(const __grid_constant__ SoftmaxTile tile) {
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -134,8 +134,7 @@ __global__ void __launch_bounds__(32 * kSoftmaxWarps) softmax_kernel(const __gri
       for (int i = 0; i < kAccVectors; ++i) {
         const int d = 128 * i + 4 * lane;
         if (d < tile.head_dim) {
-          *reinterpret_cast<float4*>(acc + d) =
-              make_float4(output[i].x * keep, output[i].y * keep, output[i].z * keep, output[i].w * keep);
+          *reinterpret_cast<float4*>(acc + d) = make_float4(output[i].x * keep, output[i].y * keep, output[i].z * keep, output[i].w * keep);
         }
       }
     } else {

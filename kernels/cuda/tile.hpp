@@ -2,10 +2,10 @@
 // One tile of the unfused attention as its kernels see it, and their launchers.
 #pragma once
 
+#include <annulus/kernels/dtype.hpp>
+
 #include <cstddef>
 #include <cstdint>
-
-#include <annulus/kernels/dtype.hpp>
 
 struct CUstream_st;
 
@@ -35,8 +35,8 @@ struct InstanceMap {
   int first = 0;
 };
 
-/// Softmax of one tile. Row r of instance i: scores at i * instance_stride + r * ld, `cols` of them, already scaled. Overwritten from the start
-/// of the row by the probabilities in the operands' dtype, so in elements of 2 bytes the rows are 2 * ld apart.
+/// Softmax of one tile. Row r of instance i: scores at i * instance_stride + r * ld, `cols` of them, already scaled. Overwritten from the
+/// start of the row by the probabilities in the operands' dtype, so in elements of 2 bytes the rows are 2 * ld apart.
 struct SoftmaxTile {
   float* scores = nullptr;
   std::int64_t ld = 0;
@@ -58,8 +58,8 @@ struct SoftmaxTile {
   std::int64_t k_stride = 1;
 };
 
-/// Brings max, sum and acc of every row of the tile up to date with its scores, and turns these into probabilities. A row that sees no key of
-/// the tile keeps its partial and gets probabilities 0.
+/// Brings max, sum and acc of every row of the tile up to date with its scores, and turns these into probabilities. A row that sees no key
+/// of the tile keeps its partial and gets probabilities 0.
 void softmax_tile(DType dtype, const SoftmaxTile& tile, CUstream_st* stream);
 
 /// The same for one element type; dtype.hpp's tags name it.

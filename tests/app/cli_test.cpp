@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <signal.h>
+#include <annulus_test.hpp>
+
+#include "process.hpp"
 
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <signal.h>
 #include <string>
 #include <vector>
-
-#include <annulus_test.hpp>
-
-#include "process.hpp"
 
 using namespace annulus::test;
 
@@ -134,8 +133,8 @@ TEST_CASE("configuration files are strict: unknown keys, wrong types and broken 
 TEST_CASE("--print-config reads back to the same configuration, and preset < file < flag") {
   const TemporaryFolder folder;
   write_text(folder / "a.toml", "heads = 6\nkv-heads = 3\nmixing = \"sum\"\nscale = 0.3\nseed = 9\n");
-  const ProcessResult first = annulus_with({"run", "--preset", "longnet", "--config", folder / "a.toml", "--heads", "12", "--causal", "--dtype", "bf16", "--timeout",
-                                            "7.5", "--print-config"});
+  const ProcessResult first = annulus_with({"run", "--preset", "longnet", "--config", folder / "a.toml", "--heads", "12", "--causal",
+                                            "--dtype", "bf16", "--timeout", "7.5", "--print-config"});
   REQUIRE(first.exit_code == 0);
   CHECK(first.out.find("segment-lengths = [2048, 4096, 8192, 16384]") != std::string::npos);
   CHECK(first.out.find("mixing = \"sum\"") != std::string::npos);  // the file's, over the preset's lse
@@ -149,9 +148,17 @@ TEST_CASE("--print-config reads back to the same configuration, and preset < fil
 }
 
 TEST_CASE("help, plan and print-config work inside a batch script, where no launcher is") {
-  const std::vector<std::string> batch{"SLURM_JOB_ID=77",       "SLURM_JOBID=77",        "SLURM_NTASKS=64",     "SLURM_NPROCS=64",
-                                       "SLURM_NNODES=8",        "SLURM_PROCID=0",        "SLURM_LOCALID=0",     "SLURM_NODEID=0",
-                                       "SLURM_TASKS_PER_NODE=8(x8)", "SLURM_JOB_NODELIST=node[1-8]", "SLURM_NODELIST=node[1-8]"};
+  const std::vector<std::string> batch{"SLURM_JOB_ID=77",
+                                       "SLURM_JOBID=77",
+                                       "SLURM_NTASKS=64",
+                                       "SLURM_NPROCS=64",
+                                       "SLURM_NNODES=8",
+                                       "SLURM_PROCID=0",
+                                       "SLURM_LOCALID=0",
+                                       "SLURM_NODEID=0",
+                                       "SLURM_TASKS_PER_NODE=8(x8)",
+                                       "SLURM_JOB_NODELIST=node[1-8]",
+                                       "SLURM_NODELIST=node[1-8]"};
   CHECK(annulus_with({"--help"}, batch).exit_code == 0);
   CHECK(annulus_with({"run", "--help"}, batch).out.find("--segment-lengths") != std::string::npos);
   CHECK(annulus_with({"run", "--preset", "longnet", "--print-config"}, batch).exit_code == 0);
@@ -162,7 +169,8 @@ TEST_CASE("help, plan and print-config work inside a batch script, where no laun
 }
 
 TEST_CASE("a world of one process in a Slurm step of more tasks is refused, naming --mpi=pmix") {
-  const ProcessResult result = annulus_with(with_small("run"), {"SLURM_JOB_ID=77", "SLURM_STEP_ID=0", "SLURM_STEP_NUM_TASKS=4", "SLURM_PROCID=1"});
+  const ProcessResult result =
+      annulus_with(with_small("run"), {"SLURM_JOB_ID=77", "SLURM_STEP_ID=0", "SLURM_STEP_NUM_TASKS=4", "SLURM_PROCID=1"});
   CHECK(result.exit_code == 2);
   CHECK(result.err.find("--mpi=pmix") != std::string::npos);
 }
@@ -224,7 +232,9 @@ TEST_CASE("run writes one complete file and refuses to replace it without --forc
 TEST_CASE("generate writes what run and check then read, the same for any number of ranks") {
   const TemporaryFolder folder;
   const std::string path = folder / "input.h5";
-  REQUIRE(annulus_with({"generate", "--seq-len", "100", "--heads", "4", "--kv-heads", "2", "--head-dim", "16", "--dtype", "bf16", "--output", path}).exit_code == 0);
+  REQUIRE(annulus_with(
+              {"generate", "--seq-len", "100", "--heads", "4", "--kv-heads", "2", "--head-dim", "16", "--dtype", "bf16", "--output", path})
+              .exit_code == 0);
   const ProcessResult result = annulus_with({"check", "--input", path, "--virtual-ranks", "3", "--threads", "1"});
   INFO(result.err);
   CHECK(result.exit_code == 0);
@@ -236,13 +246,14 @@ TEST_CASE("a terminated run leaves no file behind") {
   const TemporaryFolder folder;
   const std::string path = folder / "out.h5";
   bool sent = false;
-  const ProcessResult result = run_process({ANNULUS_PROGRAM, "run", "--seq-len", "200000", "--segment-lengths", "64", "--heads", "8", "--head-dim", "128", "--output", path}, 60, {},
-                                           [&](pid_t pid) {
-                                             if (!sent && !std::filesystem::is_empty(folder.path())) {
-                                               kill(pid, SIGTERM);
-                                               sent = true;
-                                             }
-                                           });
+  const ProcessResult result = run_process(
+      {ANNULUS_PROGRAM, "run", "--seq-len", "200000", "--segment-lengths", "64", "--heads", "8", "--head-dim", "128", "--output", path}, 60,
+      {}, [&](pid_t pid) {
+        if (!sent && !std::filesystem::is_empty(folder.path())) {
+          kill(pid, SIGTERM);
+          sent = true;
+        }
+      });
   INFO(result.err);
   CHECK((result.exit_code == 128 + SIGTERM || result.exit_code == 0));
   if (result.exit_code != 0) { CHECK(std::filesystem::is_empty(folder.path())); }
@@ -250,7 +261,9 @@ TEST_CASE("a terminated run leaves no file behind") {
 
 TEST_CASE("--json prints one JSON document") {
   for (const char* command : {"run", "check", "plan", "info"}) {
-    std::vector<std::string> arguments = std::string(command) == "info" ? std::vector<std::string>{command} : std::vector<std::string>{command, "--seq-len", "64", "--heads", "2", "--head-dim", "8"};
+    std::vector<std::string> arguments = std::string(command) == "info"
+                                             ? std::vector<std::string>{command}
+                                             : std::vector<std::string>{command, "--seq-len", "64", "--heads", "2", "--head-dim", "8"};
     arguments.emplace_back("--json");
     const ProcessResult result = annulus_with(arguments);
     INFO(command << result.err);

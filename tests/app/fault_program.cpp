@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // A ring whose transport misbehaves on one rank at one step: fault_program RANK STEP FAULT TIMEOUT OUTPUT, started by scripts/launch.
 // Faults: none, throw, kill, stop, hang (never posts), lose (a message that is never sent).
+#include <annulus/attention/session.hpp>
+#include <annulus/core/error.hpp>
+
+#include <fmt/format.h>
+
 #include <csignal>
 #include <cstdlib>
 #include <string>
 #include <thread>
-
-#include <fmt/format.h>
 #include <unistd.h>
-
-#include <annulus/attention/session.hpp>
-#include <annulus/core/error.hpp>
 
 namespace {
 
@@ -63,7 +63,8 @@ int main(int argc, char** argv) {
   config.share_gpu = config.backend == BackendKind::cuda;
   try {
     const ResolvedConfig resolved = resolve(config, comm);
-    Session session(resolved, comm, [&](std::unique_ptr<Transport> inner) { return std::make_unique<FaultyTransport>(std::move(inner), fault); });
+    Session session(resolved, comm,
+                    [&](std::unique_ptr<Transport> inner) { return std::make_unique<FaultyTransport>(std::move(inner), fault); });
     session.load();
     // Several rings, so that a fault may also meet ranks that are a whole ring ahead.
     for (int i = 0; i < 3; ++i) { session.run(); }

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <filesystem>
-#include <string>
-
-#include <signal.h>
-
 #include <annulus_test.hpp>
 
 #include "process.hpp"
+
+#include <filesystem>
+#include <signal.h>
+#include <string>
 
 using namespace annulus::test;
 
 namespace {
 
 /// Runs tests/app/fault_program on four ranks. Faults: see there.
-ProcessResult run_faulty(const std::string& fault, int rank, int step, const std::string& timeout, const std::string& output, double limit_s) {
-  return run_process({ANNULUS_LAUNCH, "4", ANNULUS_FAULT_PROGRAM, std::to_string(rank), std::to_string(step), fault, timeout, output}, limit_s);
+ProcessResult run_faulty(const std::string& fault, int rank, int step, const std::string& timeout, const std::string& output,
+                         double limit_s) {
+  return run_process({ANNULUS_LAUNCH, "4", ANNULUS_FAULT_PROGRAM, std::to_string(rank), std::to_string(step), fault, timeout, output},
+                     limit_s);
 }
 
 bool folder_is_empty(const TemporaryFolder& folder) { return std::filesystem::is_empty(folder.path()); }

@@ -3,10 +3,9 @@
 
 #include <functional>
 #include <string>
+#include <sys/types.h>
 #include <utility>
 #include <vector>
-
-#include <sys/types.h>
 
 namespace annulus::test {
 
@@ -19,8 +18,8 @@ struct ProcessResult {
   bool timed_out = false;
 };
 
-/// Runs a program with arguments and extra environment ("NAME=value", or "NAME" to unset), waits at most `limit_s`, then kills its process group.
-/// `meanwhile` is called about every 10 ms with its pid while it runs.
+/// Runs a program with arguments and extra environment ("NAME=value", or "NAME" to unset), waits at most `limit_s`, then kills its process
+/// group. `meanwhile` is called about every 10 ms with its pid while it runs.
 ProcessResult run_process(const std::vector<std::string>& arguments, double limit_s, const std::vector<std::string>& environment = {},
                           const std::function<void(pid_t)>& meanwhile = {});
 

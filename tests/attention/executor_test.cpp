@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <annulus/attention/session.hpp>
+#include <annulus/core/error.hpp>
+#include <annulus/verify/check.hpp>
+#include <annulus_test.hpp>
+
 #include <cmath>
 #include <memory>
 #include <random>
 #include <vector>
-
-#include <annulus/attention/session.hpp>
-#include <annulus/core/error.hpp>
-#include <annulus/verify/check.hpp>
-
-#include <annulus_test.hpp>
 
 using namespace annulus;
 
@@ -36,7 +35,8 @@ std::vector<std::byte> outputs(Session& session) {
   for (const auto& executor : session.executors()) {
     for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
       for (const ShardPiece& piece : executor->plan().shard.pieces) {
-        executor->read_output(batch, piece.local_first, piece.global.count, all.data() + (batch * problem.seq_len + piece.global.first) * row_bytes);
+        executor->read_output(batch, piece.local_first, piece.global.count,
+                              all.data() + (batch * problem.seq_len + piece.global.first) * row_bytes);
       }
     }
   }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <numeric>
-#include <set>
-
-#include <annulus/core/error.hpp>
 #include <annulus/pattern/branch_rows.hpp>
 
+#include <annulus/core/error.hpp>
 #include <annulus_test.hpp>
+
+#include <numeric>
+#include <set>
 
 using namespace annulus;
 
@@ -21,7 +21,9 @@ Problem problem_with(std::int64_t seq_len, std::int64_t heads, std::int64_t kv_h
 
 std::vector<std::int64_t> sizes(const Problem& problem, const Pattern& pattern) {
   std::vector<std::int64_t> counts;
-  for (std::size_t g = 0; g < pattern.branches.size(); ++g) { counts.push_back(heads_of_branch(problem, pattern, static_cast<std::int64_t>(g)).count); }
+  for (std::size_t g = 0; g < pattern.branches.size(); ++g) {
+    counts.push_back(heads_of_branch(problem, pattern, static_cast<std::int64_t>(g)).count);
+  }
   return counts;
 }
 

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <annulus/pattern/progression.hpp>
+
+#include <annulus/core/error.hpp>
+#include <annulus/pattern/partition.hpp>
+#include <annulus_test.hpp>
+
 #include <algorithm>
 #include <random>
 #include <set>
 #include <vector>
-
-#include <annulus/core/error.hpp>
-#include <annulus/pattern/partition.hpp>
-#include <annulus/pattern/progression.hpp>
-
-#include <annulus_test.hpp>
 
 using namespace annulus;
 
@@ -35,7 +35,9 @@ TEST_CASE("intersect gives exactly the common rows, for thousands of random prog
   const std::uint64_t seed = 20240611;
   INFO("seed " << seed);
   std::mt19937_64 random(seed);
-  const auto draw = [&](std::int64_t low, std::int64_t high) { return low + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(high - low + 1)); };
+  const auto draw = [&](std::int64_t low, std::int64_t high) {
+    return low + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(high - low + 1));
+  };
   for (int i = 0; i < 20000; ++i) {
     const Progression a{draw(0, 60), draw(1, 13), draw(0, 20)};
     const Progression b{draw(0, 60), draw(1, 13), draw(0, 20)};

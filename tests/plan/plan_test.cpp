@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <numeric>
+#include <annulus/plan/plan.hpp>
 
 #include <annulus/core/error.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/plan/coverage.hpp>
-#include <annulus/plan/plan.hpp>
 #include <annulus/verify/random_problem.hpp>
-
 #include <annulus_test.hpp>
+
+#include <numeric>
 
 using namespace annulus;
 
@@ -26,7 +26,8 @@ std::int64_t bytes_received(const std::vector<RingPlan>& plans) {
 }
 
 std::int64_t pairs_of(const std::vector<RingPlan>& plans) {
-  return std::accumulate(plans.begin(), plans.end(), std::int64_t{0}, [](std::int64_t sum, const RingPlan& plan) { return sum + plan_cost(plan).pairs; });
+  return std::accumulate(plans.begin(), plans.end(), std::int64_t{0},
+                         [](std::int64_t sum, const RingPlan& plan) { return sum + plan_cost(plan).pairs; });
 }
 
 Problem problem_of(std::int64_t seq_len, std::int64_t heads, std::int64_t kv_heads, bool causal) {
@@ -55,7 +56,10 @@ TEST_CASE("the plans of random problems attend every visible pair exactly once, 
   for (std::int64_t number = 0; number < 1500; ++number) {
     RandomCase drawn = random_case(seed, number, std::nullopt);
     // The proof costs seq_len^2 * heads * branches.
-    if (drawn.problem.seq_len * drawn.problem.seq_len * drawn.problem.heads * static_cast<std::int64_t>(drawn.pattern.branches.size()) > 400000) { continue; }
+    if (drawn.problem.seq_len * drawn.problem.seq_len * drawn.problem.heads * static_cast<std::int64_t>(drawn.pattern.branches.size()) >
+        400000) {
+      continue;
+    }
     ++proven;
     INFO("case " << number << ": " << drawn.describe());
     for (const Schedule schedule : {Schedule::ring, Schedule::ring_full}) {
@@ -145,7 +149,9 @@ TEST_CASE("costs count pairs under the mask exactly") {
 
 TEST_CASE("memory per rank falls with the number of ranks") {
   const Problem problem = problem_of(131072, 8, 8, false);
-  const auto memory = [&](std::int64_t ranks) { return plan_memory(plans_of(problem, dense_pattern(131072), Schedule::ring, ranks).front(), 4); };
+  const auto memory = [&](std::int64_t ranks) {
+    return plan_memory(plans_of(problem, dense_pattern(131072), Schedule::ring, ranks).front(), 4);
+  };
   const MemoryPlan one = memory(1);
   const MemoryPlan four = memory(4);
   CHECK(one.slots == 0);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <vector>
-
-#include <annulus/core/error.hpp>
 #include <annulus/transport/gpu_assignment.hpp>
 
+#include <annulus/core/error.hpp>
 #include <annulus_test.hpp>
+
+#include <vector>
 
 using namespace annulus;
 

@@ -22,7 +22,9 @@ __device__ std::uint8_t pattern_byte(std::uint64_t seed, std::int64_t index) {
 
 __global__ void fill_pattern_kernel(std::uint8_t* data, std::int64_t bytes, std::uint64_t seed) {
   const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < bytes; i += stride) { data[i] = pattern_byte(seed, i); }
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < bytes; i += stride) {
+    data[i] = pattern_byte(seed, i);
+  }
 }
 
 __global__ void count_wrong_bytes_kernel(const std::uint8_t* data, std::int64_t bytes, std::uint64_t seed, unsigned long long* wrong) {
@@ -45,7 +47,9 @@ __global__ void keep_busy_kernel(std::uint64_t duration_ns) {
   while (nanoseconds() - start < duration_ns) { __nanosleep(200); }
 }
 
-unsigned int blocks_for(std::int64_t bytes) { return static_cast<unsigned int>(std::clamp<std::int64_t>(bytes / kThreads, 1, kMostBlocks)); }
+unsigned int blocks_for(std::int64_t bytes) {
+  return static_cast<unsigned int>(std::clamp<std::int64_t>(bytes / kThreads, 1, kMostBlocks));
+}
 
 void check_launch() {
   const cudaError_t status = cudaGetLastError();

@@ -1,14 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The transports between processes on GPU memory. Ranks share GPUs where there are fewer of them, so that one GPU is enough for every case.
-#include <algorithm>
-#include <array>
-#include <cstddef>
-#include <cstdint>
-#include <memory>
-#include <random>
-#include <span>
-#include <vector>
-
 #include <annulus/backend/backend.hpp>
 #include <annulus/backend/cuda_devices.hpp>
 #include <annulus/core/build_info.hpp>
@@ -17,12 +8,20 @@
 #include <annulus/transport/gpu_assignment.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 #include <annulus/transport/make_transport.hpp>
-
 #include <annulus_test.hpp>
 
 #include "backend/cuda_handles.hpp"
 #include "gpu_test_kernels.hpp"
 #include "mpi_world.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <span>
+#include <vector>
 
 using namespace annulus;
 
@@ -87,8 +86,12 @@ class Gpu {
     const auto parity = static_cast<std::size_t>(step % 2);
     StepMessages own;
     for (const TestMessage& message : all) {
-      if (message.source == comm_.rank()) { own.sends.push_back({message.target, sends[parity].get() + message.send_offset, message.bytes}); }
-      if (message.target == comm_.rank()) { own.receives.push_back({message.source, slots[parity].get() + message.receive_offset, message.bytes}); }
+      if (message.source == comm_.rank()) {
+        own.sends.push_back({message.target, sends[parity].get() + message.send_offset, message.bytes});
+      }
+      if (message.target == comm_.rank()) {
+        own.receives.push_back({message.source, slots[parity].get() + message.receive_offset, message.bytes});
+      }
     }
     return own;
   }
@@ -135,7 +138,8 @@ std::vector<TestStep> random_steps(std::uint64_t seed, std::int64_t ranks, std::
         const std::int64_t bytes = below(3) == 0 ? kCorners[static_cast<std::size_t>(below(std::ssize(kCorners)))] : below(most_bytes);
         std::int64_t& send_end = sent[static_cast<std::size_t>(source)];
         std::int64_t& receive_end = received[static_cast<std::size_t>(target)];
-        const TestMessage& message = messages.emplace_back(TestMessage{source, target, bytes, send_end + below(40), receive_end + below(40)});
+        const TestMessage& message =
+            messages.emplace_back(TestMessage{source, target, bytes, send_end + below(40), receive_end + below(40)});
         send_end = message.send_offset + bytes;
         receive_end = message.receive_offset + bytes;
       }
@@ -152,7 +156,8 @@ void run_steps(Gpu& gpu, Transport& transport, const std::vector<TestStep>& step
     const TestStep& all = steps[static_cast<std::size_t>(step)];
     for (const TestMessage& message : all) {
       if (message.source != transport.rank() || message.bytes == 0) { continue; }
-      test::fill_pattern(gpu.stream(), gpu.sends[static_cast<std::size_t>(step % 2)].get() + message.send_offset, message.bytes, pattern_of(run, step, message));
+      test::fill_pattern(gpu.stream(), gpu.sends[static_cast<std::size_t>(step % 2)].get() + message.send_offset, message.bytes,
+                         pattern_of(run, step, message));
     }
     const StepMessages own = gpu.messages(step, all);
     transport.post(step, own.sends, own.receives, *gpu.queue);
@@ -176,7 +181,9 @@ void run_steps(Gpu& gpu, Transport& transport, const std::vector<TestStep>& step
 
 std::vector<StepMessages> announcement(const Gpu& gpu, const std::vector<TestStep>& steps) {
   std::vector<StepMessages> all;
-  for (std::int64_t step = 0; step < std::ssize(steps); ++step) { all.push_back(gpu.messages(step, steps[static_cast<std::size_t>(step)])); }
+  for (std::int64_t step = 0; step < std::ssize(steps); ++step) {
+    all.push_back(gpu.messages(step, steps[static_cast<std::size_t>(step)]));
+  }
   return all;
 }
 
@@ -276,8 +283,8 @@ TEST_CASE("blocks that pass from slot to slot around the ring stay what they wer
       post(step + 1);
       if ((static_cast<std::int64_t>(run) + step + comm.rank()) % 3 == 0) { test::keep_busy(gpu.stream(), 500); }
       const std::int64_t owner = (comm.rank() + comm.size() - step) % comm.size();
-      test::count_wrong_bytes(gpu.stream(), gpu.slots[static_cast<std::size_t>(step % 2)].get(), kBytes, run * 100 + static_cast<std::uint64_t>(owner),
-                              gpu.wrong());
+      test::count_wrong_bytes(gpu.stream(), gpu.slots[static_cast<std::size_t>(step % 2)].get(), kBytes,
+                              run * 100 + static_cast<std::uint64_t>(owner), gpu.wrong());
     }
   }
 
@@ -352,7 +359,8 @@ TEST_CASE("the copies of the next step start before the work of this step ends")
   for (std::int64_t step = 0; step < kSteps; ++step) {
     const double work_end_ms = work_ends[static_cast<std::size_t>(step)]->ms_since(*origin);
     const StepTraffic next = transport->traffic(step + 1);
-    INFO("step " << step << " works until " << work_end_ms << " ms, the copy of step " << step + 1 << " runs from " << next.begin_ms << " to " << next.end_ms);
+    INFO("step " << step << " works until " << work_end_ms << " ms, the copy of step " << step + 1 << " runs from " << next.begin_ms
+                 << " to " << next.end_ms);
     CHECK(next.begin_ms < work_end_ms);
   }
   transport->prepare({});

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cstdint>
-#include <cstring>
-#include <vector>
-
 #include <annulus/backend/backend.hpp>
 #include <annulus/transport/communicator.hpp>
 #include <annulus/transport/make_transport.hpp>
-
 #include <annulus_test.hpp>
 
 #include "mpi_world.hpp"
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
 
 using namespace annulus;
 
 TEST_CASE("a message of more than 2 GiB between two ranks arrives intact") {
   const Communicator& comm = test::world();
   REQUIRE(comm.size() == 2);
-  const auto backend = make_backend({.kind = BackendKind::reference, .kernel = KernelKind::cublas, .threads = 1, .tile_rows = 0, .device = 0});
+  const auto backend =
+      make_backend({.kind = BackendKind::reference, .kernel = KernelKind::cublas, .threads = 1, .tile_rows = 0, .device = 0});
   const auto queue = backend->make_queue();
   const auto transport = make_transport(TransportKind::mpi, comm, *backend, false);
   const std::int64_t words = ((std::int64_t{1} << 31) + 4096) / 8 + 3;

@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cstring>
-#include <memory>
-#include <random>
-#include <vector>
-
 #include <annulus/backend/backend.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/transport/communicator.hpp>
 #include <annulus/transport/make_transport.hpp>
-
 #include <annulus_test.hpp>
 
 #include "mpi_world.hpp"
+
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
 
 using namespace annulus;
 
@@ -28,7 +27,8 @@ std::vector<std::byte> message(std::int64_t source, std::int64_t target, std::in
 }
 
 struct HostSetup {
-  std::unique_ptr<Backend> backend = make_backend({.kind = BackendKind::reference, .kernel = KernelKind::cublas, .threads = 1, .tile_rows = 0, .device = 0});
+  std::unique_ptr<Backend> backend =
+      make_backend({.kind = BackendKind::reference, .kernel = KernelKind::cublas, .threads = 1, .tile_rows = 0, .device = 0});
   std::unique_ptr<Queue> queue = backend->make_queue();
 };
 
@@ -101,10 +101,14 @@ TEST_CASE("sums, gathers and broadcasts reach every rank") {
   CHECK(comm.broadcast(comm.rank() == 0 ? std::string("from zero") : std::string(), 0) == "from zero");
   const std::vector<std::string> all = comm.all_gather(std::string(static_cast<std::size_t>(comm.rank()), 'x'));
   REQUIRE(static_cast<std::int64_t>(all.size()) == comm.size());
-  for (std::int64_t rank = 0; rank < comm.size(); ++rank) { CHECK(static_cast<std::int64_t>(all[static_cast<std::size_t>(rank)].size()) == rank); }
+  for (std::int64_t rank = 0; rank < comm.size(); ++rank) {
+    CHECK(static_cast<std::int64_t>(all[static_cast<std::size_t>(rank)].size()) == rank);
+  }
   const std::vector<std::string> gathered = comm.gather(fmt::format("rank {}", comm.rank()), 0);
   if (comm.rank() == 0) {
-    for (std::int64_t rank = 0; rank < comm.size(); ++rank) { CHECK(gathered[static_cast<std::size_t>(rank)] == fmt::format("rank {}", rank)); }
+    for (std::int64_t rank = 0; rank < comm.size(); ++rank) {
+      CHECK(gathered[static_cast<std::size_t>(rank)] == fmt::format("rank {}", rank));
+    }
   }
 }
 

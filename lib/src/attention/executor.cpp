@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/attention/executor.hpp>
 
-#include <algorithm>
-
 #include <annulus/core/error.hpp>
+
+#include <algorithm>
 
 namespace annulus {
 
@@ -28,8 +28,8 @@ kernels::Combine combine_of(Mixing mixing) {
 
 RingExecutor::RingExecutor(RingPlan plan, Backend& backend, Transport& transport, Queue& queue, Watchdog& watchdog)
     : plan_(std::move(plan)), backend_(backend), transport_(transport), queue_(queue), watchdog_(watchdog) {
-  ANNULUS_EXPECTS(transport.rank() == plan_.rank && transport.ranks() == plan_.ranks, "the transport is of rank {} of {}, the plan of {} of {}",
-                  transport.rank(), transport.ranks(), plan_.rank, plan_.ranks);
+  ANNULUS_EXPECTS(transport.rank() == plan_.rank && transport.ranks() == plan_.ranks,
+                  "the transport is of rank {} of {}, the plan of {} of {}", transport.rank(), transport.ranks(), plan_.rank, plan_.ranks);
   const Problem& problem = plan_.problem;
   const std::int64_t rows = problem.batch * plan_.local_rows;
   const std::int64_t q_elements = rows * problem.heads * problem.head_dim;
@@ -79,7 +79,9 @@ void RingExecutor::build_tasks() {
       for (const kernels::PackTask& task : pack_tasks(item)) { pack.push_back(task); }
     }
     auto& outgoing = outgoing_.emplace_back();
-    for (const Message& message : step.sends) { outgoing.push_back({message.peer, address(message.buffer) + message.offset_bytes, message.bytes}); }
+    for (const Message& message : step.sends) {
+      outgoing.push_back({message.peer, address(message.buffer) + message.offset_bytes, message.bytes});
+    }
     auto& incoming = incoming_.emplace_back();
     for (const Message& message : step.receives) {
       incoming.push_back({message.peer, address(message.buffer) + message.offset_bytes, message.bytes});
@@ -142,7 +144,8 @@ kernels::AttendTask RingExecutor::attend_task(const WorkItem& item) const {
   const std::int64_t k_start = item.k_stored.first * k_pitch + heads.first * problem.head_dim;
   task.k = base + k_start * element;
   task.v = base + (problem.batch * stored_rows * k_pitch + k_start) * element;
-  task.kv_strides = {stored_rows * k_pitch, item.segment_stride * k_pitch, item.k_stored.stride * k_pitch, heads.stride * problem.head_dim, 0};
+  task.kv_strides = {stored_rows * k_pitch, item.segment_stride * k_pitch, item.k_stored.stride * k_pitch, heads.stride * problem.head_dim,
+                     0};
   task.q_positions = {item.q_global.first, item.q_global.stride};
   task.k_positions = {item.k_global.first, item.k_global.stride};
   return task;

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/attention/session.hpp>
 
-#include <sched.h>
+#include <annulus/core/error.hpp>
+#include <annulus/plan/cost.hpp>
+#include <annulus/transport/gpu_assignment.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
-
-#include <annulus/core/error.hpp>
-#include <annulus/plan/cost.hpp>
-#include <annulus/transport/gpu_assignment.hpp>
+#include <sched.h>
 
 namespace annulus {
 
@@ -93,7 +92,8 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
   return resolved;
 }
 
-Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const TransportDecorator& decorate) : resolved_(resolved), comm_(comm) {
+Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const TransportDecorator& decorate)
+    : resolved_(resolved), comm_(comm) {
   const Config& config = resolved.config;
   const bool loopback = config.transport == TransportKind::loopback;
   std::vector<RingPlan> plans;
@@ -129,7 +129,8 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   }
   together(comm, [&] {
     for (std::size_t index = 0; index < plans.size(); ++index) {
-      executors_.push_back(std::make_unique<RingExecutor>(std::move(plans[index]), *backend_, *transports_[index], *queue_, comm.watchdog()));
+      executors_.push_back(
+          std::make_unique<RingExecutor>(std::move(plans[index]), *backend_, *transports_[index], *queue_, comm.watchdog()));
     }
   });
   for (const auto& executor : executors_) { executor->connect(); }

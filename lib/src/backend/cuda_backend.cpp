@@ -47,8 +47,6 @@ void log_failure(cudaError_t status, const char* call) noexcept {
   }
 }
 
-double mebibytes(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
-
 /// Events are made once and handed out again.
 class EventPool {
  public:
@@ -224,7 +222,7 @@ class CudaBackend final : public Backend {
                        to_string(options_.kernel), major, minor, patch);
   }
   std::int64_t accumulator_bytes() const override { return 4; }
-  bool rounds_probabilities() const override { return true; }
+  bool rounds_probabilities(DType dtype) const override { return dtype != DType::fp32; }
   bool host_memory() const override { return false; }
 
   std::unique_ptr<Queue> make_queue() override {
@@ -307,9 +305,7 @@ class CudaBackend final : public Backend {
   void pack(Queue& queue, std::span<const kernels::PackTask> tasks) override {
     const NvtxRange range("pack");
     const DeviceGuard guard(device_);
-    translated([&] {
-      for (const kernels::PackTask& task : tasks) { device_kernels::pack(task, stream_of(queue)); }
-    });
+    translated([&] { device_kernels::pack(tasks, stream_of(queue)); });
   }
   void attend(Queue& queue, std::span<const kernels::AttendTask> tasks) override {
     const NvtxRange range("attend");
@@ -376,10 +372,8 @@ class CudaBackend final : public Backend {
     std::size_t free_bytes = 0;
     std::size_t total_bytes = 0;
     ANNULUS_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
-    throw RuntimeFailure(
-        fmt::format("not enough memory on {} (device {}): {:.1f} MiB asked for, {:.1f} MiB free of {:.1f}, {:.1f} held by this backend",
-                    info_.name, device_, mebibytes(bytes), mebibytes(static_cast<std::int64_t>(free_bytes)),
-                    mebibytes(static_cast<std::int64_t>(total_bytes)), mebibytes(memory_.in_use)));
+    throw RuntimeFailure(fmt::format("backend cuda: cannot allocate {} bytes on {} (device {}): {} of {} are free, this backend holds {}", bytes,
+                                     info_.name, device_, free_bytes, total_bytes, memory_.in_use));
   }
 
   void copy_bytes(Queue& queue, void* dst, const void* src, std::int64_t bytes, cudaMemcpyKind direction) {

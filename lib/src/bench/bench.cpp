@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/bench/bench.hpp>
 
-#include <algorithm>
-
-#include <fmt/format.h>
-
 #include <annulus/bench/statistics.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/kernels/cpu.hpp>
 #include <annulus/plan/cost.hpp>
+
+#include <fmt/format.h>
+
+#include <algorithm>
 
 namespace annulus {
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/core/problem.hpp>
 
+#include <annulus/core/error.hpp>
+
 #include <cmath>
 #include <limits>
-
-#include <annulus/core/error.hpp>
 
 namespace annulus {
 
@@ -43,8 +43,8 @@ void validate(const Problem& problem) {
 
 void validate(const Pattern& pattern) {
   ANNULUS_EXPECTS(!pattern.branches.empty(), "the pattern has no branch: segment-lengths is empty");
-  ANNULUS_EXPECTS(static_cast<std::int64_t>(pattern.branches.size()) <= kMaxBranches, "{} branches are more than {}", pattern.branches.size(),
-                  kMaxBranches);
+  ANNULUS_EXPECTS(static_cast<std::int64_t>(pattern.branches.size()) <= kMaxBranches, "{} branches are more than {}",
+                  pattern.branches.size(), kMaxBranches);
   for (const Branch& branch : pattern.branches) {
     ANNULUS_EXPECTS(branch.segment_length >= 1, "segment length {} is not positive", branch.segment_length);
     ANNULUS_EXPECTS(branch.dilation_rate >= 1, "dilation rate {} is not positive", branch.dilation_rate);

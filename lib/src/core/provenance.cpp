@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/core/provenance.hpp>
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <string_view>
+#include <unistd.h>
 
 namespace annulus {
 
 std::vector<std::pair<std::string, std::string>> recorded_environment() {
-  constexpr std::array<std::string_view, 10> kPrefixes{"SLURM_", "OMPI_", "PMIX_", "UCX_", "NCCL_", "CUDA_", "OMP_", "OPENBLAS_", "HDF5_", "ANNULUS_"};
+  constexpr std::array<std::string_view, 10> kPrefixes{"SLURM_", "OMPI_", "PMIX_",     "UCX_",  "NCCL_",
+                                                       "CUDA_",  "OMP_",  "OPENBLAS_", "HDF5_", "ANNULUS_"};
   constexpr std::array<std::string_view, 4> kSecrets{"KEY", "TOKEN", "SECRET", "PASS"};
   std::vector<std::pair<std::string, std::string>> recorded;
   for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {

@@ -28,8 +28,8 @@ std::vector<HeadSet> head_sets(const HeadRange& heads, const Progression& kv, st
     const std::int64_t begin = std::max(heads.first, kv[index] * group_size);
     const std::int64_t end = std::min(heads.end(), (kv[index] + 1) * group_size);
     const std::int64_t offset_in_group = begin - kv[index] * group_size;
-    const bool continues = !sets.empty() && sets.back().q_per_kv == end - begin &&
-                           sets.back().q_first - sets.back().kv.first * group_size == offset_in_group;
+    const bool continues =
+        !sets.empty() && sets.back().q_per_kv == end - begin && sets.back().q_first - sets.back().kv.first * group_size == offset_in_group;
     if (continues) {
       ++sets.back().kv.count;
     } else {

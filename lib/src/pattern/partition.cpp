@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/pattern/partition.hpp>
 
-#include <numeric>
-
 #include <annulus/core/error.hpp>
+
+#include <numeric>
 
 namespace annulus {
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/pattern/progression.hpp>
 
+#include <annulus/core/error.hpp>
+
 #include <numeric>
 #include <utility>
-
-#include <annulus/core/error.hpp>
 
 namespace annulus {
 
@@ -41,7 +41,8 @@ Progression intersect(const Progression& a, const Progression& b) {
   // Chinese remainder: a.first + i * a.stride with i = (gap / common) * (a.stride / common)^-1 (mod b.stride / common). All in 128 bits:
   // strides may be as large as the sequence.
   const std::int64_t modulus = b.stride / common;
-  const auto wide = static_cast<Int128>(((gap / common) % modulus + modulus) % modulus) * inverse_mod((a.stride / common) % modulus, modulus);
+  const auto wide =
+      static_cast<Int128>(((gap / common) % modulus + modulus) % modulus) * inverse_mod((a.stride / common) % modulus, modulus);
   const auto index = static_cast<std::int64_t>(wide % modulus);
   const Int128 stride = static_cast<Int128>(a.stride) * modulus;
   const Int128 start = static_cast<Int128>(a.first) + static_cast<Int128>(index) * a.stride;

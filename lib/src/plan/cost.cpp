@@ -42,8 +42,8 @@ std::int64_t causal_pairs(const Progression& q, const Progression& k) {
 
 std::int64_t visible_pairs(const WorkItem& item) {
   const std::int64_t heads = item.heads.kv.count * item.heads.q_per_kv;
-  const std::int64_t one = item.mask == kernels::Mask::causal ? causal_pairs(item.q_global, item.k_global)
-                                                               : item.q_global.count * item.k_global.count;
+  const std::int64_t one =
+      item.mask == kernels::Mask::causal ? causal_pairs(item.q_global, item.k_global) : item.q_global.count * item.k_global.count;
   return item.segments * heads * one;
 }
 

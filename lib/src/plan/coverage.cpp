@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/plan/coverage.hpp>
 
+#include <annulus/core/error.hpp>
+
 #include <algorithm>
 #include <map>
 #include <tuple>
 #include <vector>
-
-#include <annulus/core/error.hpp>
 
 namespace annulus {
 
@@ -64,12 +64,14 @@ class RankMemory {
         }
         offset += block(index).bytes;
       }
-      ANNULUS_ASSERT(offset == message.offset_bytes + message.bytes, "rank {} step {}: a message's blocks and bytes disagree", plan_.rank, number);
+      ANNULUS_ASSERT(offset == message.offset_bytes + message.bytes, "rank {} step {}: a message's blocks and bytes disagree", plan_.rank,
+                     number);
       reads.push_back(range_of(message.buffer, message.offset_bytes, message.bytes));
     }
     for (const Message& message : step.receives) {
       const Range target = range_of(message.buffer, message.offset_bytes, message.bytes);
-      ANNULUS_ASSERT(message.buffer == BufferId::slot_0 || message.buffer == BufferId::slot_1, "rank {} receives outside its slots", plan_.rank);
+      ANNULUS_ASSERT(message.buffer == BufferId::slot_0 || message.buffer == BufferId::slot_1, "rank {} receives outside its slots",
+                     plan_.rank);
       refuse_overlap(target, reads, number);
       refuse_overlap(target, writes, number);
       writes.push_back(target);
@@ -95,8 +97,8 @@ class RankMemory {
 
   void expect_content(std::int64_t index, BufferId buffer, std::int64_t offset, std::int64_t number) const {
     const auto found = content_.find({buffer, offset});
-    ANNULUS_ASSERT(found != content_.end() && found->second == key_of(block(index)), "rank {} step {}: block {} is not where the plan reads it",
-                   plan_.rank, number, index);
+    ANNULUS_ASSERT(found != content_.end() && found->second == key_of(block(index)),
+                   "rank {} step {}: block {} is not where the plan reads it", plan_.rank, number, index);
   }
 
  private:
@@ -143,8 +145,9 @@ class PairCounter {
         for (std::int64_t q = 0; q < problem_.seq_len; ++q) {
           for (std::int64_t k = 0; k < problem_.seq_len; ++k) {
             const int expected = visible(branch, head, q, k) ? 1 : 0;
-            ANNULUS_ASSERT(counts_[index(branch, head, q, k)] == expected, "branch {} head {} query {} key {} attended {} times instead of {}",
-                           branch, head, q, k, counts_[index(branch, head, q, k)], expected);
+            ANNULUS_ASSERT(counts_[index(branch, head, q, k)] == expected,
+                           "branch {} head {} query {} key {} attended {} times instead of {}", branch, head, q, k,
+                           counts_[index(branch, head, q, k)], expected);
             pairs += expected;
           }
         }
@@ -155,7 +158,8 @@ class PairCounter {
 
  private:
   std::size_t index(std::size_t branch, std::int64_t head, std::int64_t q, std::int64_t k) const {
-    return static_cast<std::size_t>(((static_cast<std::int64_t>(branch) * problem_.heads + head) * problem_.seq_len + q) * problem_.seq_len + k);
+    return static_cast<std::size_t>(
+        ((static_cast<std::int64_t>(branch) * problem_.heads + head) * problem_.seq_len + q) * problem_.seq_len + k);
   }
 
   void attend_head(const WorkItem& item, std::int64_t head, std::int64_t shift) {
@@ -208,8 +212,8 @@ class PairCounter {
 void check_stored_rows(const RingPlan& plan, const WorkItem& item) {
   for (std::int64_t row = 0; row < item.q_global.count; ++row) {
     const Progression piece = plan.shard.pieces.at(0).global;
-    ANNULUS_ASSERT(plan.shard.pieces.size() != 1 || piece[item.q_local[row]] == item.q_global[row], "local query row {} is not global row {}",
-                   item.q_local[row], item.q_global[row]);
+    ANNULUS_ASSERT(plan.shard.pieces.size() != 1 || piece[item.q_local[row]] == item.q_global[row],
+                   "local query row {} is not global row {}", item.q_local[row], item.q_global[row]);
   }
   for (std::int64_t row = 0; row < item.k_global.count; ++row) {
     const bool resident = item.keys.block < 0;
@@ -241,7 +245,8 @@ void check_messages_fit(std::span<const RingPlan> plans, std::int64_t number) {
       ANNULUS_ASSERT(received != nullptr && received->bytes == sent.bytes && received->blocks.size() == sent.blocks.size(),
                      "step {}: rank {} sends to {} what it does not expect", number, plan.rank, sent.peer);
       for (std::size_t i = 0; i < sent.blocks.size(); ++i) {
-        ANNULUS_ASSERT(key_of(plan.blocks[static_cast<std::size_t>(sent.blocks[i])]) == key_of(peer.blocks[static_cast<std::size_t>(received->blocks[i])]),
+        ANNULUS_ASSERT(key_of(plan.blocks[static_cast<std::size_t>(sent.blocks[i])]) ==
+                           key_of(peer.blocks[static_cast<std::size_t>(received->blocks[i])]),
                        "step {}: message {} -> {} differs in block {}", number, plan.rank, sent.peer, i);
       }
     }

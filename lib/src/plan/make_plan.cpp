@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <algorithm>
-#include <optional>
-
 #include <annulus/core/error.hpp>
 #include <annulus/plan/plan.hpp>
+
+#include <algorithm>
+#include <optional>
 
 namespace annulus {
 
@@ -231,8 +231,8 @@ class Planner {
           }
         }
         if (self_index == owner && !next) { continue; }
-        const std::int64_t block = add_block(
-            {branch, head_class, segment, members[static_cast<std::size_t>(owner)].rank, owned.rows, heads.kv, 0});
+        const std::int64_t block =
+            add_block({branch, head_class, segment, members[static_cast<std::size_t>(owner)].rank, owned.rows, heads.kv, 0});
         if (self_index != owner) { receives_.push_back({block, arrival, previous}); }
         if (next) { sends_.push_back({block, arrival + 1, *next}); }
       }
@@ -259,8 +259,8 @@ class Planner {
     return block.owner == plan_.rank && block.rows_global.count == plan_.local_rows && block.kv_heads.count == plan_.problem.kv_heads;
   }
 
-  /// Orders each step's hops into messages: receives one after another in the step's slot; sends straight from where their blocks lie if those
-  /// are neighbours in one buffer, else packed into the step's send buffer.
+  /// Orders each step's hops into messages: receives one after another in the step's slot; sends straight from where their blocks lie if
+  /// those are neighbours in one buffer, else packed into the step's send buffer.
   void lay_out_messages() {
     const auto by_step_and_peer = [](std::vector<Hop>& hops) {
       std::stable_sort(hops.begin(), hops.end(), [](const Hop& a, const Hop& b) {

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/transport/communicator.hpp>
 
+#include <annulus/io/result_file.hpp>
+
 #include <algorithm>
 #include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <numeric>
-
 #include <unistd.h>
-
-#include <annulus/io/result_file.hpp>
 
 namespace annulus {
 
@@ -31,14 +30,17 @@ void check_mpi(int status, const char* call, std::source_location where) {
   std::array<char, MPI_MAX_ERROR_STRING> text{};
   int length = 0;
   MPI_Error_string(status, text.data(), &length);
-  throw RuntimeFailure(fmt::format("{} failed at {}:{}: {}", call, where.file_name(), where.line(), std::string(text.data(), static_cast<std::size_t>(length))));
+  throw RuntimeFailure(fmt::format("{} failed at {}:{}: {}", call, where.file_name(), where.line(),
+                                   std::string(text.data(), static_cast<std::size_t>(length))));
 }
 
 MpiEnvironment::MpiEnvironment(int* argc, char*** argv) {
   int provided = 0;
   ANNULUS_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &provided));
   ANNULUS_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
-  if (provided < MPI_THREAD_MULTIPLE) { throw RuntimeFailure("this MPI library does not provide MPI_THREAD_MULTIPLE, which the watchdog needs"); }
+  if (provided < MPI_THREAD_MULTIPLE) {
+    throw RuntimeFailure("this MPI library does not provide MPI_THREAD_MULTIPLE, which the watchdog needs");
+  }
 }
 
 MpiEnvironment::~MpiEnvironment() {

@@ -19,7 +19,8 @@ void look_up(const char* name, [[maybe_unused]] unsigned int version, Function& 
 #endif
   if (status != cudaSuccess || found != cudaDriverEntryPointSuccess || address == nullptr) {
     static_cast<void>(cudaGetLastError());
-    throw RuntimeFailure(fmt::format("the CUDA driver has no {}: {}", name, status == cudaSuccess ? "too old" : cudaGetErrorString(status)));
+    throw RuntimeFailure(
+        fmt::format("the CUDA driver has no {}: {}", name, status == cudaSuccess ? "too old" : cudaGetErrorString(status)));
   }
   function = reinterpret_cast<Function>(address);
 }

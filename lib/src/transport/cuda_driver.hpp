@@ -1,26 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cuda.h>
+#include <cuda_runtime.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <source_location>
 
-#include <cuda.h>
-#include <cuda_runtime.h>
-
 namespace annulus {
 
-/// Functions of the driver that the runtime does not offer. Looked up at run time, never linked, so that the program starts without a driver.
+/// Functions of the driver that the runtime does not offer. Looked up at run time, never linked, so that the program starts without a
+/// driver.
 class CudaDriver {
  public:
   /// @throws RuntimeFailure if the driver lacks one of them
   static const CudaDriver& get();
 
-  /// Writes `value` to `word` (device or pinned host memory, of this process or mapped from a peer) once `stream` gets there, after everything the
-  /// stream did before.
+  /// Writes `value` to `word` (device or pinned host memory, of this process or mapped from a peer) once `stream` gets there, after
+  /// everything the stream did before.
   void write_word(cudaStream_t stream, std::uint32_t* word, std::uint32_t value) const;
-  /// As write_word, but free to overtake the data written before it: for marks that guard no data.
-  void write_mark(cudaStream_t stream, std::uint32_t* word, std::uint32_t value) const;
   /// Holds `stream` until `word` has come to `value` or gone past it (cyclically: a counter may wrap).
   void wait_for_word(cudaStream_t stream, const std::uint32_t* word, std::uint32_t value) const;
 

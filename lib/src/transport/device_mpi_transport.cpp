@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "device_mpi_transport.hpp"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <array>
 #include <chrono>
-
-#include <spdlog/spdlog.h>
 #if defined(OPEN_MPI)
 #include <mpi-ext.h>
 #endif
@@ -65,7 +65,9 @@ class Patience {
 void check_count(const MPI_Status& status, std::int64_t expected, std::int64_t step, std::int64_t peer) {
   int count = 0;
   ANNULUS_MPI(MPI_Get_count(&status, MPI_BYTE, &count));
-  if (count != expected) { throw RuntimeFailure(fmt::format("step {}: {} bytes came from rank {} where {} were due", step, count, peer, expected)); }
+  if (count != expected) {
+    throw RuntimeFailure(fmt::format("step {}: {} bytes came from rank {} where {} were due", step, count, peer, expected));
+  }
 }
 
 }  // namespace
@@ -107,7 +109,8 @@ class DeviceMpiTransport::Departure {
       Chunk& chunk = buffer(isent_);
       const cudaError_t status = cudaEventQuery(chunk.copied);
       if (status == cudaSuccess) {
-        ANNULUS_MPI(MPI_Isend(chunk.staging, checked_narrow<int>(chunk.bytes), MPI_BYTE, checked_narrow<int>(message_.peer), kTag, comm, &chunk.request));
+        ANNULUS_MPI(MPI_Isend(chunk.staging, checked_narrow<int>(chunk.bytes), MPI_BYTE, checked_narrow<int>(message_.peer), kTag, comm,
+                              &chunk.request));
         ++isent_;
         moved = true;
       } else if (status != cudaErrorNotReady) {
@@ -117,7 +120,8 @@ class DeviceMpiTransport::Departure {
     if (offset_ < message_.bytes && copied_ - sent_ < std::ssize(buffers_)) {
       Chunk& chunk = buffer(copied_);
       chunk.bytes = std::min(kStagedChunkBytes, message_.bytes - offset_);
-      ANNULUS_CUDA(cudaMemcpyAsync(chunk.staging, message_.data + offset_, static_cast<std::size_t>(chunk.bytes), cudaMemcpyDeviceToHost, stream));
+      ANNULUS_CUDA(
+          cudaMemcpyAsync(chunk.staging, message_.data + offset_, static_cast<std::size_t>(chunk.bytes), cudaMemcpyDeviceToHost, stream));
       ANNULUS_CUDA(cudaEventRecord(chunk.copied, stream));
       offset_ += chunk.bytes;
       ++copied_;
@@ -163,7 +167,8 @@ class DeviceMpiTransport::Landing {
       ANNULUS_MPI(MPI_Test(&chunk.request, &done, &status));
       if (done != 0) {
         check_count(status, chunk.bytes, step_, message_.peer);
-        ANNULUS_CUDA(cudaMemcpyAsync(message_.data + landed_, chunk.staging, static_cast<std::size_t>(chunk.bytes), cudaMemcpyHostToDevice, stream));
+        ANNULUS_CUDA(
+            cudaMemcpyAsync(message_.data + landed_, chunk.staging, static_cast<std::size_t>(chunk.bytes), cudaMemcpyHostToDevice, stream));
         ANNULUS_CUDA(cudaEventRecord(chunk.copied, stream));
         landed_ += chunk.bytes;
         ++received_;
@@ -173,7 +178,8 @@ class DeviceMpiTransport::Landing {
     if (offset_ < message_.bytes && posted_ - freed_ < std::ssize(buffers_)) {
       Chunk& chunk = buffer(posted_);
       chunk.bytes = std::min(kStagedChunkBytes, message_.bytes - offset_);
-      ANNULUS_MPI(MPI_Irecv(chunk.staging, checked_narrow<int>(chunk.bytes), MPI_BYTE, checked_narrow<int>(message_.peer), kTag, comm, &chunk.request));
+      ANNULUS_MPI(MPI_Irecv(chunk.staging, checked_narrow<int>(chunk.bytes), MPI_BYTE, checked_narrow<int>(message_.peer), kTag, comm,
+                            &chunk.request));
       offset_ += chunk.bytes;
       ++posted_;
       moved = true;
@@ -313,7 +319,9 @@ void DeviceMpiTransport::move_staged(const Job& job) {
     ANNULUS_CUDA(cudaStreamWaitEvent(stream->get(), job.entry->posted.get(), cudaEventWaitDefault));
     ledger_.begin(*job.entry, stream->get());
   }
-  const auto for_all = [&](auto&& holds) { return std::all_of(departures.begin(), departures.end(), holds) && std::all_of(landings.begin(), landings.end(), holds); };
+  const auto for_all = [&](auto&& holds) {
+    return std::all_of(departures.begin(), departures.end(), holds) && std::all_of(landings.begin(), landings.end(), holds);
+  };
   bool end_enqueued = false;
   Patience patience;
   while (!stop_) {
@@ -394,7 +402,8 @@ std::unique_ptr<Transport> make_device_mpi_transport(const Communicator& comm, B
   const DeviceGuard guard(device);
   const bool direct = comm.min(mpi_takes_device_pointers() ? 1 : 0) == 1;
   if (comm.rank() == 0) {
-    spdlog::info("transport mpi: {}", direct ? "this MPI library takes device pointers" : "device memory is staged through pinned host memory");
+    spdlog::info("transport mpi: {}",
+                 direct ? "this MPI library takes device pointers" : "device memory is staged through pinned host memory");
   }
   return std::make_unique<DeviceMpiTransport>(comm, device, direct ? DeviceMpiTransport::Path::direct : DeviceMpiTransport::Path::staged);
 }

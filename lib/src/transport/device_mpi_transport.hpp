@@ -1,6 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/transport/communicator.hpp>
+#include <annulus/transport/transport.hpp>
+
+#include "backend/cuda_handles.hpp"
+#include "step_ledger.hpp"
+
+#include <cuda_runtime.h>
+#include <mpi.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
@@ -12,15 +21,6 @@
 #include <thread>
 #include <utility>
 #include <vector>
-
-#include <cuda_runtime.h>
-#include <mpi.h>
-
-#include <annulus/transport/communicator.hpp>
-#include <annulus/transport/transport.hpp>
-
-#include "../backend/cuda_handles.hpp"
-#include "step_ledger.hpp"
 
 namespace annulus {
 
@@ -40,9 +40,9 @@ class PinnedBuffer {
   std::byte* data_ = nullptr;
 };
 
-/// Device memory over MPI. A thread moves the messages, so that they travel under the work of the step before: each message goes in chunks through two
-/// pinned buffers on either side (device to host, MPI, host to device, all three at once), or directly where MPI takes device pointers.
-/// wait() blocks the host until the last copy to the device is enqueued, not until it is done.
+/// Device memory over MPI. A thread moves the messages, so that they travel under the work of the step before: each message goes in chunks
+/// through two pinned buffers on either side (device to host, MPI, host to device, all three at once), or directly where MPI takes device
+/// pointers. wait() blocks the host until the last copy to the device is enqueued, not until it is done.
 class DeviceMpiTransport final : public Transport {
  public:
   /// How device memory gets to MPI.

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/transport/gpu_assignment.hpp>
 
-#include <map>
-#include <string_view>
-#include <utility>
-
 #include <annulus/backend/cuda_devices.hpp>
 #include <annulus/core/build_info.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/transport/gpu_transports.hpp>
+
+#include <map>
+#include <string_view>
+#include <utility>
 
 namespace annulus {
 
@@ -46,13 +46,14 @@ std::vector<int> choose_devices(std::span<const GpuClaim> claims, bool share_gpu
   for (std::size_t rank = 0; rank < claims.size(); ++rank) {
     const GpuClaim& claim = claims[rank];
     const auto gpus = std::ssize(claim.uuids);
-    ANNULUS_EXPECTS(gpus > 0, "rank {} ({}) sees no GPU: there is none, its driver is missing or too old, or CUDA_VISIBLE_DEVICES hides it", rank,
-                    claim.host);
-    ANNULUS_EXPECTS(share_gpu || gpus == 1 || gpus >= claim.host_size, "{} has {} GPUs for {} ranks; {}", claim.host, gpus, claim.host_size, kShareHint);
+    ANNULUS_EXPECTS(gpus > 0, "rank {} ({}) sees no GPU: there is none, its driver is missing or too old, or CUDA_VISIBLE_DEVICES hides it",
+                    rank, claim.host);
+    ANNULUS_EXPECTS(share_gpu || gpus == 1 || gpus >= claim.host_size, "{} has {} GPUs for {} ranks; {}", claim.host, gpus, claim.host_size,
+                    kShareHint);
     const std::int64_t device = gpus == 1 ? 0 : claim.host_rank % gpus;
     const auto [owner, is_new] = owners.try_emplace(claim.uuids[static_cast<std::size_t>(device)], rank);
-    ANNULUS_EXPECTS(share_gpu || is_new, "rank {} ({}) and rank {} ({}) have the same GPU, {}; {}", owner->second, claims[owner->second].host, rank,
-                    claim.host, owner->first, kShareHint);
+    ANNULUS_EXPECTS(share_gpu || is_new, "rank {} ({}) and rank {} ({}) have the same GPU, {}; {}", owner->second,
+                    claims[owner->second].host, rank, claim.host, owner->first, kShareHint);
     devices.push_back(static_cast<int>(device));
   }
   return devices;

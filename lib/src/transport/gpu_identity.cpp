@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "gpu_identity.hpp"
 
-
 #include <annulus/core/error.hpp>
 
-#include "../backend/cuda_handles.hpp"
+#include "backend/cuda_handles.hpp"
 
 namespace annulus {
 
@@ -18,4 +17,3 @@ int device_of(Backend& backend) {
 }
 
 }  // namespace annulus
-

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <annulus/core/error.hpp>
+#include <annulus/transport/make_transport.hpp>
+
 #include <algorithm>
 #include <map>
 #include <tuple>
 #include <utility>
-
-#include <annulus/core/error.hpp>
-#include <annulus/transport/make_transport.hpp>
 
 namespace annulus {
 

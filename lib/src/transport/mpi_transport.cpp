@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "mpi_transport.hpp"
 
+#include <annulus/core/error.hpp>
+
 #include <algorithm>
 #include <thread>
-
-#include <annulus/core/error.hpp>
 
 namespace annulus {
 

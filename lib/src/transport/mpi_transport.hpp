@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/transport/communicator.hpp>
+#include <annulus/transport/transport.hpp>
+
 #include <chrono>
 #include <map>
 #include <vector>
-
-#include <annulus/transport/communicator.hpp>
-#include <annulus/transport/transport.hpp>
 
 namespace annulus {
 

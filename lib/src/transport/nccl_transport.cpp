@@ -1,6 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nccl_transport.hpp"
 
+#include <annulus/core/error.hpp>
+#include <annulus/transport/gpu_transports.hpp>
+
+#include "gpu_identity.hpp"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -9,14 +17,6 @@
 #include <string>
 #include <thread>
 #include <vector>
-
-#include <fmt/format.h>
-#include <spdlog/spdlog.h>
-
-#include <annulus/core/error.hpp>
-#include <annulus/transport/gpu_transports.hpp>
-
-#include "gpu_identity.hpp"
 
 namespace annulus {
 
@@ -61,8 +61,8 @@ bool ranks_share_gpus(const Communicator& comm, int device) {
   return std::adjacent_find(uuids.begin(), uuids.end()) != uuids.end();
 }
 
-/// NCCL takes two ranks of one host on one GPU for a mistake. Since 2.30 a switch allows it; before, ranks that claim hosts of their own are not compared.
-/// Must run before the first call that reads the environment. Collective.
+/// NCCL takes two ranks of one host on one GPU for a mistake. Since 2.30 a switch allows it; before, ranks that claim hosts of their own
+/// are not compared. Must run before the first call that reads the environment. Collective.
 void let_ranks_share_gpus(const Communicator& comm) {
   int version = 0;
   ANNULUS_NCCL(nullptr, ncclGetVersion(&version));
@@ -88,11 +88,12 @@ NcclCommunicator::NcclCommunicator(const Communicator& comm) : comm_(comm) {
     if (comm_.rank() == 0) { ANNULUS_NCCL(nullptr, ncclGetUniqueId(&id)); }
   });
   comm_.broadcast(std::as_writable_bytes(std::span(&id, 1)), 0);
-  // A blocking start is enough: the watchdog's thread ends a start that some rank never joins, and a communicator made without blocking would pay for
-  // a thread in every group.
+  // A blocking start is enough: the watchdog's thread ends a start that some rank never joins, and a communicator made without blocking
+  // would pay for a thread in every group.
   const Watchdog::Wait wait = comm_.watchdog().waiting("NCCL start-up");
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-  ANNULUS_NCCL(nullptr, ncclCommInitRankConfig(&handle_, checked_narrow<int>(comm_.size()), id, checked_narrow<int>(comm_.rank()), &config));
+  ANNULUS_NCCL(nullptr,
+               ncclCommInitRankConfig(&handle_, checked_narrow<int>(comm_.size()), id, checked_narrow<int>(comm_.rank()), &config));
 }
 
 NcclCommunicator::~NcclCommunicator() {
@@ -172,13 +173,13 @@ void NcclTransport::post(std::int64_t step, std::span<const Outgoing> sends, std
   Group group(nccl_.get());
   for (const Outgoing& message : sends) {
     if (message.bytes == 0) { continue; }
-    ANNULUS_NCCL(nccl_.get(), ncclSend(message.data, checked_narrow<std::size_t>(message.bytes), ncclUint8, checked_narrow<int>(message.peer),
-                                       nccl_.get(), stream_.get()));
+    ANNULUS_NCCL(nccl_.get(), ncclSend(message.data, checked_narrow<std::size_t>(message.bytes), ncclUint8,
+                                       checked_narrow<int>(message.peer), nccl_.get(), stream_.get()));
   }
   for (const Incoming& message : receives) {
     if (message.bytes == 0) { continue; }
-    ANNULUS_NCCL(nccl_.get(), ncclRecv(message.data, checked_narrow<std::size_t>(message.bytes), ncclUint8, checked_narrow<int>(message.peer),
-                                       nccl_.get(), stream_.get()));
+    ANNULUS_NCCL(nccl_.get(), ncclRecv(message.data, checked_narrow<std::size_t>(message.bytes), ncclUint8,
+                                       checked_narrow<int>(message.peer), nccl_.get(), stream_.get()));
   }
   group.end();
   ledger_.complete(entry, stream_.get());

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <exception>
-#include <set>
-#include <span>
+#include <annulus/transport/communicator.hpp>
+#include <annulus/transport/transport.hpp>
+
+#include "backend/cuda_handles.hpp"
+#include "step_ledger.hpp"
 
 #include <cuda_runtime.h>
 #include <nccl.h>
 
-#include <annulus/transport/communicator.hpp>
-#include <annulus/transport/transport.hpp>
-
-#include "../backend/cuda_handles.hpp"
-#include "step_ledger.hpp"
+#include <cstdint>
+#include <exception>
+#include <set>
+#include <span>
 
 namespace annulus {
 
@@ -38,8 +38,8 @@ class NcclCommunicator {
   ncclComm_t handle_ = nullptr;
 };
 
-/// One group of sends and receives per step, on a stream of high priority so that its blocks are placed before those of the attention that is enqueued
-/// behind the same work.
+/// One group of sends and receives per step, on a stream of high priority so that its blocks are placed before those of the attention that
+/// is enqueued behind the same work.
 class NcclTransport final : public Transport {
  public:
   /// `device` is the backend's, and current.

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "p2p_transport.hpp"
 
-#include <algorithm>
-#include <cstring>
-#include <span>
-#include <type_traits>
-#include <utility>
-
-#include <fmt/format.h>
-#include <spdlog/spdlog.h>
-
 #include <annulus/core/error.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
 #include "cuda_driver.hpp"
 #include "gpu_identity.hpp"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cstring>
+#include <span>
+#include <type_traits>
+#include <utility>
 
 namespace annulus {
 
@@ -74,15 +74,17 @@ std::string own_obstacle(const Communicator& comm, int own, const std::vector<st
     const std::string& uuid = uuids[static_cast<std::size_t>(peer)];
     const int device = device_with_uuid(uuid);
     if (device < 0) {
-      return fmt::format("{} cannot see the GPU of rank {} ({}), so transport p2p cannot map its memory; let every rank see all GPUs of the host "
-                         "(CUDA_VISIBLE_DEVICES, --gpu-bind=none)",
-                         comm.name(), peer, uuid);
+      return fmt::format(
+          "{} cannot see the GPU of rank {} ({}), so transport p2p cannot map its memory; let every rank see all GPUs of the host "
+          "(CUDA_VISIBLE_DEVICES, --gpu-bind=none)",
+          comm.name(), peer, uuid);
     }
     if (device == own) { continue; }
     int possible = 0;
     ANNULUS_CUDA(cudaDeviceCanAccessPeer(&possible, own, device));
     if (possible == 0) {
-      return fmt::format("the GPU of {} cannot access that of rank {} ({}); transports nccl and mpi can connect them", comm.name(), peer, uuid);
+      return fmt::format("the GPU of {} cannot access that of rank {} ({}); transports nccl and mpi can connect them", comm.name(), peer,
+                         uuid);
     }
   }
   return {};
@@ -143,7 +145,9 @@ P2pTransport::P2pTransport(const Communicator& comm, int device)
       grants_(StreamPriority::high),
       arrivals_(StreamPriority::high),
       ledger_(comm_, "transfer by p2p") {
-  for (std::int64_t lane = 0; lane < std::clamp<std::int64_t>(comm_.size() - 1, 1, kMostLanes); ++lane) { lanes_.emplace_back(StreamPriority::high); }
+  for (std::int64_t lane = 0; lane < std::clamp<std::int64_t>(comm_.size() - 1, 1, kMostLanes); ++lane) {
+    lanes_.emplace_back(StreamPriority::high);
+  }
 
   std::string own;
   together(comm_, [&] {
@@ -225,8 +229,9 @@ void P2pTransport::map_targets(std::span<const StepMessages> steps, const std::v
     for (const Outgoing& message : steps[step].sends) {
       if (message.bytes == 0) { continue; }
       const auto target = targets_.find({static_cast<std::int64_t>(step), message.peer});
-      ANNULUS_ASSERT(target != targets_.end() && target->second.bytes == message.bytes, "rank {} expects {} bytes of rank {} in step {}, which sends {}",
-                     message.peer, target == targets_.end() ? 0 : target->second.bytes, comm_.rank(), step, message.bytes);
+      ANNULUS_ASSERT(target != targets_.end() && target->second.bytes == message.bytes,
+                     "rank {} expects {} bytes of rank {} in step {}, which sends {}", message.peer,
+                     target == targets_.end() ? 0 : target->second.bytes, comm_.rank(), step, message.bytes);
     }
   }
 }
@@ -263,15 +268,16 @@ void P2pTransport::post(std::int64_t step, std::span<const Outgoing> sends, std:
   for (const Outgoing& message : sends) {
     if (message.bytes == 0) { continue; }
     const auto target = targets_.find({step, message.peer});
-    ANNULUS_ASSERT(target != targets_.end() && target->second.bytes == message.bytes, "step {} sends {} bytes to rank {}, which were not announced", step,
-                   message.bytes, message.peer);
+    ANNULUS_ASSERT(target != targets_.end() && target->second.bytes == message.bytes,
+                   "step {} sends {} bytes to rank {}, which were not announced", step, message.bytes, message.peer);
     Peer& peer = peer_of(message.peer);
     ++peer.sent;
     const CudaStream& copies = lane(message.peer);
     starts_when_posted(copies);
     driver.wait_for_word(copies.get(), granted(words_->get(), message.peer), peer.sent);
     ledger_.begin(entry, copies.get());
-    ANNULUS_CUDA(cudaMemcpyAsync(target->second.data, message.data, checked_narrow<std::size_t>(message.bytes), cudaMemcpyDefault, copies.get()));
+    ANNULUS_CUDA(
+        cudaMemcpyAsync(target->second.data, message.data, checked_narrow<std::size_t>(message.bytes), cudaMemcpyDefault, copies.get()));
     driver.write_word(copies.get(), arrived(peer.words, comm_.rank()), peer.sent);
     ANNULUS_CUDA(cudaEventRecord(pushed_.get(), copies.get()));
     ANNULUS_CUDA(cudaStreamWaitEvent(arrivals_.get(), pushed_.get(), cudaEventWaitDefault));

@@ -1,6 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/transport/communicator.hpp>
+#include <annulus/transport/transport.hpp>
+
+#include "backend/cuda_handles.hpp"
+#include "step_ledger.hpp"
+
+#include <cuda_runtime.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -10,14 +18,6 @@
 #include <string>
 #include <utility>
 #include <vector>
-
-#include <cuda_runtime.h>
-
-#include <annulus/transport/communicator.hpp>
-#include <annulus/transport/transport.hpp>
-
-#include "../backend/cuda_handles.hpp"
-#include "step_ledger.hpp"
 
 namespace annulus {
 
@@ -38,10 +38,10 @@ class IpcMapping {
 
 /// The sender's copy engine writes into the receiver's slot, then a word that says so; no multiprocessor takes part.
 ///
-/// Every ordered pair of ranks has two words that count its messages: `granted`, in the sender's memory, written by the receiver when the range of the next
-/// message may be overwritten, and `arrived`, in the receiver's memory, written by the sender behind the data. Both only grow, over all runs and plans.
-/// Everything that a stream waits for comes earlier in the order (step, grant, copy, arrival) on some rank, and every rank enqueues in this order, so
-/// no cycle can form even if the hardware runs several streams one after the other.
+/// Every ordered pair of ranks has two words that count its messages: `granted`, in the sender's memory, written by the receiver when the
+/// range of the next message may be overwritten, and `arrived`, in the receiver's memory, written by the sender behind the data. Both only
+/// grow, over all runs and plans. Everything that a stream waits for comes earlier in the order (step, grant, copy, arrival) on some rank,
+/// and every rank enqueues in this order, so no cycle can form even if the hardware runs several streams one after the other.
 class P2pTransport final : public Transport {
  public:
   /// `device` must be current.

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "step_ledger.hpp"
 
+#include "cuda_driver.hpp"
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <memory>
 #include <new>
 #include <utility>
-
-#include "cuda_driver.hpp"
 
 namespace annulus {
 
@@ -58,7 +58,8 @@ StepLedger::Entry& StepLedger::entry(std::int64_t step) {
   return entries_[static_cast<std::size_t>(step)];
 }
 
-StepLedger::Entry& StepLedger::open(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, cudaStream_t queue) {
+StepLedger::Entry& StepLedger::open(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives,
+                                    cudaStream_t queue) {
   Entry& opened = entry(step);
   opened.number = 0;
   opened.bytes_sent = 0;

@@ -1,6 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/transport/communicator.hpp>
+#include <annulus/transport/transport.hpp>
+
+#include "backend/cuda_handles.hpp"
+
+#include <cuda_runtime.h>
+
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -11,21 +18,15 @@
 #include <thread>
 #include <vector>
 
-#include <cuda_runtime.h>
-
-#include <annulus/transport/communicator.hpp>
-#include <annulus/transport/transport.hpp>
-
-#include "../backend/cuda_handles.hpp"
-
 namespace annulus {
 
 /// The transfers of a GPU transport, step by step: when they could start, when they were done, and whether somebody waits for them.
 ///
-/// A host that enqueues far ahead may stand inside a launch when a peer stops, and a runtime call of another thread may stand behind it. So the streams
-/// themselves write into pinned words how far they are, and a thread reads these without asking the CUDA runtime: it tells the watchdog when the queue
-/// stands before a transfer that has not come (and only then: the rank's own work is not waiting), counts completed transfers as progress, and calls
-/// `check`. Steps without bytes cost nothing and touch no stream. Functions that take streams need their device to be current.
+/// A host that enqueues far ahead may stand inside a launch when a peer stops, and a runtime call of another thread may stand behind it. So
+/// the streams themselves write into pinned words how far they are, and a thread reads these without asking the CUDA runtime: it tells the
+/// watchdog when the queue stands before a transfer that has not come (and only then: the rank's own work is not waiting), counts completed
+/// transfers as progress, and calls `check`. Steps without bytes cost nothing and touch no stream. Functions that take streams need their
+/// device to be current.
 class StepLedger {
  public:
   /// One step's transfer; lives as long as the ledger and is used again by the next run of the same step.
@@ -40,8 +41,8 @@ class StepLedger {
     CudaEvent done;
   };
 
-  /// `operation` has static lifetime and names a wait in messages; `check` looks for asynchronous errors and throws, and runs on the ledger's thread
-  /// while transfers are open. What it throws ends the job (with a single rank, the host's next wait throws it).
+  /// `operation` has static lifetime and names a wait in messages; `check` looks for asynchronous errors and throws, and runs on the
+  /// ledger's thread while transfers are open. What it throws ends the job (with a single rank, the host's next wait throws it).
   StepLedger(const Communicator& comm, const char* operation, std::function<void()> check = {});
   /// Does not wait for transfers; see drain().
   ~StepLedger();

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/transport/watchdog.hpp>
 
+#include <annulus/core/error.hpp>
+#include <annulus/transport/communicator.hpp>
+
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <chrono>
 #include <exception>
 #include <optional>
 #include <vector>
-
-#include <fmt/format.h>
-
-#include <annulus/core/error.hpp>
-#include <annulus/transport/communicator.hpp>
 
 namespace annulus {
 
@@ -52,7 +52,8 @@ struct Watchdog::Thread {
     ANNULUS_MPI(MPI_Comm_size(comm, &size));
     own_host.resize(kHostChars, '\0');
     std::string all(kHostChars * static_cast<std::size_t>(size), '\0');
-    ANNULUS_MPI(MPI_Allgather(own_host.data(), static_cast<int>(kHostChars), MPI_CHAR, all.data(), static_cast<int>(kHostChars), MPI_CHAR, comm));
+    ANNULUS_MPI(
+        MPI_Allgather(own_host.data(), static_cast<int>(kHostChars), MPI_CHAR, all.data(), static_cast<int>(kHostChars), MPI_CHAR, comm));
     for (int peer = 0; peer < size; ++peer) { hosts.emplace_back(all.c_str() + kHostChars * static_cast<std::size_t>(peer)); }
     answers.resize(static_cast<std::size_t>(size));
     last_answers.resize(static_cast<std::size_t>(size));
@@ -96,7 +97,8 @@ struct Watchdog::Thread {
   }
 
   Answer self() const {
-    return {round, owner.depth_.load() > 0 ? 1 : 0, owner.step_.load(), owner.peer_.load(), static_cast<std::int64_t>(owner.progress_.load())};
+    return {round, owner.depth_.load() > 0 ? 1 : 0, owner.step_.load(), owner.peer_.load(),
+            static_cast<std::int64_t>(owner.progress_.load())};
   }
 
   void send(int peer, Tag tag, const Answer& message) {
@@ -127,7 +129,8 @@ struct Watchdog::Thread {
       if (peer != rank) { send(peer, kAsk, {round, 0, 0, 0, 0}); }
     }
     const Clock::time_point start = Clock::now();
-    while (seconds_since(start) < kGraceSeconds && std::any_of(answers.begin(), answers.end(), [](const auto& a) { return !a.has_value(); })) {
+    while (seconds_since(start) < kGraceSeconds &&
+           std::any_of(answers.begin(), answers.end(), [](const auto& a) { return !a.has_value(); })) {
       serve();
       std::this_thread::sleep_for(kPoll);
     }
@@ -161,7 +164,8 @@ struct Watchdog::Thread {
       const Answer& answer = *answers[static_cast<std::size_t>(peer)];
       if (answer.waiting != 0) { continue; }
       if (quiet_rounds >= kComputePatience) {
-        end_job(leader, fmt::format("{}{} has computed without progress for {:g} s", in_step(answer.step), name_of(peer), timeout_s * quiet_rounds));
+        end_job(leader, fmt::format("{}{} has computed without progress for {:g} s", in_step(answer.step), name_of(peer),
+                                    timeout_s * quiet_rounds));
       }
       return;
     }

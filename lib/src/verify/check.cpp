@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/verify/check.hpp>
 
-#include <algorithm>
-#include <cstring>
-#include <set>
-
-#include <fmt/format.h>
-
 #include <annulus/core/error.hpp>
 #include <annulus/verify/oracle.hpp>
 #include <annulus/verify/random_problem.hpp>
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <set>
 
 namespace annulus {
 
@@ -76,8 +76,8 @@ ErrorSums compare_owned(RingExecutor& executor, const std::vector<RowId>& rows, 
     }
     index = end;
   }
-  const OracleRows oracle = oracle_rows(*session.resolved().source, problem, session.pattern(), owned, session.backend().rounds_probabilities(),
-                                        static_cast<int>(session.resolved().config.threads));
+  const OracleRows oracle = oracle_rows(*session.resolved().source, problem, session.pattern(), owned,
+                                        session.backend().rounds_probabilities(), static_cast<int>(session.resolved().config.threads));
   return compare_rows(problem, owned, out.data(), lse.data(), oracle);
 }
 
@@ -137,7 +137,9 @@ bool check(const Config& config, const Communicator& comm, const std::function<v
       one.virtual_ranks = drawn.ranks;
       one.transport = TransportKind::loopback;
     }
-    passed = run_case(std::move(one), {.name = fmt::format("case {}: {}", number, drawn.describe()), .flags = drawn.flags(), .sums = {}, .verdict = {}}) && passed;
+    passed = run_case(std::move(one),
+                      {.name = fmt::format("case {}: {}", number, drawn.describe()), .flags = drawn.flags(), .sums = {}, .verdict = {}}) &&
+             passed;
   }
   return passed;
 }

@@ -166,7 +166,8 @@ Verdict judge(const Problem& problem, const ErrorSums& sums) {
     verdict.reason = fmt::format("RMS error {:.3e} of the output exceeds {:.3e}; the largest error is {:.3e} at {}", verdict.rms_error,
                                  verdict.limit, sums.max_error, place_name(sums.worst));
   } else if (!(sums.max_error <= verdict.element_limit)) {
-    verdict.reason = fmt::format("error {:.3e} of one element exceeds {:.3e} at {}", sums.max_error, verdict.element_limit, place_name(sums.worst));
+    verdict.reason =
+        fmt::format("error {:.3e} of one element exceeds {:.3e} at {}", sums.max_error, verdict.element_limit, place_name(sums.worst));
   } else if (!(sums.max_lse_error <= verdict.lse_limit)) {
     verdict.reason = fmt::format("LSE error {:.3e} exceeds {:.3e} at batch {}, row {}, head {}", sums.max_lse_error, verdict.lse_limit,
                                  sums.worst_lse[0], sums.worst_lse[1], sums.worst_lse[2]);

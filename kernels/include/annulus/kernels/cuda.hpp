@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels of backend cuda. Everything is enqueued and in flight at return; memory handed over stays in use until the stream has passed it.
-// All memory is device memory of the current device, on which the stream was made. Partials are fp32.
+// The kernels of backend cuda. Everything is enqueued and in flight at return; memory handed over stays in use until the stream has passed
+// it. All memory is device memory of the current device, on which the stream was made. Partials are fp32.
 #pragma once
+
+#include <annulus/kernels/tasks.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -9,8 +11,6 @@
 #include <span>
 #include <stdexcept>
 #include <string>
-
-#include <annulus/kernels/tasks.hpp>
 
 struct CUstream_st;
 
@@ -29,9 +29,10 @@ bool built_for_current_device() noexcept;
 /// @throws LibraryError if the launch fails
 void fill_identity(const PartialPointers& partial, std::int64_t rows, std::int64_t head_dim, CUstream_st* stream);
 
-/// As PackTask says. 16 bytes at a time where addresses and strides allow it.
-/// @throws LibraryError if the launch fails
-void pack(const PackTask& task, CUstream_st* stream);
+/// As PackTask says, for all tasks, in no order: no task's dst may alias the src or dst of another. 16 bytes at a time where addresses and
+/// strides allow it; up to 32 tasks share a launch, as a short one takes longer to start than to run.
+/// @throws LibraryError if a launch fails
+void pack(std::span<const PackTask> tasks, CUstream_st* stream);
 
 /// As MergeTask says.
 /// @throws LibraryError if the launch fails
@@ -44,11 +45,11 @@ void finish(const FinishTask& task, CUstream_st* stream);
 /// How CublasAttention cuts attention into tiles of scores. A tile is `rows` query rows (q_tile rows of several heads or segments) by
 /// `k_tile` keys; the scores of one tile per stream are in flight at a time and should stay in the L2 cache, 4 bytes for each.
 struct CublasTiling {
-  std::int64_t streams = 2;        ///< tiles in flight; 1..8
-  std::int64_t rows = 2048;        ///< query rows of a tile over all its heads and segments; at most 65535
-  std::int64_t q_tile = 2048;      ///< query rows of one head in a tile, without a mask
+  std::int64_t streams = 2;          ///< tiles in flight; 1..8
+  std::int64_t rows = 2048;          ///< query rows of a tile over all its heads and segments; at most 65535
+  std::int64_t q_tile = 2048;        ///< query rows of one head in a tile, without a mask
   std::int64_t causal_q_tile = 512;  ///< the same under a causal mask: smaller, because a diagonal tile is computed whole
-  std::int64_t k_tile = 2048;      ///< keys of a tile; at most 4096, a row must fit the registers of a warp
+  std::int64_t k_tile = 2048;        ///< keys of a tile; at most 4096, a row must fit the registers of a warp
 };
 
 /// The tiles that serve tasks of this head_dim and dtype best.
@@ -57,6 +58,9 @@ CublasTiling default_tiling(std::int64_t head_dim, DType dtype);
 /// Attention as two library products around a softmax of our own: S = scale Q K^T (fp32), P = exp(S - max) written over S in the
 /// operands' dtype, acc += P V (fp32). Dilated rows are a leading dimension and are never gathered. The row sums are those of the
 /// unrounded probabilities, as in FlashAttention. fp32 tasks use true fp32 products, no TF32.
+/// Limit: a tile that the mask cuts is multiplied whole, with P = 0 for its masked keys. A NaN or an infinity in V thus reaches rows of the
+/// tile that do not see its key (0 * NaN and 0 * inf are NaN), in that column of the output; every row that does see it is right, and Q and
+/// K have no such limit. Callers who need more must refuse such inputs.
 /// Source of the update: Milakov & Gimelshein 2018, online softmax, algorithm 3.
 ///
 /// Owns streams, events and cuBLAS handles on the device that is current at construction; used by one host thread at a time, with that
@@ -74,8 +78,8 @@ class CublasAttention {
   static std::int64_t workspace_bytes(const CublasTiling& tiling);
 
   /// Folds every task into its partial, in the order given where two tasks share rows. head_dim from 1 to 256, any strides with contiguous
-  /// head_dim; partials are fp32. Work on `stream` enqueued before is finished before the first tile, work enqueued later waits for the last.
-  /// Calls on different streams run one after the other, as they share the workspace.
+  /// head_dim; partials are fp32. Work on `stream` enqueued before is finished before the first tile, work enqueued later waits for the
+  /// last. Calls on different streams run one after the other, as they share the workspace.
   ///
   /// @param workspace  device memory, aligned to 256 bytes, workspace_bytes(tiling) long; in use until `stream` has passed this call
   /// @throws LibraryError if a call fails, std::invalid_argument if tiling or a task is out of range

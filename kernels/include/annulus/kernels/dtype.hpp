@@ -24,9 +24,7 @@ constexpr std::uint16_t to_bf16_bits(float value) {
 }
 
 /// The fp32 value of bf16 bits; exact.
-constexpr float from_bf16_bits(std::uint16_t bits) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16U);
-}
+constexpr float from_bf16_bits(std::uint16_t bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16U); }
 
 /// fp16 (IEEE binary16) bits of `value`, rounded to nearest even, subnormals included; NaN stays NaN (quiet).
 constexpr std::uint16_t to_fp16_bits(float value) {
@@ -91,7 +89,8 @@ constexpr Bf16 from_float<Bf16>(float value) {
   return Bf16{to_bf16_bits(value)};
 }
 
-/// Calls `body` with a value of the element type of `dtype` as a tag: `with_element(dtype, [&](auto tag) { using E = decltype(tag); ... })`.
+/// Calls `body` with a value of the element type of `dtype` as a tag: `with_element(dtype, [&](auto tag) { using E = decltype(tag); ...
+/// })`.
 template <class Body>
 decltype(auto) with_element(DType dtype, Body&& body) {
   switch (dtype) {

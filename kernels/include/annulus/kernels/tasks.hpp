@@ -3,9 +3,9 @@
 // tensor they belong to. Every row set is a progression, so a dilated row is a row stride and never an index vector.
 #pragma once
 
-#include <cstdint>
-
 #include <annulus/kernels/dtype.hpp>
+
+#include <cstdint>
 
 namespace annulus::kernels {
 

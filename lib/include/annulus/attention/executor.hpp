@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <memory>
-#include <span>
-#include <vector>
-
 #include <annulus/backend/backend.hpp>
 #include <annulus/io/result_file.hpp>
 #include <annulus/io/source.hpp>
 #include <annulus/plan/plan.hpp>
 #include <annulus/transport/transport.hpp>
 #include <annulus/transport/watchdog.hpp>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
 
 namespace annulus {
 
@@ -93,7 +93,8 @@ class RingExecutor {
 };
 
 /// Runs the executors of this process in lockstep (one of them, or all virtual ranks): post of a step for all in turn, then work.
-/// Returns once everything is enqueued; on CPU backends, done. Without `pass_blocks` nothing is sent and the work runs on what the slots hold.
+/// Returns once everything is enqueued; on CPU backends, done. Without `pass_blocks` nothing is sent and the work runs on what the slots
+/// hold.
 void run_lockstep(std::span<const std::unique_ptr<RingExecutor>> executors, bool pass_blocks);
 
 }  // namespace annulus

@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/attention/executor.hpp>
+#include <annulus/core/config.hpp>
+#include <annulus/io/source.hpp>
+#include <annulus/transport/communicator.hpp>
+#include <annulus/transport/make_transport.hpp>
+
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -9,12 +15,6 @@
 #include <string>
 #include <utility>
 #include <vector>
-
-#include <annulus/attention/executor.hpp>
-#include <annulus/core/config.hpp>
-#include <annulus/io/source.hpp>
-#include <annulus/transport/communicator.hpp>
-#include <annulus/transport/make_transport.hpp>
 
 namespace annulus {
 

@@ -3,15 +3,15 @@
 // order. Memory handed to an operation stays in use until the queue has passed it. CPU backends run at once.
 #pragma once
 
+#include <annulus/core/enums.hpp>
+#include <annulus/kernels/tasks.hpp>
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
 #include <utility>
-
-#include <annulus/core/enums.hpp>
-#include <annulus/kernels/tasks.hpp>
 
 namespace annulus {
 
@@ -95,8 +95,8 @@ class Backend {
   virtual std::string describe() const = 0;
   /// Size of one number of the running partial: 4 (fp32) or 8 (fp64, reference).
   virtual std::int64_t accumulator_bytes() const = 0;
-  /// Whether the probabilities are rounded to the dtype before they meet V (products that take 16-bit operands).
-  virtual bool rounds_probabilities() const { return false; }
+  /// Whether, for inputs of this dtype, the probabilities are rounded to it before they meet V (products that take 16-bit operands).
+  virtual bool rounds_probabilities(DType /*dtype*/) const { return false; }
   /// Whether the memory can be read and written by the host directly.
   virtual bool host_memory() const { return true; }
 
@@ -133,9 +133,9 @@ class Backend {
 struct BackendOptions {
   BackendKind kind = BackendKind::cpu;
   KernelKind kernel = KernelKind::cublas;
-  int threads = 1;               ///< of the cpu and reference backends
-  std::int64_t tile_rows = 0;    ///< query rows of a tile; 0 lets the kernel choose
-  int device = 0;                ///< of the cuda backend
+  int threads = 1;             ///< of the cpu and reference backends
+  std::int64_t tile_rows = 0;  ///< query rows of a tile; 0 lets the kernel choose
+  int device = 0;              ///< of the cuda backend
 };
 
 /// @throws NotCompiled if this binary lacks the backend, with what it has

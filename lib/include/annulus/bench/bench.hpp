@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/attention/session.hpp>
+#include <annulus/verify/check.hpp>
+
 #include <cstdint>
 #include <string>
 #include <vector>
-
-#include <annulus/attention/session.hpp>
-#include <annulus/verify/check.hpp>
 
 namespace annulus {
 

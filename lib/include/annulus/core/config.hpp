@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/core/enums.hpp>
+#include <annulus/core/problem.hpp>
+
 #include <cstdint>
 #include <functional>
 #include <optional>
 #include <set>
 #include <string>
-
-#include <annulus/core/enums.hpp>
-#include <annulus/core/problem.hpp>
 
 namespace annulus {
 

@@ -2,13 +2,13 @@
 // Every choice a user can make by name, with its names. The name printed is the name parsed.
 #pragma once
 
+#include <annulus/kernels/dtype.hpp>
+
 #include <array>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
-
-#include <annulus/kernels/dtype.hpp>
 
 namespace annulus {
 
@@ -66,11 +66,10 @@ struct EnumNames<DType> {
 };
 template <>
 struct EnumNames<OffsetRule> {
-  static constexpr std::array<std::pair<OffsetRule, std::string_view>, 4> values{
-      {{OffsetRule::group, "group"},
-       {OffsetRule::group_plus_segment, "group-plus-segment"},
-       {OffsetRule::segment, "segment"},
-       {OffsetRule::head, "head"}}};
+  static constexpr std::array<std::pair<OffsetRule, std::string_view>, 4> values{{{OffsetRule::group, "group"},
+                                                                                  {OffsetRule::group_plus_segment, "group-plus-segment"},
+                                                                                  {OffsetRule::segment, "segment"},
+                                                                                  {OffsetRule::head, "head"}}};
 };
 template <>
 struct EnumNames<HeadSplit> {

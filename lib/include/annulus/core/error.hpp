@@ -3,6 +3,8 @@
 // a library or the machine -> RuntimeFailure (exit 3), our own broken state -> AssertionFailure (exit 3).
 #pragma once
 
+#include <fmt/format.h>
+
 #include <cstdint>
 #include <limits>
 #include <source_location>
@@ -10,8 +12,6 @@
 #include <string>
 #include <type_traits>
 #include <utility>
-
-#include <fmt/format.h>
 
 namespace annulus {
 
@@ -59,17 +59,15 @@ namespace detail {
 }  // namespace annulus
 
 /// The caller must have kept `condition`; otherwise throws InvalidArgument with the formatted message.
-#define ANNULUS_EXPECTS(condition, ...)                                            \
-  do {                                                                             \
+#define ANNULUS_EXPECTS(condition, ...)                                                 \
+  do {                                                                                  \
     if (!(condition)) { throw ::annulus::InvalidArgument(::fmt::format(__VA_ARGS__)); } \
   } while (false)
 
 /// An internal invariant, checked in every build; throws AssertionFailure with the place.
-#define ANNULUS_ASSERT(condition, ...)                                                                                  \
-  do {                                                                                                                  \
-    if (!(condition)) {                                                                                                 \
-      ::annulus::detail::fail_assertion(#condition, ::fmt::format(__VA_ARGS__), std::source_location::current());       \
-    }                                                                                                                   \
+#define ANNULUS_ASSERT(condition, ...)                                                                                                \
+  do {                                                                                                                                \
+    if (!(condition)) { ::annulus::detail::fail_assertion(#condition, ::fmt::format(__VA_ARGS__), std::source_location::current()); } \
   } while (false)
 
 namespace annulus {

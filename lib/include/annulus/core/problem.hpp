@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/core/enums.hpp>
+
 #include <cstdint>
 #include <vector>
-
-#include <annulus/core/enums.hpp>
 
 namespace annulus {
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/core/problem.hpp>
+
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
-
-#include <annulus/core/problem.hpp>
 
 namespace annulus {
 

@@ -2,11 +2,11 @@
 // The row sets I(branch, segment, head) of the operator, and the heads that share one.
 #pragma once
 
-#include <cstdint>
-#include <vector>
-
 #include <annulus/core/problem.hpp>
 #include <annulus/pattern/progression.hpp>
+
+#include <cstdint>
+#include <vector>
 
 namespace annulus {
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-#include <vector>
-
 #include <annulus/core/enums.hpp>
 #include <annulus/pattern/progression.hpp>
+
+#include <cstdint>
+#include <vector>
 
 namespace annulus {
 

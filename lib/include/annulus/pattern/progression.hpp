@@ -23,9 +23,7 @@ struct Progression {
   constexpr bool empty() const { return count == 0; }
   constexpr std::int64_t last() const { return first + (count - 1) * stride; }  ///< of a non-empty one
   constexpr std::int64_t operator[](std::int64_t index) const { return first + index * stride; }
-  constexpr bool contains(std::int64_t row) const {
-    return count > 0 && row >= first && row <= last() && (row - first) % stride == 0;
-  }
+  constexpr bool contains(std::int64_t row) const { return count > 0 && row >= first && row <= last() && (row - first) % stride == 0; }
   friend constexpr bool operator==(const Progression& a, const Progression& b) {
     if (a.count != b.count) { return false; }
     return a.count == 0 || (a.first == b.first && (a.count == 1 || a.stride == b.stride));

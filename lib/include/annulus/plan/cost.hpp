@@ -2,10 +2,10 @@
 // What a plan costs: counts, never times.
 #pragma once
 
+#include <annulus/plan/plan.hpp>
+
 #include <cstdint>
 #include <vector>
-
-#include <annulus/plan/plan.hpp>
 
 namespace annulus {
 

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/plan/plan.hpp>
+
 #include <cstdint>
 #include <span>
-
-#include <annulus/plan/plan.hpp>
 
 namespace annulus {
 
 /// What a proof found.
 struct Coverage {
-  std::int64_t pairs = 0;         ///< visible (branch, head, query, key) of one batch entry, each attended exactly once
-  std::int64_t bytes_moved = 0;   ///< over all ranks
-  std::int64_t steps = 0;         ///< of the longest plan
+  std::int64_t pairs = 0;        ///< visible (branch, head, query, key) of one batch entry, each attended exactly once
+  std::int64_t bytes_moved = 0;  ///< over all ranks
+  std::int64_t steps = 0;        ///< of the longest plan
 };
 
 /// Runs the plans of all ranks symbolically (plans[i] is rank i's) and proves that

@@ -3,13 +3,13 @@
 // problem's size; read by the executor, the reports, `annulus plan` and the proof in coverage.hpp.
 #pragma once
 
-#include <cstdint>
-#include <vector>
-
 #include <annulus/core/problem.hpp>
 #include <annulus/kernels/tasks.hpp>
 #include <annulus/pattern/branch_rows.hpp>
 #include <annulus/pattern/partition.hpp>
+
+#include <cstdint>
+#include <vector>
 
 namespace annulus {
 

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/core/error.hpp>
+#include <annulus/transport/watchdog.hpp>
+
+#include <mpi.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -11,11 +16,6 @@
 #include <string_view>
 #include <utility>
 #include <vector>
-
-#include <mpi.h>
-
-#include <annulus/core/error.hpp>
-#include <annulus/transport/watchdog.hpp>
 
 namespace annulus {
 
@@ -113,8 +113,8 @@ void together(const Communicator& comm, Body&& body) {
   comm.agree(failure);
 }
 
-/// Runs `body` with messages in flight. An exception cannot be thrown across ranks there: it is logged with rank, host and what the watchdog knows
-/// of step and peer, before any owner is destroyed, and ends the job. Alone, it is thrown on.
+/// Runs `body` with messages in flight. An exception cannot be thrown across ranks there: it is logged with rank, host and what the
+/// watchdog knows of step and peer, before any owner is destroyed, and ends the job. Alone, it is thrown on.
 template <class Body>
 void fail_fast(const Communicator& comm, Body&& body) {
   try {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/backend/backend.hpp>
+#include <annulus/core/enums.hpp>
+#include <annulus/transport/communicator.hpp>
+
 #include <cstdint>
 #include <span>
 #include <string>
 #include <vector>
-
-#include <annulus/backend/backend.hpp>
-#include <annulus/core/enums.hpp>
-#include <annulus/transport/communicator.hpp>
 
 namespace annulus {
 
@@ -20,9 +20,11 @@ struct GpuClaim {
   std::vector<std::string> uuids;  ///< of the GPUs it can see, by device number
 };
 
-/// The CUDA device of every rank: 0 where the launcher shows it only one, else the node-local rank's; with `share_gpu` ranks go round the GPUs they see.
+/// The CUDA device of every rank: 0 where the launcher shows it only one, else the node-local rank's; with `share_gpu` ranks go round the
+/// GPUs they see.
 /// @param claims by rank
-/// @throws InvalidArgument if a rank sees no GPU, or, without `share_gpu` and naming it, if a rank sees fewer GPUs than its host has ranks or two ranks
+/// @throws InvalidArgument if a rank sees no GPU, or, without `share_gpu` and naming it, if a rank sees fewer GPUs than its host has ranks
+/// or two ranks
 ///   would have one GPU (by UUID)
 std::vector<int> choose_devices(std::span<const GpuClaim> claims, bool share_gpu);
 
@@ -30,8 +32,8 @@ std::vector<int> choose_devices(std::span<const GpuClaim> claims, bool share_gpu
 /// @throws AgreedError that names --share-gpu, or what this binary has if it has no CUDA
 int assign_gpu(const Communicator& comm, bool share_gpu);
 
-/// What TransportKind::automatic means for several ranks on GPUs: p2p inside one host where peers reach each other, else nccl where it is compiled
-/// in, else mpi. Each rank's GPU is its backend's. Collective.
+/// What TransportKind::automatic means for several ranks on GPUs: p2p inside one host where peers reach each other, else nccl where it is
+/// compiled in, else mpi. Each rank's GPU is its backend's. Collective.
 TransportKind choose_gpu_transport(const Communicator& comm, Backend& backend);
 
 }  // namespace annulus

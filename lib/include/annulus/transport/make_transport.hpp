@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/transport/communicator.hpp>
+#include <annulus/transport/transport.hpp>
+
 #include <cstdint>
 #include <memory>
 #include <vector>
 
-#include <annulus/transport/communicator.hpp>
-#include <annulus/transport/transport.hpp>
-
 namespace annulus {
 
-/// The transports of `ranks` virtual ranks inside this process: messages are copies on a queue of `backend`, which must outlive them. Rank i's is
-/// element i. All ranks must call post(step) before any calls wait(step).
+/// The transports of `ranks` virtual ranks inside this process: messages are copies on a queue of `backend`, which must outlive them. Rank
+/// i's is element i. All ranks must call post(step) before any calls wait(step).
 std::vector<std::unique_ptr<Transport>> make_loopback_transports(std::int64_t ranks, Backend& backend);
 
 /// The transport of this process. Collective over `comm`. `automatic` takes `self` for one rank, else what suits the backend.

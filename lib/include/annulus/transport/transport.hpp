@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/backend/backend.hpp>
+#include <annulus/core/enums.hpp>
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
-
-#include <annulus/backend/backend.hpp>
-#include <annulus/core/enums.hpp>
 
 namespace annulus {
 
@@ -34,8 +34,8 @@ struct StepTraffic {
   std::int64_t bytes_sent = 0;
   std::int64_t bytes_received = 0;  ///< counted from the completed receives
   double communication_ms = 0;      ///< post to completion
-  /// On a device timeline, milliseconds since the queue passed the last post(1): when the transfer could first run, and when it was complete.
-  /// Both 0 where the transport keeps no timeline.
+  /// On a device timeline, milliseconds since the queue passed the last post(1): when the transfer could first run, and when it was
+  /// complete. Both 0 where the transport keeps no timeline.
   double begin_ms = 0;
   double end_ms = 0;
 };
@@ -54,9 +54,9 @@ class Transport {
   virtual std::int64_t rank() const = 0;
   virtual std::int64_t ranks() const = 0;
 
-  /// Announces the messages of a plan: steps[t] are those that every later post(t) will pass; steps[0] is empty. Transports connect peers and map
-  /// memory here. Called once before the first post(1) of a plan, with nothing in flight; an empty span ends what the last call announced and must
-  /// come before that memory is freed. Collective: every rank makes the same calls.
+  /// Announces the messages of a plan: steps[t] are those that every later post(t) will pass; steps[0] is empty. Transports connect peers
+  /// and map memory here. Called once before the first post(1) of a plan, with nothing in flight; an empty span ends what the last call
+  /// announced and must come before that memory is freed. Collective: every rank makes the same calls.
   /// @throws InvalidArgument, on all ranks, if peers cannot reach the memory
   virtual void prepare(std::span<const StepMessages> steps) { static_cast<void>(steps); }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <mpi.h>
+
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -10,16 +12,14 @@
 #include <thread>
 #include <utility>
 
-#include <mpi.h>
-
 namespace annulus {
 
 /// Ends the job when a rank waits for a peer without progress for too long.
 ///
-/// A thread per rank, on a communicator of its own, answers the other watchdogs. When this rank has waited `timeout_s` without progress, it asks all
-/// of them: a rank that does not answer within a grace period is named and the lowest rank that does answer aborts the job with exit code 3. If all
-/// answer, the job goes on while some rank is computing (and still moving), and is aborted as stuck otherwise. The time this rank computes is
-/// never counted.
+/// A thread per rank, on a communicator of its own, answers the other watchdogs. When this rank has waited `timeout_s` without progress, it
+/// asks all of them: a rank that does not answer within a grace period is named and the lowest rank that does answer aborts the job with
+/// exit code 3. If all answer, the job goes on while some rank is computing (and still moving), and is aborted as stuck otherwise. The time
+/// this rank computes is never counted.
 class Watchdog {
  public:
   /// Never fires.

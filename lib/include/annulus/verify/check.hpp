@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/attention/session.hpp>
+#include <annulus/verify/compare.hpp>
+
 #include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
 
-#include <annulus/attention/session.hpp>
-#include <annulus/verify/compare.hpp>
-
 namespace annulus {
 
 /// One checked problem.
 struct CaseReport {
-  std::string name;  ///< "configured problem" or the case's number and description
+  std::string name;   ///< "configured problem" or the case's number and description
   std::string flags;  ///< what reproduces it
   ErrorSums sums;
   Verdict verdict;
@@ -25,8 +25,8 @@ struct CaseReport {
 /// Every rank checks the rows it owns; all get the same report. Collective.
 CaseReport check_session(Session& session, std::int64_t rows);
 
-/// `annulus check`: the configured problem, or config.cases random ones (drawn from config.seed; ranks from the job or, alone, virtual). Calls
-/// `report` for each case on every rank. Returns whether all passed. Collective.
+/// `annulus check`: the configured problem, or config.cases random ones (drawn from config.seed; ranks from the job or, alone, virtual).
+/// Calls `report` for each case on every rank. Returns whether all passed. Collective.
 bool check(const Config& config, const Communicator& comm, const std::function<void(const CaseReport&)>& report);
 
 }  // namespace annulus

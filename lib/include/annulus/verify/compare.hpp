@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/core/problem.hpp>
+#include <annulus/verify/oracle.hpp>
+
 #include <cstdint>
 #include <span>
 #include <string>
-
-#include <annulus/core/problem.hpp>
-#include <annulus/verify/oracle.hpp>
 
 namespace annulus {
 
 /// Sums from which ranks agree on one verdict: add() merges the rows of several ranks.
 struct ErrorSums {
-  std::int64_t count = 0;            ///< output elements compared
-  double error_squares = 0;          ///< sum (out - oracle)^2
-  double plain_error_squares = 0;    ///< sum (plain - oracle)^2
-  double oracle_squares = 0;         ///< sum oracle^2
-  double value_squares = 0;          ///< sum v^2 over value_count elements of V
+  std::int64_t count = 0;          ///< output elements compared
+  double error_squares = 0;        ///< sum (out - oracle)^2
+  double plain_error_squares = 0;  ///< sum (plain - oracle)^2
+  double oracle_squares = 0;       ///< sum oracle^2
+  double value_squares = 0;        ///< sum v^2 over value_count elements of V
   std::int64_t value_count = 0;
   double max_error = 0;
   double max_plain_error = 0;
@@ -30,23 +30,24 @@ struct ErrorSums {
   void add(const ErrorSums& other);
 };
 
-/// Compares rows with the oracle's. `out` [row][head][head_dim] in problem.dtype, `lse` [row][head]. NaN and infinities are compared by position.
+/// Compares rows with the oracle's. `out` [row][head][head_dim] in problem.dtype, `lse` [row][head]. NaN and infinities are compared by
+/// position.
 ErrorSums compare_rows(const Problem& problem, std::span<const RowId> rows, const void* out, const float* lse, const OracleRows& oracle);
 
 struct Verdict {
   bool passed = false;
   double rms_error = 0;
   double plain_rms_error = 0;
-  double ratio = 0;        ///< rms_error / plain_rms_error (0/0 is 0)
-  double limit = 0;        ///< on rms_error
+  double ratio = 0;          ///< rms_error / plain_rms_error (0/0 is 0)
+  double limit = 0;          ///< on rms_error
   double element_limit = 0;  ///< on max_error
   double lse_limit = 0;
-  std::string reason;      ///< empty when passed; otherwise one sentence that names the worst index
+  std::string reason;  ///< empty when passed; otherwise one sentence that names the worst index
 };
 
-/// The limits: fp32: rms_error <= 2e-6 * max(RMS(O), 0.1 RMS(V)); 16-bit: rms_error <= 1.2 * plain_rms_error + a floor of one part in 2^24 of
-/// RMS(O); with scores beyond what fp32 resolves (max_score > 64) fp32 may use 2 * plain_rms_error instead where larger.
-/// No element may be off by more than 16 times the larger of the plain run's largest error and the RMS limit: a mean over many rows hides one wrong row.
+/// The limits: fp32: rms_error <= 2e-6 * max(RMS(O), 0.1 RMS(V)); 16-bit: rms_error <= 1.2 * plain_rms_error + a floor of one part in 2^24
+/// of RMS(O); with scores beyond what fp32 resolves (max_score > 64) fp32 may use 2 * plain_rms_error instead where larger. No element may
+/// be off by more than 16 times the larger of the plain run's largest error and the RMS limit: a mean over many rows hides one wrong row.
 /// LSE: max error <= 1e-5 + 2^-21 * max_score. Any mismatch of non-finite values fails.
 Verdict judge(const Problem& problem, const ErrorSums& sums);
 
