@@ -38,7 +38,7 @@ Option integer(std::string_view name, std::string_view group, std::string help, 
 }
 
 template <class Enum, class Field>
-Option choice(std::string_view name, std::string_view group, std::string help, std::vector<Command> commands, Field field) {
+Option choice(std::string_view name, std::string_view group, const std::string& help, std::vector<Command> commands, Field field) {
   Option option{name, group, help + " (" + names_of<Enum>() + ")", ValueKind::text, std::move(commands), {}, {}};
   option.set = [name, field](Draft& draft, const Value& value) {
     const auto& text = std::get<std::string>(value);

@@ -122,14 +122,17 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-/// Median milliseconds of `body`, which enqueues on `stream`; `before` runs untimed ahead of each.
+// The attention records a graph in the second call of a task list and launches it from the third on.
+constexpr int kWarmCalls = 4;
+
+/// Median milliseconds of `body`, which enqueues on `stream`, once warm; `before` runs untimed ahead of each.
 double median_ms(cudaStream_t stream, int repetitions, const std::function<void()>& before, const std::function<void()>& body) {
   cudaEvent_t begin = nullptr;
   cudaEvent_t end = nullptr;
   must(cudaEventCreate(&begin), "event");
   must(cudaEventCreate(&end), "event");
   std::vector<double> times;
-  for (int i = -2; i < repetitions; ++i) {
+  for (int i = -kWarmCalls; i < repetitions; ++i) {
     before();
     must(cudaEventRecord(begin, stream), "record");
     body();
@@ -285,6 +288,15 @@ class Problem {
   }
   void reset(cudaStream_t stream) const { gpu::fill_identity(partial(), shape_.rows(), shape_.head_dim, stream); }
   kernels::PartialPointers partial() const { return {acc_.get(), max_.get(), sum_.get()}; }
+  /// acc, max and sum, bit for bit.
+  std::vector<std::byte> partial_bytes() const {
+    std::vector<std::byte> bytes = acc_.host<std::byte>();
+    for (const DeviceMemory* statistic : {&max_, &sum_}) {
+      const std::vector<std::byte> more = statistic->host<std::byte>();
+      bytes.insert(bytes.end(), more.begin(), more.end());
+    }
+    return bytes;
+  }
 
   /// Finishes the partial in fp32 and compares `samples` rows with fp64.
   Errors errors(cudaStream_t stream, int samples) const {
@@ -362,12 +374,14 @@ class Runner {
   ~Runner() { static_cast<void>(cudaStreamDestroy(stream_)); }
   cudaStream_t stream() const { return stream_; }
   bool has_room_for(const gpu::CublasTiling& tiling) const { return gpu::CublasAttention::workspace_bytes(tiling) <= workspace_.bytes(); }
-  void attend(const std::vector<AttendTask>& tasks, const gpu::CublasTiling& tiling) {
-    attention_.attend(tasks, tiling, workspace_.get(), workspace_.bytes(), stream_);
+  void attend(const std::vector<AttendTask>& tasks, const gpu::CublasTiling& tiling) { attend(tasks, tiling, attention_); }
+  void attend(const std::vector<AttendTask>& tasks, const gpu::CublasTiling& tiling, gpu::CublasAttention& attention) {
+    attention.attend(tasks, tiling, workspace_.get(), workspace_.bytes(), stream_);
   }
   double rate(const Problem& problem, const gpu::CublasTiling& tiling, int repetitions) {
     const std::vector<AttendTask> tasks = problem.tasks();
-    const double ms = median_ms(stream_, repetitions, [&] { problem.reset(stream_); }, [&] { attend(tasks, tiling); });
+    gpu::CublasAttention attention;  // of its own: graphs of other tilings leave less room for this one's
+    const double ms = median_ms(stream_, repetitions, [&] { problem.reset(stream_); }, [&] { attend(tasks, tiling, attention); });
     return problem.shape().flops() / ms / 1e9;
   }
 
@@ -403,7 +417,7 @@ void check_attention(Runner& runner) {
   for (const Shape& shape : shapes) {
     const Noise noise(shape.dtype, 4194301);
     const Problem problem(shape, noise);
-    for (const gpu::CublasTiling& tiling : {gpu::default_tiling(shape.head_dim, shape.dtype), small, tiny}) {
+    for (const gpu::CublasTiling& tiling : {gpu::default_tiling(shape.head_dim, shape.dtype, shape.mask), small, tiny}) {
       problem.reset(runner.stream());
       runner.attend(problem.tasks(), tiling);
       const Errors errors = problem.errors(runner.stream(), 40);
@@ -416,6 +430,50 @@ void check_attention(Runner& runner) {
       expect(errors.rms <= allowed_rms(shape.dtype) && errors.lse <= kAllowedLse, what);
     }
   }
+}
+
+/// Lists that take turns, through graphs and without: the same bits, and graphs from each list's second call on.
+void check_graphs(Runner& runner) {
+  const std::vector<Shape> shapes = {
+      {DType::bf16, 2048, 8, 8, 128, Mask::none, {{512, 1}, {1024, 2}, {2048, 4}}},
+      {DType::bf16, 2048, 8, 4, 64, Mask::causal, {{2048, 1}, {1024, 4}}},
+      {DType::fp16, 1024, 16, 4, 256, Mask::causal, {{64, 4}}},
+      {DType::fp32, 640, 4, 1, 40, Mask::none, {{64, 1}}},
+  };
+  constexpr int kRounds = 5;
+  std::vector<Noise> noises;
+  std::vector<Problem> problems;
+  noises.reserve(shapes.size());
+  for (const Shape& shape : shapes) {
+    noises.emplace_back(shape.dtype, 4194301);
+    problems.emplace_back(shape, noises.back());
+  }
+  gpu::CublasAttention eager(gpu::Submission::eager);
+  gpu::CublasAttention graphs(gpu::Submission::graph);
+  std::int64_t lists = 0;
+  std::int64_t differing = 0;
+  const std::array<gpu::CublasTiling, 2> narrow{{{3, 192, 96, 64, 128}, {2, 64, 16, 16, 100}}};
+  for (std::size_t t = 0; t <= narrow.size(); ++t) {
+    for (int round = 0; round < kRounds; ++round) {
+      for (const Problem& problem : problems) {
+        const Shape& shape = problem.shape();
+        const gpu::CublasTiling tiling = t < narrow.size() ? narrow[t] : gpu::default_tiling(shape.head_dim, shape.dtype, shape.mask);
+        const auto bits_of = [&](gpu::CublasAttention& attention) {
+          problem.reset(runner.stream());
+          runner.attend(problem.tasks(), tiling, attention);
+          must(cudaStreamSynchronize(runner.stream()), "attend");
+          return problem.partial_bytes();
+        };
+        if (bits_of(eager) != bits_of(graphs)) { ++differing; }
+        if (round == 0) { ++lists; }
+      }
+    }
+  }
+  std::printf("graphs: %lld lists of tasks, %lld graph launches, %lld results that differ from eager ones\n", static_cast<long long>(lists),
+              static_cast<long long>(graphs.graph_launches()), static_cast<long long>(differing));
+  expect(differing == 0, "graphs change the result");
+  expect(graphs.graph_launches() == (kRounds - 1) * lists, "some lists of tasks were not launched as graphs");
+  expect(eager.graph_launches() == 0, "eager attention launched a graph");
 }
 
 /// Error of keys attended in `steps` parts, one after the other, as a ring does.
@@ -434,7 +492,7 @@ void check_ring_steps(Runner& runner) {
         const std::int64_t skip = step * task.k_rows * task.kv_strides.row * size_of(dtype);
         task.k = static_cast<const std::byte*>(task.k) + skip;
         task.v = static_cast<const std::byte*>(task.v) + skip;
-        runner.attend(tasks, gpu::default_tiling(shape.head_dim, dtype));
+        runner.attend(tasks, gpu::default_tiling(shape.head_dim, dtype, shape.mask));
       }
       const Errors errors = problem.errors(runner.stream(), 200);
       if (steps == 1) { single = errors.rms; }
@@ -623,7 +681,7 @@ void check_pack(cudaStream_t stream) {
         const DeviceMemory src(source);
         const DeviceMemory dst(batch * rows * heads * d * element_size);
         kernels::PackTask task{element_size, batch, rows, heads, d, src.get(), dst.get(), rows * rate * pitch, rate * pitch, head_step * d};
-        gpu::pack(task, stream);
+        gpu::pack({&task, 1}, stream);
         must(cudaStreamSynchronize(stream), "pack");
         std::vector<std::byte> expected;
         for (std::int64_t b = 0; b < batch; ++b) {
@@ -709,17 +767,17 @@ void print_copies(cudaStream_t stream) {
     const double bytes = 2.0 * static_cast<double>(kSeq / rate * kHeads * kDim * 2);
     const kernels::PackTask whole{2, 1, kSeq / rate, kHeads, kDim, big.get(), other.get(), 0, rate * kHeads * kDim, kDim};
     print(rate == 2 ? "pack r = 2, all heads" : "pack r = 8, all heads", bytes,
-          median_ms(stream, kRepetitions, nothing, [&] { gpu::pack(whole, stream); }));
-    print(rate == 2 ? "pack r = 2, head mod r" : "pack r = 8, head mod r", bytes, median_ms(stream, kRepetitions, nothing, [&] {
-            for (std::int64_t o = 0; o < rate; ++o) {
-              kernels::PackTask part = whole;
-              part.heads = kHeads / rate;
-              part.src = big.get() + (o * kHeads + o) * kDim * 2;
-              part.dst = other.get() + o * (kSeq / rate) * part.heads * kDim * 2;
-              part.src_head_stride = rate * kDim;
-              gpu::pack(part, stream);
-            }
-          }));
+          median_ms(stream, kRepetitions, nothing, [&] { gpu::pack({&whole, 1}, stream); }));
+    std::vector<kernels::PackTask> parts;
+    for (std::int64_t o = 0; o < rate; ++o) {
+      kernels::PackTask& part = parts.emplace_back(whole);
+      part.heads = kHeads / rate;
+      part.src = big.get() + (o * kHeads + o) * kDim * 2;
+      part.dst = other.get() + o * (kSeq / rate) * part.heads * kDim * 2;
+      part.src_head_stride = rate * kDim;
+    }
+    print(rate == 2 ? "pack r = 2, head mod r" : "pack r = 8, head mod r", bytes,
+          median_ms(stream, kRepetitions, nothing, [&] { gpu::pack(parts, stream); }));
   }
 }
 
@@ -733,7 +791,7 @@ std::string text_of(const gpu::CublasTiling& tiling) {
 
 double print_rate(Runner& runner, const Noise& noise, const char* what, const Shape& shape) {
   const Problem problem(shape, noise);
-  const gpu::CublasTiling tiling = gpu::default_tiling(shape.head_dim, shape.dtype);
+  const gpu::CublasTiling tiling = gpu::default_tiling(shape.head_dim, shape.dtype, shape.mask);
   problem.reset(runner.stream());
   runner.attend(problem.tasks(), tiling);
   const Errors errors = problem.errors(runner.stream(), 24);
@@ -836,6 +894,7 @@ int run(int argc, char** argv) {
   check_pack(runner.stream());
   check_partials(runner.stream());
   check_attention(runner);
+  check_graphs(runner);
   check_ring_steps(runner);
   std::printf("checks: %d failed\n", failures);
   if (failures != 0 || check_only) { return failures != 0 ? 1 : 0; }
