@@ -15,9 +15,11 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -30,6 +32,11 @@ constexpr std::int64_t kLargestTaskHeadDim = 256;
 // cuBLAS's own recommendation for Hopper; its documentation of cublasSetWorkspace.
 constexpr std::int64_t kLibraryWorkspaceBytes = std::int64_t{32} << 20;
 constexpr std::int64_t kAlignment = 256;
+constexpr std::size_t kMostRecordings = 256;
+// A node costs the driver some kilobytes on the host and on the device, and a graph's instantiation some microseconds for each.
+constexpr std::int64_t kMostGraphNodes = 20000;
+constexpr std::int64_t kMostNodesOfAllGraphs = 65536;
+constexpr std::int64_t kNodesPerTile = 4;  // pointers, product, softmax, product
 
 std::int64_t round_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
 std::int64_t ceil_div(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
@@ -82,7 +89,7 @@ class Lane {
         event_(std::exchange(other.event_, nullptr)),
         handle_(std::exchange(other.handle_, nullptr)),
         memory_(std::exchange(other.memory_, nullptr)),
-        memory_bytes_(std::exchange(other.memory_bytes_, 0)),
+        tiling_(other.tiling_),
         scores_(std::exchange(other.scores_, nullptr)),
         pointers_(std::exchange(other.pointers_, {})) {}
   Lane& operator=(Lane&&) = delete;
@@ -91,7 +98,7 @@ class Lane {
   ~Lane() { destroy(); }
 
   void use_memory(std::byte* memory, const CublasTiling& tiling) {
-    if (memory == memory_ && lane_bytes(tiling) == memory_bytes_) { return; }
+    if (memory == memory_ && tiling == tiling_) { return; }
     ANNULUS_KERNELS_CHECK(cublasSetWorkspace(handle_, memory, static_cast<std::size_t>(kLibraryWorkspaceBytes)));
     std::byte* next = memory + kLibraryWorkspaceBytes;
     const auto array = [&] { return std::exchange(next, next + pointer_array_bytes(tiling)); };
@@ -102,7 +109,7 @@ class Lane {
     pointers_.acc = reinterpret_cast<void**>(array());
     scores_ = reinterpret_cast<float*>(next);
     memory_ = memory;
-    memory_bytes_ = lane_bytes(tiling);
+    tiling_ = tiling;
   }
 
   cudaStream_t stream() const { return stream_; }
@@ -123,9 +130,65 @@ class Lane {
   cudaEvent_t event_ = nullptr;
   cublasHandle_t handle_ = nullptr;
   std::byte* memory_ = nullptr;
-  std::int64_t memory_bytes_ = 0;
+  CublasTiling tiling_;
   float* scores_ = nullptr;
   TilePointers pointers_;
+};
+
+struct Destroy {
+  // As in ~Lane: nobody to tell.
+  void operator()(cudaEvent_t event) const noexcept { static_cast<void>(cudaEventDestroy(event)); }
+  void operator()(cudaGraph_t graph) const noexcept { static_cast<void>(cudaGraphDestroy(graph)); }
+  void operator()(cudaGraphExec_t graph) const noexcept { static_cast<void>(cudaGraphExecDestroy(graph)); }
+};
+template <class Handle>
+using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, Destroy>;
+
+Owned<cudaEvent_t> make_event() {
+  cudaEvent_t event = nullptr;
+  ANNULUS_KERNELS_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  return Owned<cudaEvent_t>(event);
+}
+
+/// While it lasts, work enqueued on the stream, and on those that join it through events, is recorded instead of run.
+class Capture {
+ public:
+  // Thread-local: what other threads ask of the device meanwhile (transports, watchdogs) is none of its business.
+  explicit Capture(cudaStream_t stream) : stream_(stream) {
+    ANNULUS_KERNELS_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  }
+  Capture(const Capture&) = delete;
+  Capture& operator=(const Capture&) = delete;
+  ~Capture() {
+    if (stream_ == nullptr) { return; }
+    cudaGraph_t graph = nullptr;
+    static_cast<void>(cudaStreamEndCapture(stream_, &graph));
+    const Owned<cudaGraph_t> dropped(graph);
+    static_cast<void>(cudaGetLastError());
+  }
+  /// @returns what was recorded; every stream is out of the capture, also when this throws
+  Owned<cudaGraph_t> end() {
+    cudaGraph_t graph = nullptr;
+    const cudaError_t status = cudaStreamEndCapture(std::exchange(stream_, nullptr), &graph);
+    Owned<cudaGraph_t> owner(graph);
+    check(status, "cudaStreamEndCapture");
+    return owner;
+  }
+
+ private:
+  cudaStream_t stream_;
+};
+
+/// A list of tasks that has been asked for, and the graph of it. The nodes hold addresses: of the tasks' memory and of the workspace, where
+/// the arrays of pointers lie too; these are written by a node ahead of the products that read them.
+struct Recording {
+  std::vector<AttendTask> tasks;
+  CublasTiling tiling;
+  const std::byte* workspace = nullptr;
+  bool recordable = false;  ///< not too large, and no attempt has failed
+  std::int64_t nodes = 0;   ///< of the graph; without one, as many as are expected
+  std::int64_t last_use = 0;
+  Owned<cudaGraphExec_t> graph;
 };
 
 /// Types and mode of the two products of a task.
@@ -432,42 +495,133 @@ std::int64_t enqueue_tile(Chain& chain, const Lane& lane) {
 
 }  // namespace
 
-CublasTiling default_tiling(std::int64_t head_dim, DType dtype) {
+CublasTiling default_tiling(std::int64_t head_dim, DType dtype, Mask mask) {
   struct Row {
     std::int64_t largest_head_dim;
-    CublasTiling tiling;
+    CublasTiling dense;
+    CublasTiling causal;
   };
-  // Scores in flight = streams * rows * k_tile * 4 bytes: 32 MiB of the 50 MB of L2 on an H100.
+  // Fastest of `annulus_cuda_rates --sweep` on an H100 with bf16. Scores in flight = streams * rows * k_tile * 4 bytes: 32 MiB of its 50 MB
+  // of L2. A list of one mask ignores the q_tile of the other; those of a mixed one stay sensible.
   static constexpr std::array<Row, 3> kHalf{{
-      {64, {2, 4096, 2048, 512, 1024}},
-      {128, {2, 2048, 2048, 512, 2048}},
-      {256, {2, 2048, 2048, 512, 2048}},
+      {64, {1, 4096, 2048, 512, 2048}, {1, 8192, 2048, 512, 1024}},
+      {128, {1, 4096, 2048, 512, 2048}, {1, 8192, 2048, 512, 1024}},
+      {256, {2, 2048, 2048, 512, 2048}, {1, 4096, 2048, 512, 2048}},
   }};
   // fp32 products are ten times slower: everything else is hidden, and the tiles need only fill the machine.
   static constexpr CublasTiling kSingle{2, 2048, 1024, 512, 2048};
   if (dtype == DType::fp32) { return kSingle; }
-  for (const Row& row : kHalf) {
-    if (head_dim <= row.largest_head_dim) { return row.tiling; }
-  }
-  return kHalf.back().tiling;
+  const auto* row = std::find_if(kHalf.begin(), kHalf.end() - 1, [&](const Row& each) { return head_dim <= each.largest_head_dim; });
+  return mask == Mask::causal ? row->causal : row->dense;
 }
 
 class CublasAttention::Implementation {
  public:
-  Implementation() { ANNULUS_KERNELS_CHECK(cudaEventCreateWithFlags(&start_, cudaEventDisableTiming)); }
+  explicit Implementation(Submission submission) : submission_(submission) {}
   Implementation(const Implementation&) = delete;
   Implementation& operator=(const Implementation&) = delete;
-  ~Implementation() { static_cast<void>(cudaEventDestroy(start_)); }
+  ~Implementation() { static_cast<void>(cudaEventSynchronize(done_.get())); }
 
   void attend(std::span<const AttendTask> tasks, const CublasTiling& tiling, std::byte* workspace, cudaStream_t stream) {
+    // Never within a capture: it may load code, and it hands workspace to the library.
     while (lanes_.size() < static_cast<std::size_t>(tiling.streams)) { lanes_.emplace_back(); }
     used_ = static_cast<std::size_t>(tiling.streams);
-    // The lanes of an earlier call with another workspace may still run; the caller's stream has been told to wait for them.
-    ANNULUS_KERNELS_CHECK(cudaEventRecord(start_, stream));
-    for (std::size_t i = 0; i < used_; ++i) {
-      ANNULUS_KERNELS_CHECK(cudaStreamWaitEvent(lanes_[i].stream(), start_, 0));
-      lanes_[i].use_memory(workspace + static_cast<std::int64_t>(i) * lane_bytes(tiling), tiling);
+    for (std::size_t i = 0; i < used_; ++i) { lanes_[i].use_memory(workspace + static_cast<std::int64_t>(i) * lane_bytes(tiling), tiling); }
+    // An earlier call on another stream may still use the workspace.
+    ANNULUS_KERNELS_CHECK(cudaStreamWaitEvent(stream, done_.get(), 0));
+    if (submission_ == Submission::eager) {
+      enqueue(tasks, tiling, stream);
+    } else {
+      submit(tasks, tiling, workspace, stream);
     }
+    ANNULUS_KERNELS_CHECK(cudaEventRecord(done_.get(), stream));
+  }
+
+  std::int64_t graph_launches() const { return graph_launches_; }
+
+ private:
+  /// Launches the list's graph, or enqueues the list and takes a step towards a graph of it.
+  void submit(std::span<const AttendTask> tasks, const CublasTiling& tiling, const std::byte* workspace, cudaStream_t stream) {
+    ++calls_;
+    const auto known = std::find_if(recordings_.begin(), recordings_.end(), [&](const Recording& each) {
+      return each.workspace == workspace && each.tiling == tiling &&
+             std::equal(each.tasks.begin(), each.tasks.end(), tasks.begin(), tasks.end());
+    });
+    if (known == recordings_.end()) {
+      // Eager the first time: the library and the driver load what they need.
+      const std::int64_t nodes = kNodesPerTile * enqueue(tasks, tiling, stream);
+      remember({{tasks.begin(), tasks.end()}, tiling, workspace, nodes <= kMostGraphNodes, nodes, calls_, nullptr});
+      return;
+    }
+    known->last_use = calls_;
+    if (known->graph == nullptr && known->recordable && make_room(known->nodes)) { record(*known, stream); }
+    if (known->graph == nullptr || !launch(*known, stream)) { enqueue(tasks, tiling, stream); }
+  }
+
+  /// Keeps `recording` in place of the one unused for longest.
+  void remember(Recording recording) {
+    if (recordings_.size() < kMostRecordings) {
+      recordings_.push_back(std::move(recording));
+      return;
+    }
+    const auto oldest = std::min_element(recordings_.begin(), recordings_.end(),
+                                         [](const Recording& a, const Recording& b) { return a.last_use < b.last_use; });
+    drop_graph(*oldest);
+    *oldest = std::move(recording);
+  }
+
+  /// Drops graphs out of use, if need be. Those in use stay: a loop over more than fits would drop each before its turn comes.
+  /// @returns whether a graph of `nodes` may be added
+  bool make_room(std::int64_t nodes) {
+    if (nodes_ + nodes <= kMostNodesOfAllGraphs) { return true; }
+    for (Recording& each : recordings_) {
+      if (calls_ - each.last_use > 2 * static_cast<std::int64_t>(kMostRecordings)) { drop_graph(each); }
+    }
+    return nodes_ + nodes <= kMostNodesOfAllGraphs;
+  }
+
+  void drop_graph(Recording& recording) {
+    if (recording.graph == nullptr) { return; }
+    ANNULUS_KERNELS_CHECK(cudaEventSynchronize(done_.get()));  // it may be running
+    recording.graph.reset();
+    nodes_ -= recording.nodes;
+  }
+
+  /// Makes the graph of a list. Without success the list stays eager: what is really broken will fail there, with better words.
+  void record(Recording& recording, cudaStream_t stream) {
+    try {
+      Capture capture(stream);
+      enqueue(recording.tasks, recording.tiling, stream);
+      const Owned<cudaGraph_t> graph = capture.end();
+      std::size_t nodes = 0;
+      ANNULUS_KERNELS_CHECK(cudaGraphGetNodes(graph.get(), nullptr, &nodes));
+      recording.recordable = nodes <= static_cast<std::size_t>(kMostGraphNodes);
+      if (!recording.recordable) { return; }
+      cudaGraphExec_t executable = nullptr;
+      ANNULUS_KERNELS_CHECK(cudaGraphInstantiate(&executable, graph.get(), 0));
+      recording.graph.reset(executable);
+      recording.nodes = static_cast<std::int64_t>(nodes);
+      nodes_ += recording.nodes;
+    } catch (const LibraryError&) { recording.recordable = false; }
+  }
+
+  /// @returns false if there was nothing to launch after all; nothing is enqueued then
+  bool launch(Recording& recording, cudaStream_t stream) {
+    if (cudaGraphLaunch(recording.graph.get(), stream) == cudaSuccess) {
+      ++graph_launches_;
+      return true;
+    }
+    static_cast<void>(cudaGetLastError());
+    drop_graph(recording);
+    recording.recordable = false;
+    return false;
+  }
+
+  /// Enqueues all tasks on the lanes, forked from `stream` and joined to it. @returns the number of tiles
+  std::int64_t enqueue(std::span<const AttendTask> tasks, const CublasTiling& tiling, cudaStream_t stream) {
+    tiles_ = 0;
+    ANNULUS_KERNELS_CHECK(cudaEventRecord(start_.get(), stream));
+    for (std::size_t i = 0; i < used_; ++i) { ANNULUS_KERNELS_CHECK(cudaStreamWaitEvent(lanes_[i].stream(), start_.get(), 0)); }
 
     std::size_t phase_begin = 0;
     chains_.clear();
@@ -487,9 +641,9 @@ class CublasAttention::Implementation {
       ANNULUS_KERNELS_CHECK(cudaEventRecord(lanes_[i].event(), lanes_[i].stream()));
       ANNULUS_KERNELS_CHECK(cudaStreamWaitEvent(stream, lanes_[i].event(), 0));
     }
+    return tiles_;
   }
 
- private:
   /// Enqueues all chains; the lane with least work takes the next tile, so that lanes fill together and end together.
   void run_chains() {
     std::array<std::int64_t, kMostStreams> cost{};
@@ -504,7 +658,9 @@ class CublasAttention::Implementation {
       if (least == used_) { return; }
       if (current[least] == nullptr) { current[least] = &chains_[next++]; }
       Chain& chain = *current[least];
-      cost[least] += enqueue_tile(chain, lanes_[least]);
+      const std::int64_t scores = enqueue_tile(chain, lanes_[least]);
+      cost[least] += scores;
+      if (scores > 0) { ++tiles_; }
       if (chain.k_next >= chain.k_end) { current[least] = nullptr; }
     }
   }
@@ -519,13 +675,20 @@ class CublasAttention::Implementation {
     }
   }
 
+  Submission submission_;
   std::vector<Lane> lanes_;
   std::size_t used_ = 0;  ///< lanes of the present call
   std::vector<Chain> chains_;
-  cudaEvent_t start_ = nullptr;
+  std::int64_t tiles_ = 0;  ///< enqueued by the present call
+  std::vector<Recording> recordings_;
+  std::int64_t nodes_ = 0;  ///< of all graphs
+  std::int64_t calls_ = 0;
+  std::int64_t graph_launches_ = 0;
+  Owned<cudaEvent_t> start_ = make_event();
+  Owned<cudaEvent_t> done_ = make_event();  ///< the end of the latest call
 };
 
-CublasAttention::CublasAttention() : implementation_(std::make_unique<Implementation>()) {}
+CublasAttention::CublasAttention(Submission submission) : implementation_(std::make_unique<Implementation>(submission)) {}
 CublasAttention::CublasAttention(CublasAttention&&) noexcept = default;
 CublasAttention& CublasAttention::operator=(CublasAttention&&) noexcept = default;
 CublasAttention::~CublasAttention() = default;
@@ -540,5 +703,7 @@ void CublasAttention::attend(std::span<const AttendTask> tasks, const CublasTili
   if (tasks.empty()) { return; }
   implementation_->attend(tasks, tiling, static_cast<std::byte*>(workspace), stream);
 }
+
+std::int64_t CublasAttention::graph_launches() const { return implementation_->graph_launches(); }
 
 }  // namespace annulus::kernels::cuda

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cstddef>
-#include <cstdint>
-
 #include "check.hpp"
 #include "element.cuh"
 #include "row_layout.cuh"
+
+#include <cstddef>
+#include <cstdint>
 
 namespace annulus::kernels::cuda {
 namespace {
@@ -61,6 +61,23 @@ __device__ __forceinline__ float weight_of(const FinishTask& task, int g, std::i
   return scale / sum;
 }
 
+/// What lies at `from` (global memory, read once), or zeros unless `wanted`. One predicated instruction: behind a branch the compiler keeps
+/// two loads in flight, however many a loop has.
+__device__ __forceinline__ float4 load_if(bool wanted, const float4* from) {
+  float4 value = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+  asm volatile("{ .reg .pred wanted; setp.ne.s32 wanted, %4, 0; @wanted ld.global.cs.v4.f32 {%0, %1, %2, %3}, [%5]; }"
+               : "+f"(value.x), "+f"(value.y), "+f"(value.z), "+f"(value.w)
+               : "r"(static_cast<int>(wanted)), "l"(__cvta_generic_to_global(from)));
+  return value;
+}
+__device__ __forceinline__ float load_if(bool wanted, const float* from) {
+  float value = 0.0F;
+  asm volatile("{ .reg .pred wanted; setp.ne.s32 wanted, %1, 0; @wanted ld.global.cs.f32 %0, [%2]; }"
+               : "+f"(value)
+               : "r"(static_cast<int>(wanted)), "l"(__cvta_generic_to_global(from)));
+  return value;
+}
+
 __device__ __forceinline__ void add_scaled(float4& value, float weight, float4 part) {
   value.x += weight * part.x;
   value.y += weight * part.y;
@@ -88,6 +105,7 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x < rows) {
     const std::int64_t at = box.place(first + threadIdx.x).stat;
     const RowTotal total = total_of(task, at);
+#pragma unroll 1
     for (int g = 0; g < task.partials; ++g) { s_weight[g * kThreads + threadIdx.x] = weight_of(task, g, at, total); }
     task.lse[at] = total.sum == 0.0F ? -INFINITY : total.max + logf(total.sum);
   }
@@ -110,14 +128,13 @@ __global__ void __launch_bounds__(kThreads)
       const float* const s_row_weight = s_weight + g * kThreads;
       Vector part[kAtOnce];
       float weight[kAtOnce];
-      // A partial of a dilated branch is empty in most rows: those are not read.
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
-        const std::uint32_t index = start + static_cast<std::uint32_t>(u * kThreads);
-        weight[u] = index < count ? s_row_weight[row[u]] : 0.0F;
-        part[u] = Vector{};
-        if (weight[u] != 0.0F) { part[u] = __ldcs(acc + index); }
+        weight[u] = start + static_cast<std::uint32_t>(u * kThreads) < count ? s_row_weight[row[u]] : 0.0F;
       }
+      // A partial of a dilated branch is empty in most rows: those are not read.
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) { part[u] = load_if(weight[u] != 0.0F, acc + start + u * kThreads); }
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) { add_scaled(value[u], weight[u], part[u]); }
     }
@@ -133,8 +150,7 @@ template <class Element, class Vector>
 void launch(const RowBox& box, const FinishTask& task, std::int64_t vectors, CUstream_st* stream) {
   const unsigned blocks = (box.count + kThreads - 1) / kThreads;
   const std::size_t shared_bytes = static_cast<std::size_t>(task.partials) * kThreads * sizeof(float);
-  finish_kernel<Element, Vector>
-      <<<blocks, kThreads, shared_bytes, stream>>>(box, task, FastDivide(static_cast<std::uint32_t>(vectors)));
+  finish_kernel<Element, Vector><<<blocks, kThreads, shared_bytes, stream>>>(box, task, FastDivide(static_cast<std::uint32_t>(vectors)));
   check_launch("finish_kernel");
 }
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "check.hpp"
+#include "row_layout.cuh"
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
-
-#include "check.hpp"
-#include "row_layout.cuh"
 
 namespace annulus::kernels::cuda {
 namespace {
@@ -100,7 +100,8 @@ class PackLaunches {
 std::int64_t unit_of(const PackTask& task) {
   for (const std::int64_t bytes : {16, 4}) {
     const auto fits = [&](std::int64_t elements) { return elements * task.element_size % bytes == 0; };
-    const bool aligned = is_aligned(task.src, static_cast<std::uintptr_t>(bytes)) && is_aligned(task.dst, static_cast<std::uintptr_t>(bytes));
+    const bool aligned =
+        is_aligned(task.src, static_cast<std::uintptr_t>(bytes)) && is_aligned(task.dst, static_cast<std::uintptr_t>(bytes));
     if (aligned && fits(task.head_dim) && fits(task.src_batch_stride) && fits(task.src_row_stride) && fits(task.src_head_stride)) {
       return bytes;
     }

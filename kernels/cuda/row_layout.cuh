@@ -40,8 +40,8 @@ struct RowPlace {
   std::int64_t stat;
 };
 
-/// A box of rows of a partial that one launch covers: batches x rows x heads, fewer than 2^31. All rows of several batches or some of one, so
-/// that neighbours in the box are neighbours in acc.
+/// A box of rows of a partial that one launch covers: batches x rows x heads, fewer than 2^31. All rows of several batches or some of one,
+/// so that neighbours in the box are neighbours in acc.
 struct RowBox {
   FastDivide divide_heads;
   FastDivide divide_rows;

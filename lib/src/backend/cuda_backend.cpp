@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <span>
@@ -218,8 +219,8 @@ class CudaBackend final : public Backend {
     static_cast<void>(cublasGetProperty(MAJOR_VERSION, &major));
     static_cast<void>(cublasGetProperty(MINOR_VERSION, &minor));
     static_cast<void>(cublasGetProperty(PATCH_LEVEL, &patch));
-    return fmt::format("cuda: {} (device {}, {}), kernel {}, products by cuBLAS {}.{}.{}", info_.name, device_, info_.uuid,
-                       to_string(options_.kernel), major, minor, patch);
+    return fmt::format("cuda: {} (device {}, {}, compute capability {}.{}), kernel {}, products by cuBLAS {}.{}.{}", info_.name, device_,
+                       info_.uuid, info_.compute_major, info_.compute_minor, to_string(options_.kernel), major, minor, patch);
   }
   std::int64_t accumulator_bytes() const override { return 4; }
   bool rounds_probabilities(DType dtype) const override { return dtype != DType::fp32; }
@@ -243,7 +244,8 @@ class CudaBackend final : public Backend {
       ANNULUS_CUDA(cudaMemPoolTrimTo(pool_->get(), 0));
       status = try_allocate(&data, bytes, use);
     }
-    if (status == cudaErrorMemoryAllocation) { refuse(bytes); }
+    // More than the device has may also come back as an invalid value.
+    if (status == cudaErrorMemoryAllocation || (status != cudaSuccess && bytes > info_.total_bytes)) { refuse(bytes); }
     check_cuda(status, use == MemoryUse::slot ? "cudaMalloc" : "cudaMallocFromPoolAsync");
     if (use == MemoryUse::tensor) { streams_->publish_allocation(); }
     memory_.in_use += bytes;
@@ -271,7 +273,10 @@ class CudaBackend final : public Backend {
   }
 
   std::int64_t workspace_bytes(std::int64_t head_dim, DType dtype) const override {
-    return device_kernels::CublasAttention::workspace_bytes(tiling_for(head_dim, dtype));
+    const auto bytes_for = [&](kernels::Mask mask) {
+      return device_kernels::CublasAttention::workspace_bytes(tiling_for(head_dim, dtype, mask));
+    };
+    return std::max(bytes_for(kernels::Mask::none), bytes_for(kernels::Mask::causal));
   }
   MemoryReport memory() const override { return memory_; }
   std::int64_t available_bytes() const override {
@@ -311,19 +316,11 @@ class CudaBackend final : public Backend {
     const NvtxRange range("attend");
     const DeviceGuard guard(device_);
     while (!tasks.empty()) {
-      // Tasks of one shape share tiles; nearly always that is all of them.
+      // Tasks of one shape are tiled alike; nearly always that is all of them.
       const kernels::AttendTask& front = tasks.front();
       std::size_t count = 1;
       while (count < tasks.size() && tasks[count].head_dim == front.head_dim && tasks[count].dtype == front.dtype) { ++count; }
-      const device_kernels::CublasTiling tiling = tiling_for(front.head_dim, front.dtype);
-      const std::int64_t bytes = device_kernels::CublasAttention::workspace_bytes(tiling);
-      if (workspace_.bytes() < bytes) {
-        workspace_.reset();
-        memory_.workspace = 0;
-        workspace_ = allocate(bytes, MemoryUse::tensor);
-        memory_.workspace = bytes;
-      }
-      translated([&] { attention_->attend(tasks.first(count), tiling, workspace_.get(), workspace_.bytes(), stream_of(queue)); });
+      attend_shape(queue, tasks.first(count));
       tasks = tasks.subspan(count);
     }
   }
@@ -351,8 +348,32 @@ class CudaBackend final : public Backend {
  private:
   static constexpr std::int64_t kMostTileRows = 16384;
 
-  device_kernels::CublasTiling tiling_for(std::int64_t head_dim, DType dtype) const {
-    device_kernels::CublasTiling tiling = device_kernels::default_tiling(head_dim, dtype);
+  /// Attends tasks of one head_dim and dtype. Masks differ in their tiles: of a mixed list all causal tasks go first, then the others.
+  void attend_shape(Queue& queue, std::span<const kernels::AttendTask> tasks) {
+    const kernels::AttendTask& front = tasks.front();
+    const std::int64_t bytes = workspace_bytes(front.head_dim, front.dtype);
+    if (workspace_.bytes() < bytes) {
+      workspace_.reset();
+      memory_.workspace = 0;
+      workspace_ = allocate(bytes, MemoryUse::tensor);
+      memory_.workspace = bytes;
+    }
+    const auto attend_alike = [&](std::span<const kernels::AttendTask> alike) {
+      const device_kernels::CublasTiling tiling = tiling_for(front.head_dim, front.dtype, alike.front().mask);
+      translated([&] { attention_->attend(alike, tiling, workspace_.get(), workspace_.bytes(), stream_of(queue)); });
+    };
+    const auto has_mask_of_front = [&](const kernels::AttendTask& task) { return task.mask == front.mask; };
+    if (std::all_of(tasks.begin(), tasks.end(), has_mask_of_front)) { return attend_alike(tasks); }
+    for (const kernels::Mask mask : {kernels::Mask::causal, kernels::Mask::none}) {
+      alike_.clear();
+      std::copy_if(tasks.begin(), tasks.end(), std::back_inserter(alike_),
+                   [&](const kernels::AttendTask& task) { return task.mask == mask; });
+      attend_alike(alike_);
+    }
+  }
+
+  device_kernels::CublasTiling tiling_for(std::int64_t head_dim, DType dtype, kernels::Mask mask) const {
+    device_kernels::CublasTiling tiling = device_kernels::default_tiling(head_dim, dtype, mask);
     if (options_.tile_rows > 0) {
       tiling.q_tile = options_.tile_rows;
       tiling.causal_q_tile = options_.tile_rows;
@@ -372,8 +393,9 @@ class CudaBackend final : public Backend {
     std::size_t free_bytes = 0;
     std::size_t total_bytes = 0;
     ANNULUS_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
-    throw RuntimeFailure(fmt::format("backend cuda: cannot allocate {} bytes on {} (device {}): {} of {} are free, this backend holds {}", bytes,
-                                     info_.name, device_, free_bytes, total_bytes, memory_.in_use));
+    throw RuntimeFailure(
+        fmt::format("backend cuda: cannot allocate {} bytes on {} (device {}): {} of {} bytes are free, this backend holds {}", bytes,
+                    info_.name, device_, free_bytes, total_bytes, memory_.in_use));
   }
 
   void copy_bytes(Queue& queue, void* dst, const void* src, std::int64_t bytes, cudaMemcpyKind direction) {
@@ -390,6 +412,7 @@ class CudaBackend final : public Backend {
   std::shared_ptr<StreamSet> streams_;
   std::shared_ptr<EventPool> events_;
   std::unique_ptr<device_kernels::CublasAttention> attention_;
+  std::vector<kernels::AttendTask> alike_;  ///< those of a mixed list that share a mask
   Buffer workspace_;
 };
 

@@ -76,8 +76,9 @@ ErrorSums compare_owned(RingExecutor& executor, const std::vector<RowId>& rows, 
     }
     index = end;
   }
-  const OracleRows oracle = oracle_rows(*session.resolved().source, problem, session.pattern(), owned,
-                                        session.backend().rounds_probabilities(), static_cast<int>(session.resolved().config.threads));
+  const OracleRows oracle =
+      oracle_rows(*session.resolved().source, problem, session.pattern(), owned, session.backend().rounds_probabilities(problem.dtype),
+                  static_cast<int>(session.resolved().config.threads));
   return compare_rows(problem, owned, out.data(), lse.data(), oracle);
 }
 

@@ -32,19 +32,19 @@ NumberKind kind_of(double value) {
   return NumberKind::finite;
 }
 
-template <std::size_t N>
-bool comes_before(const std::int64_t (&a)[N], const std::int64_t (&b)[N]) {
+template <std::size_t kExtent>
+bool comes_before(const std::int64_t (&a)[kExtent], const std::int64_t (&b)[kExtent]) {
   return std::lexicographical_compare(std::begin(a), std::end(a), std::begin(b), std::end(b));
 }
 
-template <std::size_t N>
-void copy_place(const std::int64_t (&from)[N], std::int64_t (&to)[N]) {
+template <std::size_t kExtent>
+void copy_place(const std::int64_t (&from)[kExtent], std::int64_t (&to)[kExtent]) {
   std::copy(std::begin(from), std::end(from), std::begin(to));
 }
 
 /// Takes over the larger error; of equal ones that at the earlier place, so that the order of merging does not matter.
-template <std::size_t N>
-void take_worst(double error, const std::int64_t (&place)[N], double& worst_error, std::int64_t (&worst_place)[N]) {
+template <std::size_t kExtent>
+void take_worst(double error, const std::int64_t (&place)[kExtent], double& worst_error, std::int64_t (&worst_place)[kExtent]) {
   if (error > worst_error || (error == worst_error && error > 0 && comes_before(place, worst_place))) {
     worst_error = error;
     copy_place(place, worst_place);

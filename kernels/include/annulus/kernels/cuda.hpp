@@ -50,10 +50,17 @@ struct CublasTiling {
   std::int64_t q_tile = 2048;        ///< query rows of one head in a tile, without a mask
   std::int64_t causal_q_tile = 512;  ///< the same under a causal mask: smaller, because a diagonal tile is computed whole
   std::int64_t k_tile = 2048;        ///< keys of a tile; at most 4096, a row must fit the registers of a warp
+  bool operator==(const CublasTiling&) const = default;
 };
 
-/// The tiles that serve tasks of this head_dim and dtype best.
-CublasTiling default_tiling(std::int64_t head_dim, DType dtype);
+/// The tiles that serve tasks of this head_dim, dtype and mask best.
+CublasTiling default_tiling(std::int64_t head_dim, DType dtype, Mask mask);
+
+/// How CublasAttention gives its work to the device; the results are the same bits.
+enum class Submission {
+  eager,  ///< launch by launch, every time
+  graph,  ///< a list of tasks that comes back is recorded as a CUDA graph, and launched whole from then on
+};
 
 /// Attention as two library products around a softmax of our own: S = scale Q K^T (fp32), P = exp(S - max) written over S in the
 /// operands' dtype, acc += P V (fp32). Dilated rows are a leading dimension and are never gathered. The row sums are those of the
@@ -63,11 +70,15 @@ CublasTiling default_tiling(std::int64_t head_dim, DType dtype);
 /// K have no such limit. Callers who need more must refuse such inputs.
 /// Source of the update: Milakov & Gimelshein 2018, online softmax, algorithm 3.
 ///
-/// Owns streams, events and cuBLAS handles on the device that is current at construction; used by one host thread at a time, with that
-/// device current. Never synchronises with the device.
+/// With Submission::graph the first call of a list (same tasks, tiling and workspace) is eager, the second records, later ones replay.
+/// Lists of too many launches stay eager, and so does all that the driver cannot record. The graphs' own memory is the driver's, not
+/// counted here.
+///
+/// Owns streams, events, graphs and cuBLAS handles on the device that is current at construction; used by one host thread at a time, with
+/// that device current. Waits for the device only in its destructor and before it drops an old graph.
 class CublasAttention {
  public:
-  CublasAttention();
+  explicit CublasAttention(Submission submission = Submission::graph);
   CublasAttention(CublasAttention&&) noexcept;
   CublasAttention& operator=(CublasAttention&&) noexcept;
   CublasAttention(const CublasAttention&) = delete;
@@ -84,6 +95,9 @@ class CublasAttention {
   /// @param workspace  device memory, aligned to 256 bytes, workspace_bytes(tiling) long; in use until `stream` has passed this call
   /// @throws LibraryError if a call fails, std::invalid_argument if tiling or a task is out of range
   void attend(std::span<const AttendTask> tasks, const CublasTiling& tiling, void* workspace, std::int64_t bytes, CUstream_st* stream);
+
+  /// Calls so far that were the launch of a graph.
+  std::int64_t graph_launches() const;
 
  private:
   class Implementation;

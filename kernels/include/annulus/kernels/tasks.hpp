@@ -22,6 +22,7 @@ enum class Combine { lse, mean, sum };
 struct Positions {
   std::int64_t first = 0;
   std::int64_t stride = 1;
+  bool operator==(const Positions&) const = default;
 };
 
 /// Strides of one operand over the five axes of a task, in elements; head_dim is contiguous.
@@ -31,6 +32,7 @@ struct TaskStrides {
   std::int64_t row = 0;
   std::int64_t kv_head = 0;  ///< from one KV head of the task to the next (for q, acc: to the next group of query heads)
   std::int64_t head = 0;     ///< between query heads of one KV head; unused for k and v
+  bool operator==(const TaskStrides&) const = default;
 };
 
 /// Dense attention of q_rows x k_rows, for every (batch, segment, kv_head, head), folded into a running partial.
@@ -63,6 +65,8 @@ struct AttendTask {
   TaskStrides stat_strides;
   Positions q_positions;
   Positions k_positions;
+  /// The same work on the same memory.
+  bool operator==(const AttendTask&) const = default;
 };
 
 /// Gathers rows: dst [batch, rows, heads, head_dim] contiguous <- src with strides (elements). dst must not alias src.
