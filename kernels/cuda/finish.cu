@@ -13,6 +13,8 @@ namespace {
 constexpr int kThreads = 128;
 /// Vectors of a thread in flight. The block spends one latency on the rows' statistics and then streams.
 constexpr int kAtOnce = 8;
+/// Blocks that a multiprocessor must hold. Left to itself the compiler goes for more, with registers for three loads in flight.
+constexpr int kBlocks = 5;
 
 /// Largest score of a row and the sum of exp(score - max), over all its partials.
 struct RowTotal {
@@ -97,7 +99,7 @@ __device__ __forceinline__ void store(Element* to, float value) {
 
 /// `Vector` is float4 or float; a row has divide_vectors.divisor() of them. Shared memory: a weight for each partial and row of the block.
 template <class Element, class Vector>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     finish_kernel(const RowBox box, const __grid_constant__ FinishTask task, const FastDivide divide_vectors) {
   extern __shared__ float s_weight[];
   const std::uint32_t first = blockIdx.x * kThreads;
