@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The program checks itself: random problems on virtual ranks and on processes, and the sample of real data.
-#include <string>
-#include <vector>
-
 #include <annulus_test.hpp>
 
 #include "process.hpp"
+
+#include <string>
+#include <vector>
 
 using namespace annulus::test;
 
@@ -51,8 +51,8 @@ TEST_CASE("500 random problems on each of 1, 2, 3 and 4 processes agree with the
 
 TEST_CASE("real attention data passes in every dtype, on processes and virtual ranks, causal and not") {
   const std::string input = ANNULUS_TEST_DATA "/attention_sample.h5";
-  const std::vector<std::string> pattern{"--segment-lengths", "300,1000,3000", "--dilation-rates", "1,3,5", "--head-split", "all", "--offset", "head",
-                                         "--rows",            "64"};
+  const std::vector<std::string> pattern{"--segment-lengths", "300,1000,3000", "--dilation-rates", "1,3,5", "--head-split", "all",
+                                         "--offset",          "head",          "--rows",           "64"};
   for (const char* dtype : {"fp32", "fp16", "bf16"}) {
     for (const char* causal : {"true", "false"}) {
       std::vector<std::string> flags{"--input", input, "--dtype", dtype, "--causal", causal};
