@@ -13,15 +13,6 @@
 
 namespace annulus::test {
 
-/// Matches a string that holds `part`; Catch2 renamed its own matcher.
-inline auto contains(const std::string& part) {
-#if ANNULUS_CATCH2_MAJOR >= 3
-  return Catch::Matchers::ContainsSubstring(part);
-#else
-  return Catch::Matchers::Contains(part);
-#endif
-}
-
 /// Says that this case cannot run here and why; the caller returns next. The program then exits with 77, which ctest counts as skipped,
 /// unless something failed. (Catch2 2.13 has no SKIP.) Every rank of a test must come to the same decision.
 void skip(std::string_view reason);

@@ -161,7 +161,7 @@ TEST_CASE("more memory than there is is refused with the numbers before any is a
   const Communicator comm = Communicator::single();
   Config config = config_of(std::int64_t{1} << 36, 1, DType::fp32, BackendKind::cpu);
   const ResolvedConfig resolved = resolve(config, comm);
-  CHECK_THROWS_WITH(Session(resolved, comm), test::contains("bytes by plan"));
+  CHECK_THROWS_WITH(Session(resolved, comm), test::contains_text("bytes by plan"));
 }
 
 TEST_CASE("settings that contradict each other are refused") {
@@ -175,5 +175,5 @@ TEST_CASE("settings that contradict each other are refused") {
   config = config_of(64, 1, DType::fp32, BackendKind::cpu);
   config.input = ANNULUS_TEST_DATA "/attention_sample.h5";
   config.given.insert("seq-len");
-  CHECK_THROWS_WITH(resolve(config, comm), test::contains("contradicts the input file"));
+  CHECK_THROWS_WITH(resolve(config, comm), test::contains_text("contradicts the input file"));
 }
