@@ -6,15 +6,18 @@
 #include <annulus/transport/communicator.hpp>
 
 #include "options.hpp"
+#include "sweep.hpp"
 
 #include <string>
+#include <vector>
 
 namespace annulus::app {
 
 /// What the user asked for.
 struct Invocation {
   Command command = Command::run;
-  Config config;
+  Config config;               ///< of bench with a sweep: the first row's, with the sweep
+  std::vector<BenchRow> rows;  ///< bench: at least one
   bool json = false;
   std::string command_line;
 };

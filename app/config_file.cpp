@@ -39,6 +39,17 @@ Value value_of(const Option& option, const toml::node& node, const std::string& 
       }
       return numbers;
     }
+    case ValueKind::texts: {
+      std::vector<std::string> texts;
+      const toml::array* array = node.as_array();
+      ANNULUS_EXPECTS(array != nullptr, "{}: {} is not a list of strings", where, option.name);
+      for (const toml::node& element : *array) {
+        const auto text = element.value_exact<std::string>();
+        ANNULUS_EXPECTS(text.has_value(), "{}: {} is not a list of strings", where, option.name);
+        texts.push_back(*text);
+      }
+      return texts;
+    }
     case ValueKind::text:
       break;
   }
@@ -46,22 +57,26 @@ Value value_of(const Option& option, const toml::node& node, const std::string& 
   throw InvalidArgument(fmt::format("{}: {} is not a string", where, option.name));
 }
 
+std::string in_toml(const std::string& text) {
+  std::ostringstream stream;
+  stream << toml::toml_formatter(toml::value<std::string>(text), toml::format_flags::none);
+  return stream.str();
+}
+
 std::string in_toml(const Value& value) {
-  if (const auto* number = std::get_if<std::int64_t>(&value)) { return fmt::format("{}", *number); }
-  if (const auto* flag = std::get_if<bool>(&value)) { return *flag ? "true" : "false"; }
-  if (const auto* numbers = std::get_if<std::vector<std::int64_t>>(&value)) {
-    std::string text;
-    for (const std::int64_t number : *numbers) { text += fmt::format("{}{}", text.empty() ? "" : ", ", number); }
-    return "[" + text + "]";
+  if (const auto* text = std::get_if<std::string>(&value)) { return in_toml(*text); }
+  if (const auto* numbers = std::get_if<std::vector<std::int64_t>>(&value)) { return fmt::format("[{}]", fmt::join(*numbers, ", ")); }
+  if (const auto* texts = std::get_if<std::vector<std::string>>(&value)) {
+    std::vector<std::string> quoted;
+    for (const std::string& text : *texts) { quoted.push_back(in_toml(text)); }
+    return fmt::format("[{}]", fmt::join(quoted, ", "));
   }
   if (const auto* real = std::get_if<double>(&value)) {
     // The shortest text that reads back to the same number; TOML tells floats from integers by the point.
     const std::string text = fmt::format("{}", *real);
     return text.find_first_of(".e") == std::string::npos ? text + ".0" : text;
   }
-  std::ostringstream stream;
-  stream << toml::toml_formatter(toml::value<std::string>(std::get<std::string>(value)), toml::format_flags::none);
-  return stream.str();
+  return text_of(value);
 }
 
 }  // namespace

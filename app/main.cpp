@@ -10,6 +10,8 @@
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <array>
@@ -57,6 +59,9 @@ void add_options(Subcommand& sub) {
       case ValueKind::real:
         flag->type_name("X");
         break;
+      case ValueKind::texts:
+        flag->type_name("KEY=VALUES")->multi_option_policy(CLI::MultiOptionPolicy::Join);
+        break;
       case ValueKind::text:
         flag->type_name("NAME");
         break;
@@ -71,7 +76,7 @@ void add_options(Subcommand& sub) {
 }
 
 /// Preset < file < flags.
-Config gather_config(const Subcommand& sub) {
+Draft gather_options(const Subcommand& sub) {
   Draft draft;
   if (!sub.preset.empty()) { apply_file(draft, preset_path(sub.preset)); }
   if (!sub.file.empty()) { apply_file(draft, sub.file); }
@@ -80,7 +85,7 @@ Config gather_config(const Subcommand& sub) {
     if (typed == sub.typed.end() || sub.parser->count("--" + std::string(option.name)) == 0) { continue; }
     apply(draft, option, parse_value(option, typed->second.empty() && option.kind == ValueKind::boolean ? "true" : typed->second));
   }
-  return complete(std::move(draft));
+  return draft;
 }
 
 /// Whether a launcher started this process, so that MPI must be entered. Without one MPI is not touched: inside a batch script it would
@@ -118,9 +123,9 @@ int run_main(int argc, char** argv) {
   const std::array<std::tuple<Command, const char*, const char*>, 6> names{{
       {Command::run, "run", "compute one attention from a file or generated input; write outputs, timings and provenance"},
       {Command::check, "check", "run and compare with an independent fp64 oracle"},
-      {Command::bench, "bench", "check, then time: warm-up and repetitions"},
+      {Command::bench, "bench", "check, then time: warm-up and repetitions; one configuration or a sweep"},
       {Command::plan, "plan", "print memory, traffic and FLOPs for any number of ranks, without running"},
-      {Command::info, "info", "versions, backends, transports, and which rank runs where"},
+      {Command::info, "info", "versions, backends, transports, kernels, GPUs and their links, and which rank runs where"},
       {Command::generate, "generate", "write a random Q, K, V file, the same for any number of ranks"},
   }};
   for (std::size_t i = 0; i < names.size(); ++i) {
@@ -150,7 +155,14 @@ int run_main(int argc, char** argv) {
   for (int i = 0; i < argc; ++i) { invocation.command_line += fmt::format("{}{}", i == 0 ? "" : " ", argv[i]); }
 
   try {
-    invocation.config = gather_config(*chosen);
+    Draft draft = gather_options(*chosen);
+    if (chosen->command == Command::bench) {
+      invocation.rows = bench_rows(draft);
+      invocation.config = invocation.rows.front().config;
+      invocation.config.sweep = draft.config.sweep;
+    } else {
+      invocation.config = complete(std::move(draft));
+    }
   } catch (const Error& error) { return speaks ? report(error) : static_cast<int>(error.code()); }
   if (chosen->print_config) {
     if (speaks) { fmt::print("{}", to_toml(invocation.config)); }
@@ -185,6 +197,8 @@ int run_main(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   try {
+    // Standard output is the result's.
+    spdlog::set_default_logger(spdlog::stderr_color_mt("annulus"));
     return run_main(argc, argv);
   } catch (const annulus::Error& error) { return report(error); } catch (const std::exception& error) {
     fmt::print(stderr, "annulus: {}\n", error.what());

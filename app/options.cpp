@@ -3,6 +3,9 @@
 
 #include <annulus/core/error.hpp>
 
+#include "sweep.hpp"
+
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <limits>
@@ -146,6 +149,37 @@ Option timeout_option() {
   return option;
 }
 
+Option kv_heads_option() {
+  Option option = integer("kv-heads", "Problem", "key and value heads, a divisor of heads; by default as many as heads", kShaping, 1, kMax,
+                          [](Config& c) -> auto& { return c.problem.kv_heads; });
+  option.get = [](const Config& config, Value& value) {
+    value = config.problem.kv_heads;
+    return config.sweep.empty() || config.given.contains("kv-heads");  // a sweep over heads takes the default along
+  };
+  return option;
+}
+
+Option sweep_option() {
+  Option option{
+      "sweep",
+      "Bench",
+      "time one row for each value of another option, which must be a single value of the problem, pattern or execution; integers also "
+      "as BEGIN..END*FACTOR or BEGIN..END+STEP; several: every combination, the last one fastest",
+      ValueKind::texts,
+      {Command::bench},
+      {},
+      {}};
+  option.set = [](Draft& draft, const Value& value) {
+    draft.config.sweep = std::get<std::vector<std::string>>(value);
+    parse_sweeps(draft.config.sweep);
+  };
+  option.get = [](const Config& config, Value& value) {
+    value = config.sweep;
+    return !config.sweep.empty();
+  };
+  return option;
+}
+
 std::vector<Option> make_options() {
   std::vector<Option> all;
   all.push_back(
@@ -153,8 +187,7 @@ std::vector<Option> make_options() {
   all.push_back(
       integer("seq-len", "Problem", "tokens of the sequence", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.seq_len; }));
   all.push_back(integer("heads", "Problem", "query heads", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.heads; }));
-  all.push_back(integer("kv-heads", "Problem", "key and value heads, a divisor of heads; by default as many as heads", kShaping, 1, kMax,
-                        [](Config& c) -> auto& { return c.problem.kv_heads; }));
+  all.push_back(kv_heads_option());
   all.push_back(integer("head-dim", "Problem", "elements of a head, 1 to 256", kShaping, 1, kMaxHeadDim,
                         [](Config& c) -> auto& { return c.problem.head_dim; }));
   all.push_back(dtype_option());
@@ -198,13 +231,16 @@ std::vector<Option> make_options() {
                         [](Config& c) -> auto& { return c.virtual_ranks; }));
   all.push_back(boolean("share-gpu", "Execution", "let several ranks use one GPU (timings then mean nothing)", kComputing,
                         [](Config& c) -> auto& { return c.share_gpu; }));
+  all.push_back(choice<MemoryPooling>("memory-pool", "Execution", "off: backend cuda takes each tensor from the driver, for debugging",
+                                      kComputing, [](Config& c) -> auto& { return c.memory_pool; }));
   all.push_back(timeout_option());
 
   all.push_back(path("input", "Files", "HDF5 file with /q, /k and /v; by default generated",
                      {Command::run, Command::check, Command::bench, Command::plan}, [](Config& c) -> auto& { return c.input; }));
-  all.push_back(
-      path("output", "Files", "HDF5 file to write", {Command::run, Command::generate}, [](Config& c) -> auto& { return c.output; }));
-  all.push_back(boolean("force", "Files", "replace an existing output", {Command::run, Command::generate},
+  all.push_back(path("output", "Files", "HDF5 file to write", {Command::run, Command::bench, Command::generate},
+                     [](Config& c) -> auto& { return c.output; }));
+  all.push_back(path("csv", "Files", "CSV file to write", {Command::bench}, [](Config& c) -> auto& { return c.csv; }));
+  all.push_back(boolean("force", "Files", "replace an existing output", {Command::run, Command::bench, Command::generate},
                         [](Config& c) -> auto& { return c.force; }));
 
   all.push_back(integer(
@@ -217,6 +253,7 @@ std::vector<Option> make_options() {
       integer("warmup", "Bench", "runs before the timed ones", {Command::bench}, 0, 1 << 30, [](Config& c) -> auto& { return c.warmup; }));
   all.push_back(
       integer("repetitions", "Bench", "timed runs", {Command::bench}, 1, 1 << 30, [](Config& c) -> auto& { return c.repetitions; }));
+  all.push_back(sweep_option());
   all.push_back(integer("ranks", "Plan", "ranks to plan for", {Command::plan}, 1, 1 << 24, [](Config& c) -> auto& { return c.ranks; }, 0));
   return all;
 }
@@ -273,10 +310,28 @@ Value parse_value(const Option& option, std::string_view text) {
       }
       return numbers;
     }
+    case ValueKind::texts: {
+      std::vector<std::string> lines;
+      for (std::size_t begin = 0; begin <= text.size();) {
+        const std::size_t end = std::min(text.find('\n', begin), text.size());
+        lines.emplace_back(text.substr(begin, end - begin));
+        begin = end + 1;
+      }
+      return lines;
+    }
     case ValueKind::text:
       break;
   }
   return std::string(text);
+}
+
+std::string text_of(const Value& value) {
+  if (const auto* number = std::get_if<std::int64_t>(&value)) { return fmt::format("{}", *number); }
+  if (const auto* real = std::get_if<double>(&value)) { return fmt::format("{}", *real); }
+  if (const auto* flag = std::get_if<bool>(&value)) { return *flag ? "true" : "false"; }
+  if (const auto* numbers = std::get_if<std::vector<std::int64_t>>(&value)) { return fmt::format("{}", fmt::join(*numbers, ",")); }
+  if (const auto* lines = std::get_if<std::vector<std::string>>(&value)) { return fmt::format("{}", fmt::join(*lines, "\n")); }
+  return std::get<std::string>(value);
 }
 
 void apply(Draft& draft, const Option& option, const Value& value) {

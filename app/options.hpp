@@ -16,7 +16,7 @@ namespace annulus::app {
 enum class Command { run, check, bench, plan, info, generate };
 
 /// A value as flags and files give it.
-using Value = std::variant<std::int64_t, double, bool, std::string, std::vector<std::int64_t>>;
+using Value = std::variant<std::int64_t, double, bool, std::string, std::vector<std::int64_t>, std::vector<std::string>>;
 
 /// A configuration while it is being put together.
 struct Draft {
@@ -25,7 +25,7 @@ struct Draft {
   std::vector<std::int64_t> dilation_rates;
 };
 
-enum class ValueKind { integer, real, boolean, text, integers };
+enum class ValueKind { integer, real, boolean, text, integers, texts };
 
 struct Option {
   std::string_view name;   ///< flag without dashes, and TOML key
@@ -43,9 +43,12 @@ const std::vector<Option>& options();
 /// The option named `name`, or null.
 const Option* find_option(std::string_view name);
 
-/// `text` as a value of the option: decimal integers in range, finite numbers, lists without holes.
+/// `text` as a value of the option: decimal integers in range, finite numbers, lists without holes. Texts are one a line.
 /// @throws InvalidArgument naming option and text
 Value parse_value(const Option& option, std::string_view text);
+
+/// A value as a flag spells it: parse_value() reads it back.
+std::string text_of(const Value& value);
 
 /// Sets the option and notes that it was given.
 void apply(Draft& draft, const Option& option, const Value& value);

@@ -84,7 +84,7 @@ void transpose_8x8(const float* src, std::int64_t src_ld, float* dst, std::int64
 template <class Element>
 void pack_transposed(const void* src, std::int64_t row_stride, std::int64_t rows, std::int64_t head_dim, float* dst, std::int64_t ld) {
   const auto* from = static_cast<const Element*>(src);
-  alignas(64) float block[8 * kMaxHeadDim];
+  alignas(64) float block[8 * kLargestHeadDim];
   const std::int64_t padded = (head_dim + kPadding - 1) / kPadding * kPadding;
   for (std::int64_t first = 0; first < rows; first += kPadding) {
     for (std::int64_t half = first; half < first + kPadding; half += 8) {

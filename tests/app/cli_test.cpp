@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <signal.h>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,31 @@ void expect_refusal(const std::vector<std::string>& arguments, const std::string
 }
 
 void write_text(const std::string& path, const std::string& text) { std::ofstream(path) << text; }
+
+std::string read_text(const std::string& path) {
+  std::ostringstream text;
+  text << std::ifstream(path).rdbuf();
+  return text.str();
+}
+
+std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) { lines.push_back(line); }
+  return lines;
+}
+
+/// The words of each line that is not a comment: header and rows of a table.
+std::vector<std::vector<std::string>> rows_of(const std::string& text) {
+  std::vector<std::vector<std::string>> rows;
+  for (const std::string& line : lines_of(text)) {
+    if (line.starts_with("#")) { continue; }
+    std::istringstream stream(line);
+    auto& words = rows.emplace_back();
+    for (std::string word; stream >> word;) { words.push_back(word); }
+  }
+  return rows;
+}
 
 const std::vector<std::string> kSmall{"--seq-len", "64", "--heads", "2", "--head-dim", "8", "--threads", "1"};
 
@@ -100,6 +126,44 @@ TEST_CASE("every option out of range is refused with one sentence and exit code 
   expect_refusal({"generate"}, "--output");
 }
 
+TEST_CASE("a sweep that cannot be is refused, naming the sweep or its row, before any row runs") {
+  const std::vector<std::vector<std::string>> wrong{
+      {"heads=0,1", "--heads 0 is below 1"},
+      {"heads=1,x", "--heads 'x' is not a decimal integer"},
+      {"heads", "KEY=VALUE"},
+      {"", "KEY=VALUE"},
+      {"heads=", "has a hole"},
+      {"heads=1,,2", "has a hole"},
+      {"tokens=5", "there is no option tokens"},
+      {"dtype=fp32,fp64", "--dtype fp64 is not one of"},
+      {"causal=false,maybe", "neither true nor false"},
+      {"scale=nan", "not a finite number"},
+      {"segment-lengths=4", "holds a list"},
+      {"sweep=heads", "holds a list"},
+      {"timeout=1,2", "not an option of the problem"},
+      {"repetitions=1,2", "not an option of the problem"},
+      {"output=a,b", "not an option of the problem"},
+      {"seq-len=8..64", "is not a range"},
+      {"seq-len=64..8*2", "begins above its end"},
+      {"seq-len=8..64*1", "does not grow"},
+      {"seed=0..64*2", "does not grow"},
+      {"seq-len=8..64+0", "does not grow"},
+      {"seq-len=8..*2", "not a decimal integer"},
+      {"seq-len=1..9000000000000000000+1", "more than 10000 values"},
+      {"head-dim=128..512*2", "--head-dim 512 is above 256"},
+      {"kv-heads=2,3", "row 2 of 2 (kv-heads 3): kv-heads 3 does not divide"},
+      {"transport=self,nccl", "row 2 of 2 (transport nccl)"},
+      {"seq-len=64,9000000000000", "row 2 of 2 (seq-len 9000000000000)"},
+  };
+  for (const auto& entry : wrong) {
+    const std::vector<std::string> arguments{"bench", "--heads", "2", "--head-dim", "8", "--threads", "1", "--sweep", entry[0]};
+    expect_refusal(arguments, entry[1]);
+  }
+  expect_refusal({"bench", "--sweep", "heads=1,2", "--sweep", "heads=4"}, "heads is swept twice");
+  expect_refusal({"bench", "--sweep", "seq-len=1..200+1", "--sweep", "heads=1..200+1"}, "at most 10000");
+  expect_refusal({"run", "--sweep", "heads=1,2"}, "--sweep");
+}
+
 TEST_CASE("unknown flags, commands and presets are refused") {
   expect_refusal({"run", "--sequence", "5"}, "--sequence");
   expect_refusal({"plan", "--virtual-ranks", "4"}, "--virtual-ranks");
@@ -126,6 +190,9 @@ TEST_CASE("configuration files are strict: unknown keys, wrong types and broken 
   refuse("segment-lengths = [1, \"x\"]\n", "list of integers");
   refuse("segment-lengths = 4\n", "list of integers");
   refuse("dtype = 16\n", "not a string");
+  refuse("sweep = \"heads=1,2\"\n", "list of strings");
+  refuse("sweep = [1]\n", "list of strings");
+  refuse("batch = 1\nsweep = [\"heads=1,y\"]\n", "config.toml:2: --sweep 'heads=1,y': --heads 'y'");
   refuse("heads = = 3\n", "config.toml:1");
   refuse("heads = 99999999999999999999\n", "config.toml:1");
 }
@@ -145,6 +212,20 @@ TEST_CASE("--print-config reads back to the same configuration, and preset < fil
   const ProcessResult second = annulus_with({"run", "--config", folder / "b.toml", "--print-config"});
   REQUIRE(second.exit_code == 0);
   CHECK(second.out == first.out);
+}
+
+TEST_CASE("a sweep is part of the configuration: --print-config keeps it, and heads may vary under the default of kv-heads") {
+  const TemporaryFolder folder;
+  const ProcessResult first = annulus_with({"bench", "--sweep", "heads=2,3", "--sweep", "seq-len=16..64*2", "--print-config"});
+  REQUIRE(first.exit_code == 0);
+  CHECK(first.out.find("sweep = [\"heads=2,3\", \"seq-len=16..64*2\"]") != std::string::npos);
+  CHECK(first.out.find("kv-heads") == std::string::npos);
+  write_text(folder / "sweep.toml", first.out);
+  CHECK(annulus_with({"bench", "--config", folder / "sweep.toml", "--print-config"}).out == first.out);
+  const ProcessResult result = annulus_with({"bench", "--config", folder / "sweep.toml", "--repetitions", "1", "--threads", "1"});
+  INFO(result.err);
+  CHECK(result.exit_code == 0);
+  CHECK(rows_of(result.out).size() == 7);
 }
 
 TEST_CASE("help, plan and print-config work inside a batch script, where no launcher is") {
@@ -218,6 +299,27 @@ TEST_CASE("mistakes under a launcher are told once, by one rank, with exit code 
   launch(with_small("check", {"--cases", "3", "--input", folder / "x.h5"}), "takes no --input");
 }
 
+TEST_CASE("a problem beyond the memory is refused with the numbers before anything is read, made or allocated") {
+  // 4 T values for each of Q, K and V: whatever touches them all cannot answer within the limit.
+  const std::vector<std::string> huge{"--seq-len", "2000000000", "--heads", "16", "--head-dim", "128", "--threads", "1"};
+  const auto refused = [&](std::vector<std::string> arguments, const std::vector<std::string>& more) {
+    arguments.insert(arguments.end(), huge.begin(), huge.end());
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const ProcessResult result = run_process(arguments, 20);
+    INFO(result.err);
+    CHECK_FALSE(result.timed_out);
+    CHECK(result.exit_code == 2);
+    CHECK(result.err.find("bytes by plan and") != std::string::npos);
+    CHECK(result.out.empty());
+  };
+  for (const char* command : {"run", "check", "bench"}) {
+    refused({ANNULUS_PROGRAM, command}, {});
+    refused({ANNULUS_PROGRAM, command}, {"--segment-lengths", "2048", "--dilation-rates", "1"});
+    refused({ANNULUS_PROGRAM, command}, {"--segment-lengths", "2048,4096", "--dilation-rates", "1,4", "--virtual-ranks", "512"});
+    refused({ANNULUS_LAUNCH, "2", ANNULUS_PROGRAM, command}, {"--causal"});
+  }
+}
+
 TEST_CASE("run writes one complete file and refuses to replace it without --force") {
   const TemporaryFolder folder;
   const std::string path = folder / "out.h5";
@@ -239,6 +341,107 @@ TEST_CASE("generate writes what run and check then read, the same for any number
   CHECK(result.exit_code == 0);
   expect_refusal({"run", "--input", path, "--heads", "8"}, "contradicts");
   CHECK(annulus_with({"check", "--input", path, "--dtype", "fp32", "--threads", "1"}).exit_code == 0);
+}
+
+TEST_CASE("bench prints one header and one line for each combination, the last sweep's values fastest") {
+  const ProcessResult result = annulus_with({"bench", "--heads", "2", "--head-dim", "8", "--threads", "1", "--repetitions", "2", "--sweep",
+                                             "seq-len=30..130*2,7", "--sweep", "schedule=ring,ring-full", "--virtual-ranks", "3"});
+  INFO(result.err);
+  REQUIRE(result.exit_code == 0);
+  const std::vector<std::vector<std::string>> rows = rows_of(result.out);
+  REQUIRE(rows.size() == 9);
+  CHECK((rows[0][0] == "schedule" && rows[0][1] == "ranks" && rows[0][2] == "seq-len"));
+  const std::vector<std::string> lengths{"30", "60", "120", "7"};
+  for (std::size_t i = 0; i < 8; ++i) {
+    CHECK(rows[i + 1][0] == (i % 2 == 0 ? "ring" : "ring-full"));
+    CHECK(rows[i + 1][1] == "3");
+    CHECK(rows[i + 1][2] == lengths[i / 2]);
+  }
+}
+
+TEST_CASE("bench without a sweep prints a header, its row and the check of its output") {
+  const ProcessResult result = annulus_with(with_small("bench", {"--repetitions", "2", "--causal"}));
+  INFO(result.err);
+  REQUIRE(result.exit_code == 0);
+  CHECK(result.out.starts_with("# PASS configured problem"));
+  const std::vector<std::vector<std::string>> rows = rows_of(result.out);
+  REQUIRE(rows.size() == 2);
+  CHECK(rows[1].size() >= 16);
+  CHECK((rows[1][0] == "1" && rows[1][1] == "64" && rows[1][4] == "fp32" && rows[1][5] == "true"));
+}
+
+TEST_CASE("bench writes its rows as CSV and HDF5, complete, and refuses to replace them without --force") {
+  const TemporaryFolder folder;
+  const std::vector<std::string> arguments = with_small("bench", {"--repetitions", "2", "--sweep", "dtype=fp32,bf16", "--segment-lengths",
+                                                                  "16,32", "--csv", folder / "rows.csv", "--output", folder / "rows.h5"});
+  const ProcessResult result = annulus_with(arguments);
+  INFO(result.err);
+  REQUIRE(result.exit_code == 0);
+  const std::vector<std::string> lines = lines_of(read_text(folder / "rows.csv"));
+  REQUIRE(lines.size() == 3);
+  CHECK(lines[0].starts_with("batch,seq-len,heads,kv-heads,head-dim,dtype,causal,scale,"));
+  CHECK(lines[1].starts_with("1,64,2,2,8,fp32,false,0.3535533905932737"));
+  CHECK(lines[2].starts_with("1,64,2,2,8,bf16,false,"));
+  CHECK(lines[1].find(",\"16,32\",\"1,1\",") != std::string::npos);  // a list is quoted
+  CHECK(std::filesystem::file_size(folder / "rows.h5") > 1000);
+  CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), std::filesystem::directory_iterator{}) == 2);
+
+  expect_refusal(arguments, "--force");
+  std::filesystem::remove(folder / "rows.csv");
+  expect_refusal(arguments, "rows.h5' exists");
+  CHECK_FALSE(std::filesystem::exists(folder / "rows.csv"));
+  std::vector<std::string> forced = arguments;
+  forced.emplace_back("--force");
+  CHECK(annulus_with(forced).exit_code == 0);
+  expect_refusal(with_small("bench", {"--csv", folder / "same", "--output", folder.path() + "/./same"}), "the same file");
+}
+
+TEST_CASE("bench on several processes sweeps them together and one of them tells a mistake") {
+  const auto launch = [](const std::vector<std::string>& more) {
+    std::vector<std::string> all{ANNULUS_LAUNCH, "3", ANNULUS_PROGRAM};
+    for (const std::string& argument : with_small("bench", {"--repetitions", "2"})) { all.push_back(argument); }
+    all.insert(all.end(), more.begin(), more.end());
+    return run_process(all, 60);
+  };
+  const ProcessResult good = launch({"--sweep", "causal=false,true", "--sweep", "seq-len=5,50"});
+  INFO(good.err);
+  CHECK(good.exit_code == 0);
+  const std::vector<std::vector<std::string>> rows = rows_of(good.out);
+  REQUIRE(rows.size() == 5);
+  for (std::size_t i = 1; i < 5; ++i) { CHECK(rows[i][0] == "3"); }
+
+  const ProcessResult bad = launch({"--sweep", "transport=mpi,self"});
+  INFO(bad.err);
+  CHECK(bad.exit_code == 2);
+  CHECK(bad.out.empty());
+  const std::string message = "row 2 of 2 (transport self): transport self is for one rank";
+  const std::size_t first = bad.err.find(message);
+  CHECK(first != std::string::npos);
+  CHECK(bad.err.find(message, first + 1) == std::string::npos);
+}
+
+TEST_CASE("info lists every kernel with its dtypes and head dims, says why there is no GPU, and where each rank runs") {
+  const ProcessResult serial = annulus_with({"info"});
+  REQUIRE(serial.exit_code == 0);
+  CHECK(serial.out.find("\nreference  loops") != std::string::npos);
+  CHECK(serial.out.find("\ncpu        tiles") != std::string::npos);
+  CHECK(serial.out.find("fp32, fp16, bf16  1 to 256") != std::string::npos);
+  CHECK(serial.out.find("CUDA-aware") != std::string::npos);
+  CHECK(serial.out.find("\nrank 0 ") != std::string::npos);
+#if ANNULUS_TEST_HAS_CUDA
+  CHECK(serial.out.find("\ncuda       cublas  fp32, fp16, bf16  1 to 256   64, 128, 256") != std::string::npos);
+  const ProcessResult hidden = annulus_with({"info"}, {"CUDA_VISIBLE_DEVICES="});
+  CHECK(hidden.exit_code == 0);
+  CHECK(hidden.out.find("\nno GPU: this ") != std::string::npos);
+#else
+  CHECK(serial.out.find("\nno GPU: this binary is built without CUDA") != std::string::npos);
+#endif
+  const ProcessResult launched = run_process({ANNULUS_LAUNCH, "3", ANNULUS_PROGRAM, "info", "--json"}, 60);
+  CHECK(launched.exit_code == 0);
+  for (const char* key : {"\"kernels\"", "\"gpus\"", "\"links\"", "\"mpi_cuda_aware\"", "\"rank\": 2"}) {
+    INFO(key);
+    CHECK(launched.out.find(key) != std::string::npos);
+  }
 }
 
 TEST_CASE("a terminated run leaves no file behind") {
@@ -270,4 +473,12 @@ TEST_CASE("--json prints one JSON document") {
     CHECK(result.out.starts_with("{"));
     CHECK(result.out.ends_with("}\n"));
   }
+  const ProcessResult row = annulus_with(with_small("bench", {"--repetitions", "1", "--json"}));
+  CHECK((row.out.starts_with("{\n") && row.out.ends_with("}\n")));
+  CHECK(row.out.find("\"median_ms\"") != std::string::npos);
+  const ProcessResult sweep =
+      annulus_with(with_small("bench", {"--repetitions", "1", "--json", "--virtual-ranks", "2", "--sweep", "causal=true"}));
+  CHECK((sweep.out.starts_with("[\n") && sweep.out.ends_with("]\n")));
+  CHECK(sweep.out.find("\"skew_ms\"") != std::string::npos);
+  CHECK(sweep.out.find("\"causal\": true") != std::string::npos);
 }

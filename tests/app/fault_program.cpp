@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // A ring whose transport misbehaves on one rank at one step: fault_program RANK STEP FAULT TIMEOUT OUTPUT, started by scripts/launch.
-// Faults: none, throw, kill, stop, hang (never posts), lose (a message that is never sent).
+// Faults: none, throw, kill, stop, lose (a message that is never sent), stop-unseen (a stop that the others compute through, their
+// transfers open), slow (all ranks compute for several timeouts, their transfers open).
 #include <annulus/attention/session.hpp>
 #include <annulus/core/error.hpp>
 
 #include <fmt/format.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <string>
@@ -24,16 +26,21 @@ struct Fault {
 
 class FaultyTransport final : public Transport {
  public:
-  FaultyTransport(std::unique_ptr<Transport> inner, Fault fault) : inner_(std::move(inner)), fault_(std::move(fault)) {}
+  FaultyTransport(std::unique_ptr<Transport> inner, Fault fault, Watchdog& watchdog)
+      : inner_(std::move(inner)), fault_(std::move(fault)), watchdog_(watchdog) {}
   TransportKind kind() const override { return inner_->kind(); }
   std::int64_t rank() const override { return inner_->rank(); }
   std::int64_t ranks() const override { return inner_->ranks(); }
   void prepare(std::span<const StepMessages> steps) override { inner_->prepare(steps); }
   void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) override {
+    if (step == fault_.step && (fault_.kind == "slow" || (fault_.kind == "stop-unseen" && rank() != fault_.rank))) {
+      const Watchdog::Wait open = watchdog_.exposed();
+      std::this_thread::sleep_for(fault_.kind == "slow" ? std::chrono::seconds(4) : std::chrono::seconds(60));
+    }
     if (rank() == fault_.rank && step == fault_.step) {
       if (fault_.kind == "throw") { throw RuntimeFailure(fmt::format("step {}: an injected failure", step)); }
       if (fault_.kind == "kill") { std::raise(SIGKILL); }
-      if (fault_.kind == "stop") { std::raise(SIGSTOP); }
+      if (fault_.kind == "stop" || fault_.kind == "stop-unseen") { std::raise(SIGSTOP); }
       if (fault_.kind == "lose") { sends = {}; }
     }
     inner_->post(step, sends, receives, queue);
@@ -44,6 +51,7 @@ class FaultyTransport final : public Transport {
  private:
   std::unique_ptr<Transport> inner_;
   Fault fault_;
+  Watchdog& watchdog_;
 };
 
 }  // namespace
@@ -63,8 +71,9 @@ int main(int argc, char** argv) {
   config.share_gpu = config.backend == BackendKind::cuda;
   try {
     const ResolvedConfig resolved = resolve(config, comm);
-    Session session(resolved, comm,
-                    [&](std::unique_ptr<Transport> inner) { return std::make_unique<FaultyTransport>(std::move(inner), fault); });
+    Session session(resolved, comm, [&](std::unique_ptr<Transport> inner) {
+      return std::make_unique<FaultyTransport>(std::move(inner), fault, comm.watchdog());
+    });
     session.load();
     // Several rings, so that a fault may also meet ranks that are a whole ring ahead.
     for (int i = 0; i < 3; ++i) { session.run(); }

@@ -6,6 +6,7 @@
 #include "io/philox.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <numbers>
@@ -110,6 +111,45 @@ TEST_CASE("a value does not depend on how rows are read nor on the number of rea
   }
 }
 
+TEST_CASE("any number of threads fills a read with the same bits and writes nothing beside it", "[io][generator]") {
+  const unsigned seed = std::random_device{}();
+  INFO("seed " << seed);
+  std::mt19937 random(seed);
+  const auto pick = [&](int low, int high) { return std::uniform_int_distribution<std::int64_t>(low, high)(random); };
+  constexpr std::size_t kMargin = 8;
+  for (const DType dtype : {DType::fp32, DType::fp16, DType::bf16}) {
+    for (int repetition = 0; repetition < 8; ++repetition) {
+      // Rows of an odd number of elements, so that reads start and end anywhere; the longer ones are divided among threads.
+      const Problem problem = make_problem(2, 3001, 3, 1, 2 * pick(1, 40) + 1, repetition % 2 == 0 ? dtype : DType::fp32);
+      const std::int64_t first = pick(0, 3000);
+      const std::int64_t count = pick(0, static_cast<int>(3001 - first));
+      const std::int64_t bytes = count * problem.heads * problem.head_dim * size_of(dtype);
+      std::vector<std::uint8_t> alone;
+      for (const int threads : {1, 2, 5}) {
+        INFO("dtype " << to_string(dtype) << ", head_dim " << problem.head_dim << ", rows " << first << " + " << count << ", threads "
+                      << threads);
+        std::vector<std::uint8_t> filled(static_cast<std::size_t>(bytes) + 2 * kMargin, 0xa5);
+        make_generator(problem, seed, threads)->read(Tensor::q, 1, first, count, dtype, filled.data() + kMargin);
+        if (threads == 1) { alone = filled; }
+        REQUIRE(filled == alone);
+        REQUIRE(std::all_of(filled.begin(), filled.begin() + kMargin, [](std::uint8_t byte) { return byte == 0xa5; }));
+        REQUIRE(std::all_of(filled.end() - kMargin, filled.end(), [](std::uint8_t byte) { return byte == 0xa5; }));
+      }
+    }
+  }
+}
+
+TEST_CASE("the generator's bits are the same on every machine, build and number of threads", "[io][generator]") {
+  const Problem problem = make_problem(1, 1 << 12, 2, 2, 64, DType::fp32);
+  for (const int threads : {1, 3}) {
+    const auto values = read_all(*make_generator(problem, 1, threads), Tensor::q);
+    std::uint64_t hash = 0xcbf29ce484222325U;  // FNV-1a over the words
+    for (const float value : values) { hash = (hash ^ std::bit_cast<std::uint32_t>(value)) * 0x100000001b3U; }
+
+    CHECK(hash == 0x24e1655266a34dfbU);
+  }
+}
+
 TEST_CASE("16-bit generators hold the fp32 values rounded once, whatever dtype they are read in", "[io][generator]") {
   const Problem problem = make_problem(1, 333, 2, 2, 17, DType::fp32);
   const auto wide = read_all(*make_generator(problem, 5), Tensor::v);
@@ -188,4 +228,5 @@ TEST_CASE("the generator refuses rows outside the problem and describes itself",
   CHECK_THROWS_AS(source->read(Tensor::q, 0, 5, 6, DType::fp32, out.data()), InvalidArgument);
   CHECK_THROWS_AS(source->read(Tensor::q, 1, 0, 1, DType::fp32, out.data()), InvalidArgument);
   CHECK_THROWS_AS(source->read(Tensor::q, 0, -1, 1, DType::fp32, out.data()), InvalidArgument);
+  CHECK_THROWS_AS(make_generator(source->problem(), 42, 0), InvalidArgument);
 }

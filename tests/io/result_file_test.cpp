@@ -7,6 +7,7 @@
 #include "hdf5_fixture.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
@@ -135,7 +136,7 @@ TEST_CASE("timings are tables by rank and step, missing steps zero, and provenan
   {
     ResultFile file(path, false, problem);
     write_all(file, problem, Contents(problem));
-    file.write_timings({{{1.0, 2.0, 3.0, std::int64_t{1} << 40, 5}}, {{6.0, 7.0, 8.0, 9, 10}, {11.0, 12.0, 13.0, 14, 15}}});
+    file.write_timings({{{1.0, 2.0, 3.0, std::int64_t{1} << 40, 5, -1.0, 4.5}}, {{6.0, 7.0, 8.0, 9, 10}, {11.0, 12.0, 13.0, 14, 15}}});
     file.write_provenance({{"config", config},
                            {"empty", ""},
                            {"hosts",
@@ -148,7 +149,12 @@ TEST_CASE("timings are tables by rank and step, missing steps zero, and provenan
   const RawDataset exposed(path, "/timings/exposed_ms");
   const RawDataset sent(path, "/timings/bytes_sent");
 
+  const RawDataset work_end(path, "/timings/work_end_ms");
+
   CHECK(compute.extents == std::vector<hsize_t>{2, 2});
+  CHECK(work_end.as<double>()[0] == 4.5);
+  CHECK(std::isnan(work_end.as<double>()[1]));
+  CHECK(std::isnan(work_end.as<double>()[3]));
   CHECK(H5Tequal(compute.type, H5T_IEEE_F64LE) > 0);
   CHECK(std::vector<double>(compute.as<double>(), compute.as<double>() + 4) == std::vector<double>{1, 0, 6, 11});
   CHECK(std::vector<double>(exposed.as<double>(), exposed.as<double>() + 4) == std::vector<double>{3, 0, 8, 13});
@@ -293,6 +299,34 @@ TEST_CASE("a symbolic link is followed to the file it names", "[io][result]") {
   file.commit();
   CHECK(std::filesystem::is_symlink(folder.file("link.h5")));
   CHECK(RawDataset(folder.file("target.h5"), "/o").bytes == Contents(problem).output);
+}
+
+TEST_CASE("a text result is complete or absent, and replaces another only by force", "[io][result]") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("rows.csv");
+  const std::string text(100000, 'x');
+  write_text_result(path, false, text);
+
+  CHECK(read_text(path) == text);
+  CHECK_THROWS_WITH(write_text_result(path, false, "other"), contains_text("exists; --force replaces it"));
+  CHECK(read_text(path) == text);
+  write_text_result(path, true, "");
+  CHECK(read_text(path).empty());
+  CHECK_THROWS_AS(write_text_result(folder.file("absent/rows.csv"), true, text), InvalidArgument);
+  CHECK(folder.names().size() == 1);
+  const int status = in_child([&] {
+    std::signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit{1000, 1000};
+    if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) { ::_exit(98); }
+    try {
+      write_text_result(path, true, text);
+    } catch (const RuntimeFailure& error) {
+      ::_exit(std::string(error.what()).find("rows.csv' cannot be written: File too large") == std::string::npos ? 97 : 7);
+    }
+  });
+  CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 7));
+  CHECK(read_text(path).empty());
+  CHECK(folder.names().size() == 1);
 }
 
 TEST_CASE("paths that cannot take a result are refused with the reason", "[io][result]") {

@@ -3,7 +3,10 @@
 
 #include <annulus/core/error.hpp>
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <string>
 
 namespace annulus {
 
@@ -11,6 +14,18 @@ namespace {
 
 /// Host memory that input rows pass through on their way to a device.
 constexpr std::int64_t kStagingBytes = std::int64_t{8} << 20;
+
+/// A stretch of the host's time, by name, for profilers.
+class ProfilerRange {
+ public:
+  ProfilerRange(Backend& backend, const std::string& name) : backend_(backend) { backend_.push_range(name.c_str()); }
+  ~ProfilerRange() { backend_.pop_range(); }
+  ProfilerRange(const ProfilerRange&) = delete;
+  ProfilerRange& operator=(const ProfilerRange&) = delete;
+
+ private:
+  Backend& backend_;
+};
 
 kernels::Combine combine_of(Mixing mixing) {
   switch (mixing) {
@@ -221,8 +236,10 @@ void RingExecutor::load(const TensorSource& source) {
 }
 
 void RingExecutor::begin() {
+  const ProfilerRange range(backend_, "annulus: begin");
   events_.assign(plan_.steps.size(), {});
   begin_event_ = backend_.record(queue_);
+  first_post_event_ = begin_event_;
   const Problem& problem = plan_.problem;
   const std::int64_t stats = problem.batch * plan_.local_rows * problem.heads;
   if (stats == 0) { return; }
@@ -232,13 +249,16 @@ void RingExecutor::begin() {
 void RingExecutor::post(std::int64_t step) {
   if (step >= steps()) { return; }
   const auto index = static_cast<std::size_t>(step);
+  const ProfilerRange range(backend_, fmt::format("annulus: post step {}", step));
   if (!pack_[index].empty()) { backend_.pack(queue_, pack_[index]); }
+  if (step == 1) { first_post_event_ = backend_.record(queue_); }
   transport_.post(step, outgoing_[index], incoming_[index], queue_);
 }
 
 void RingExecutor::wait(std::int64_t step) {
   if (step >= steps()) { return; }
   watchdog_.set_step(step);
+  const ProfilerRange range(backend_, fmt::format("annulus: wait for step {}", step));
   StepEvents& events = events_[static_cast<std::size_t>(step)];
   events.wait_begin = backend_.record(queue_);
   transport_.wait(step, queue_);
@@ -247,6 +267,7 @@ void RingExecutor::wait(std::int64_t step) {
 
 void RingExecutor::work(std::int64_t step) {
   if (step >= steps()) { return; }
+  const ProfilerRange range(backend_, fmt::format("annulus: work of step {}", step));
   StepEvents& events = events_[static_cast<std::size_t>(step)];
   watchdog_.set_step(step);
   events.work_begin = backend_.record(queue_);
@@ -256,6 +277,7 @@ void RingExecutor::work(std::int64_t step) {
 }
 
 void RingExecutor::finish() {
+  const ProfilerRange range(backend_, "annulus: finish");
   if (finish_.batch * finish_.rows > 0) { backend_.finish(queue_, finish_); }
   end_event_ = backend_.record(queue_);
   watchdog_.set_step(-1);
@@ -268,12 +290,20 @@ std::vector<StepTiming> RingExecutor::timings() {
     const StepEvents& events = events_[step];
     StepTiming& timing = timings[step];
     timing.compute_ms = events.work_end->ms_since(*events.work_begin);
+    if (!attend_[step].empty()) {
+      timing.work_begin_ms = events.work_begin->ms_since(*first_post_event_);
+      timing.work_end_ms = events.work_end->ms_since(*first_post_event_);
+    }
     if (!events.wait_end) { continue; }  // step 0, or a run that passes nothing
     timing.exposed_ms = events.wait_end->ms_since(*events.wait_begin);
     const StepTraffic traffic = transport_.traffic(static_cast<std::int64_t>(step));
     timing.communication_ms = traffic.communication_ms;
     timing.bytes_sent = traffic.bytes_sent;
     timing.bytes_received = traffic.bytes_received;
+    if (traffic.end_ms > 0) {
+      timing.transfer_begin_ms = traffic.begin_ms;
+      timing.transfer_end_ms = traffic.end_ms;
+    }
   }
   return timings;
 }

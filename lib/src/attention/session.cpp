@@ -35,7 +35,8 @@ std::shared_ptr<const TensorSource> open_source(Config& config) {
   if (config.input.empty()) {
     if (!config.scale) { config.problem.scale = 1.0 / std::sqrt(static_cast<double>(config.problem.head_dim)); }
     fill_defaults(config);
-    return make_generator(config.problem, config.seed);
+    const std::int64_t threads = std::max<std::int64_t>(1, config.threads);
+    return make_generator(config.problem, config.seed, checked_narrow<int>(threads));
   }
   std::shared_ptr<const TensorSource> source = open_input(config.input);
   const Problem& found = source->problem();
@@ -75,6 +76,7 @@ std::int64_t default_threads(const Communicator& comm) {
 
 ResolvedConfig resolve(Config config, const Communicator& comm) {
   ResolvedConfig resolved;
+  if (config.threads == 0) { config.threads = default_threads(comm); }
   together(comm, [&] {
     resolved.source = open_source(config);
     ANNULUS_EXPECTS(config.virtual_ranks == 1 || comm.size() == 1, "--virtual-ranks {} runs in one process, and this job has {}",
@@ -86,7 +88,6 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
     if (loopback) { config.transport = TransportKind::loopback; }
     if (!config.output.empty() && comm.rank() == 0) { check_result_path(config.output, config.force); }
   });
-  if (config.threads == 0) { config.threads = default_threads(comm); }
   resolved.ranks = config.transport == TransportKind::loopback ? config.virtual_ranks : comm.size();
   resolved.config = std::move(config);
   return resolved;
@@ -108,22 +109,29 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   options.kernel = config.kernel;
   options.threads = checked_narrow<int>(config.threads);
   options.tile_rows = config.tile_rows;
-  if (config.backend == BackendKind::cuda) { options.device = assign_gpu(comm, config.share_gpu); }
+  options.memory_pool = config.memory_pool;
+  std::int64_t sharing = comm.host_size();
+  if (config.backend == BackendKind::cuda) {
+    options.device = assign_gpu(comm, config.share_gpu);
+    sharing = ranks_on_gpu(comm, options.device);
+  }
   together(comm, [&] {
     backend_ = make_backend(options);
-    predicted_bytes_ = backend_->workspace_bytes(config.problem.head_dim, config.problem.dtype);
-    for (const RingPlan& plan : plans) { predicted_bytes_ += plan_memory(plan, backend_->accumulator_bytes()).total(); }
-    const std::int64_t sharing = backend_->host_memory() ? comm.host_size() : 1;
-    const std::int64_t available = backend_->available_bytes() / sharing;
-    ANNULUS_EXPECTS(predicted_bytes_ <= available, "rank {} on {} needs {} bytes by plan and {} are free ({} of them for each of {} ranks)",
-                    comm.rank(), comm.host(), predicted_bytes_, available * sharing, available, sharing);
+    queue_ = backend_->make_queue();
   });
-  together(comm, [&] { queue_ = backend_->make_queue(); });
+  // Transports come before the look at the free memory: they take some of it.
   if (loopback) {
     transports_ = make_loopback_transports(resolved.ranks, *backend_);
   } else {
     together(comm, [&] { transports_.push_back(make_transport(config.transport, comm, *backend_, config.share_gpu)); });
   }
+  together(comm, [&] {
+    predicted_bytes_ = backend_->workspace_bytes(config.problem.head_dim, config.problem.dtype);
+    for (const RingPlan& plan : plans) { predicted_bytes_ += plan_memory(plan, backend_->accumulator_bytes()).total(); }
+    const std::int64_t available = backend_->available_bytes() / sharing;
+    ANNULUS_EXPECTS(predicted_bytes_ <= available, "rank {} on {} needs {} bytes by plan and {} are free ({} of them for each of {} ranks)",
+                    comm.rank(), comm.host(), predicted_bytes_, available * sharing, available, sharing);
+  });
   if (decorate) {
     for (auto& transport : transports_) { transport = decorate(std::move(transport)); }
   }

@@ -12,7 +12,6 @@ namespace annulus {
 namespace {
 
 namespace cpu = kernels::cpu;
-static_assert(cpu::kMaxHeadDim == kMaxHeadDim);
 
 class CpuBackend final : public HostBackend {
  public:

@@ -246,8 +246,9 @@ class CudaBackend final : public Backend {
     }
     // More than the device has may also come back as an invalid value.
     if (status == cudaErrorMemoryAllocation || (status != cudaSuccess && bytes > info_.total_bytes)) { refuse(bytes); }
-    check_cuda(status, use == MemoryUse::slot ? "cudaMalloc" : "cudaMallocFromPoolAsync");
-    if (use == MemoryUse::tensor) { streams_->publish_allocation(); }
+    check_cuda(status, from_driver(use) ? "cudaMalloc" : "cudaMallocFromPoolAsync");
+    if (!from_driver(use)) { streams_->publish_allocation(); }
+    if (from_driver(use)) { driver_bytes_ += bytes; }
     memory_.in_use += bytes;
     memory_.high_water = std::max(memory_.high_water, memory_.in_use);
     return Buffer(this, static_cast<std::byte*>(data), bytes, use);
@@ -256,9 +257,11 @@ class CudaBackend final : public Backend {
   void deallocate(std::byte* data, std::int64_t bytes, MemoryUse use) noexcept override {
     if (data == nullptr) { return; }
     memory_.in_use -= bytes;
+    if (from_driver(use)) { driver_bytes_ -= bytes; }
     try {
       const DeviceGuard guard(device_);
-      if (use == MemoryUse::slot) {
+      if (from_driver(use)) {
+        // Waits for all work of the device, and so for the queues.
         ANNULUS_CUDA(cudaFree(data));
       } else {
         streams_->collect_uses();
@@ -278,7 +281,18 @@ class CudaBackend final : public Backend {
     };
     return std::max(bytes_for(kernels::Mask::none), bytes_for(kernels::Mask::causal));
   }
-  MemoryReport memory() const override { return memory_; }
+  MemoryReport memory() const override {
+    const DeviceGuard guard(device_);
+    std::size_t free_bytes = 0;
+    std::size_t total_bytes = 0;
+    std::uint64_t reserved = 0;
+    ANNULUS_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
+    ANNULUS_CUDA(cudaMemPoolGetAttribute(pool_->get(), cudaMemPoolAttrReservedMemCurrent, &reserved));
+    MemoryReport report = memory_;
+    report.device_own = checked_narrow<std::int64_t>(reserved) + driver_bytes_;
+    report.device_others = checked_narrow<std::int64_t>(total_bytes - free_bytes) - report.device_own;
+    return report;
+  }
   std::int64_t available_bytes() const override {
     const DeviceGuard guard(device_);
     std::size_t free_bytes = 0;
@@ -288,7 +302,8 @@ class CudaBackend final : public Backend {
     ANNULUS_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
     ANNULUS_CUDA(cudaMemPoolGetAttribute(pool_->get(), cudaMemPoolAttrReservedMemCurrent, &reserved));
     ANNULUS_CUDA(cudaMemPoolGetAttribute(pool_->get(), cudaMemPoolAttrUsedMemCurrent, &used));
-    return checked_narrow<std::int64_t>(free_bytes) + checked_narrow<std::int64_t>(reserved - used);
+    const std::int64_t available = checked_narrow<std::int64_t>(free_bytes) + checked_narrow<std::int64_t>(reserved - used);
+    return std::max<std::int64_t>(0, available - std::min(kMostLibraryBytes, info_.total_bytes / 50));
   }
   void reset_high_water() override { memory_.high_water = memory_.in_use; }
 
@@ -336,6 +351,9 @@ class CudaBackend final : public Backend {
     translated([&] { device_kernels::finish(task, stream_of(queue)); });
   }
 
+  void push_range(const char* name) override { static_cast<void>(nvtxRangePushA(name)); }
+  void pop_range() override { static_cast<void>(nvtxRangePop()); }
+
   std::unique_ptr<Event> record(Queue& queue) override {
     const DeviceGuard guard(device_);
     return std::make_unique<RecordedEvent>(events_, stream_of(queue));
@@ -347,6 +365,8 @@ class CudaBackend final : public Backend {
 
  private:
   static constexpr std::int64_t kMostTileRows = 16384;
+  /// The driver's and the libraries' own: code loaded on first use, cuBLAS handles, graphs.
+  static constexpr std::int64_t kMostLibraryBytes = std::int64_t{1} << 30;
 
   /// Attends tasks of one head_dim and dtype. Masks differ in their tiles: of a mixed list all causal tasks go first, then the others.
   void attend_shape(Queue& queue, std::span<const kernels::AttendTask> tasks) {
@@ -382,9 +402,11 @@ class CudaBackend final : public Backend {
     return tiling;
   }
 
+  bool from_driver(MemoryUse use) const { return use == MemoryUse::slot || options_.memory_pool == MemoryPooling::off; }
+
   cudaError_t try_allocate(void** data, std::int64_t bytes, MemoryUse use) {
     const auto size = static_cast<std::size_t>(bytes);
-    if (use == MemoryUse::slot) { return cudaMalloc(data, size); }
+    if (from_driver(use)) { return cudaMalloc(data, size); }
     return cudaMallocFromPoolAsync(data, size, pool_->get(), streams_->memory());
   }
 
@@ -407,7 +429,8 @@ class CudaBackend final : public Backend {
   BackendOptions options_;
   int device_ = 0;
   GpuInfo info_;
-  MemoryReport memory_;
+  MemoryReport memory_;            ///< without what only the device knows
+  std::int64_t driver_bytes_ = 0;  ///< in use and not from the pool
   std::unique_ptr<MemoryPool> pool_;
   std::shared_ptr<StreamSet> streams_;
   std::shared_ptr<EventPool> events_;

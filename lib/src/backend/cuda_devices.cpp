@@ -32,6 +32,42 @@ std::string uuid_text(const cudaUUID_t& uuid) {
   return text;
 }
 
+/// How many GPUs this process sees, or why it sees none.
+struct GpuCount {
+  int count = 0;
+  std::string obstacle;
+  bool broken = false;  ///< the machine's fault, rather than something that is simply not there
+};
+
+GpuCount count_gpus() {
+  GpuCount found;
+  const cudaError_t status = cudaGetDeviceCount(&found.count);
+  if (status == cudaSuccess && found.count > 0) { return found; }
+  static_cast<void>(cudaGetLastError());
+  found.count = 0;
+  const int driver = driver_version();
+  if (driver == 0) {
+    found.obstacle = "this machine has no NVIDIA driver";
+  } else if (status == cudaErrorInsufficientDriver) {
+    found.obstacle = fmt::format("the driver supports CUDA {}, this binary was built with CUDA {}; update the driver", version_text(driver),
+                                 version_text(CUDART_VERSION));
+  } else if (status == cudaSuccess || status == cudaErrorNoDevice) {
+    found.obstacle = "this process sees none (is CUDA_VISIBLE_DEVICES empty?)";
+  } else {
+    found.obstacle = fmt::format("cudaGetDeviceCount failed: {}", cudaGetErrorString(status));
+    found.broken = true;
+  }
+  return found;
+}
+
+/// An attribute of the link between two GPUs; nothing where CUDA has none.
+std::optional<int> link_attribute(cudaDeviceP2PAttr attribute, int from, int to) {
+  int value = 0;
+  if (cudaDeviceGetP2PAttribute(&value, attribute, from, to) == cudaSuccess) { return value; }
+  static_cast<void>(cudaGetLastError());
+  return std::nullopt;
+}
+
 }  // namespace
 
 std::string cuda_driver_version() {
@@ -40,20 +76,13 @@ std::string cuda_driver_version() {
 }
 
 int require_gpus() {
-  int count = 0;
-  const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status == cudaSuccess && count > 0) { return count; }
-  static_cast<void>(cudaGetLastError());
-  const int driver = driver_version();
-  if (driver == 0) { throw InvalidArgument("backend cuda needs an NVIDIA driver, and this machine has none"); }
-  if (status == cudaErrorInsufficientDriver) {
-    throw InvalidArgument(fmt::format("backend cuda: the driver supports CUDA {}, this binary was built with CUDA {}; update the driver",
-                                      version_text(driver), version_text(CUDART_VERSION)));
+  const GpuCount found = count_gpus();
+  if (!found.obstacle.empty()) {
+    const std::string message = "backend cuda needs a GPU: " + found.obstacle;
+    if (found.broken) { throw RuntimeFailure(message); }
+    throw InvalidArgument(message);
   }
-  if (status == cudaSuccess || status == cudaErrorNoDevice) {
-    throw InvalidArgument("backend cuda needs a GPU, and this process sees none (is CUDA_VISIBLE_DEVICES empty?)");
-  }
-  throw RuntimeFailure(fmt::format("backend cuda: cudaGetDeviceCount failed: {}", cudaGetErrorString(status)));
+  return found.count;
 }
 
 int current_device() {
@@ -78,11 +107,7 @@ int device_with_uuid(const std::string& uuid) {
 }
 
 std::vector<GpuInfo> visible_gpus(GpuQuery query) {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) {
-    static_cast<void>(cudaGetLastError());
-    return {};
-  }
+  const int count = count_gpus().count;
   std::vector<GpuInfo> gpus;
   for (int device = 0; device < count; ++device) {
     cudaDeviceProp properties{};
@@ -108,6 +133,24 @@ std::vector<GpuInfo> visible_gpus(GpuQuery query) {
     gpus.push_back(gpu);
   }
   return gpus;
+}
+
+std::string gpu_obstacle() { return count_gpus().obstacle; }
+
+std::vector<GpuLink> gpu_links() {
+  const int count = count_gpus().count;
+  std::vector<GpuLink> links;
+  for (int from = 0; from < count; ++from) {
+    for (int to = 0; to < count; ++to) {
+      if (from == to) { continue; }
+      int reachable = 0;
+      ANNULUS_CUDA(cudaDeviceCanAccessPeer(&reachable, from, to));
+      GpuLink link{from, to, reachable != 0, link_attribute(cudaDevP2PAttrPerformanceRank, from, to), std::nullopt};
+      if (const auto atomics = link_attribute(cudaDevP2PAttrNativeAtomicSupported, from, to)) { link.native_atomics = *atomics != 0; }
+      links.push_back(link);
+    }
+  }
+  return links;
 }
 
 }  // namespace annulus

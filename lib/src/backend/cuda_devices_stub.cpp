@@ -5,6 +5,10 @@ namespace annulus {
 
 std::vector<GpuInfo> visible_gpus(GpuQuery /*query*/) { return {}; }
 
+std::string gpu_obstacle() { return "this binary is built without CUDA"; }
+
+std::vector<GpuLink> gpu_links() { return {}; }
+
 std::string cuda_driver_version() { return {}; }
 
 }  // namespace annulus

@@ -9,6 +9,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <numeric>
+#include <utility>
 
 namespace annulus {
 
@@ -17,18 +21,61 @@ namespace {
 /// Rows compared with the oracle before a configuration is timed.
 constexpr std::int64_t kCheckedRows = 64;
 
-std::vector<double> time_runs(Session& session, std::int64_t warmup, std::int64_t repetitions, Passing passing) {
+/// Timings of the ranks of this process, one run's.
+using LocalTimings = std::vector<std::vector<StepTiming>>;
+
+/// Milliseconds of each repetition, the same on all ranks. `keep` is told of each one while its timings can be asked for.
+template <class Keep>
+std::vector<double> time_runs(Session& session, std::int64_t warmup, std::int64_t repetitions, Passing passing, Keep&& keep) {
   std::vector<double> samples;
   for (std::int64_t i = 0; i < warmup + repetitions; ++i) {
     session.comm().barrier();
     session.run(passing);
     const double ms = session.slowest_ms();
-    if (i >= warmup) { samples.push_back(ms); }
+    if (i < warmup) { continue; }
+    samples.push_back(ms);
+    keep();
   }
   return samples;
 }
 
+/// The repetition whose time is the median, of an even number the faster one of the middle two.
+std::size_t median_repetition(const std::vector<double>& samples) {
+  std::vector<std::size_t> order(samples.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return samples[a] < samples[b]; });
+  return order[(order.size() - 1) / 2];
+}
+
+/// One process's timings from all processes; on rank 0 only. Collective.
+LocalTimings gather(const Communicator& comm, LocalTimings own) {
+  if (comm.size() == 1) { return own; }
+  const std::vector<StepTiming>& mine = own.front();  // several ranks in one process are all there are
+  LocalTimings gathered;
+  for (const std::string& part :
+       comm.gather(std::string(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(StepTiming)), 0)) {
+    std::vector<StepTiming>& timings = gathered.emplace_back(part.size() / sizeof(StepTiming));
+    std::memcpy(timings.data(), part.data(), part.size());
+  }
+  return gathered;
+}
+
+/// The configuration with what only the running session knows.
+Config as_run(const Session& session) {
+  Config config = session.resolved().config;
+  config.pattern = session.pattern();
+  config.scale = session.problem().scale;
+  config.dtype = session.problem().dtype;
+  config.transport = session.transport_kind();
+  return config;
+}
+
 }  // namespace
+
+void require_runnable(const Config& config, const Communicator& comm) {
+  const ResolvedConfig resolved = resolve(config, comm);
+  const Session session(resolved, comm);
+}
 
 BenchReport bench(const Config& config, const Communicator& comm) {
   const ResolvedConfig resolved = resolve(config, comm);
@@ -41,15 +88,26 @@ BenchReport bench(const Config& config, const Communicator& comm) {
     const Verdict& verdict = report.check.verdict;
     if (!verdict.passed) { throw RuntimeFailure(fmt::format("the output is wrong and is not timed: {}", verdict.reason)); }
   });
+  report.check.name = "configured problem";
+  report.config = as_run(session);
+  report.ranks = session.ranks();
+  report.backend = session.backend().describe();
+  report.input = resolved.source->describe();
 
-  const std::vector<double> samples = time_runs(session, config.warmup, config.repetitions, Passing::on);
-  report.repetitions = config.repetitions;
-  report.median_ms = median(samples);
-  report.min_ms = *std::min_element(samples.begin(), samples.end());
-  report.p95_ms = percentile(samples, 95.0);
-  report.timings = session.gather_timings();
+  std::vector<LocalTimings> repetitions;
+  report.samples_ms = time_runs(session, config.warmup, config.repetitions, Passing::on, [&] {
+    LocalTimings& own = repetitions.emplace_back();
+    for (const auto& executor : session.executors()) { own.push_back(executor->timings()); }
+  });
+  report.median_ms = median(report.samples_ms);
+  report.min_ms = *std::min_element(report.samples_ms.begin(), report.samples_ms.end());
+  report.p95_ms = percentile(report.samples_ms, 95.0);
+  report.timings = gather(comm, std::move(repetitions[median_repetition(report.samples_ms)]));
+  report.steps = summarize_steps(report.timings);
+  report.run = summarize_run(report.timings);
+  report.memory_high_water = comm.max(session.backend().memory().high_water);
   if (session.ranks() > 1) {
-    report.blocks_alone_ms = median(time_runs(session, 1, config.repetitions, Passing::off));
+    report.blocks_alone_ms = median(time_runs(session, 1, config.repetitions, Passing::off, [] {}));
     report.overlap_efficiency = report.blocks_alone_ms / report.median_ms;
   }
   std::int64_t pairs = 0;

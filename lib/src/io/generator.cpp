@@ -22,6 +22,7 @@ namespace {
 constexpr std::size_t kBlocks = 64;  ///< counters per pass: enough for vector loops, small enough for the first cache
 constexpr std::int64_t kValuesPerBlock = 4;
 constexpr std::int64_t kValuesPerPass = static_cast<std::int64_t>(kBlocks) * kValuesPerBlock;
+constexpr std::int64_t kSerialPasses = 32;  ///< up to this many, starting threads costs more than it saves
 
 /// (word + 1/2) / 2^32: never 0 nor 1; exact.
 double open_unit(std::uint32_t word) {
@@ -97,8 +98,9 @@ void generate_pass(std::uint64_t seed, Tensor tensor, std::uint64_t first_block,
   }
   philox4x32_10(words, {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32U)});
   std::array<std::array<float, kBlocks>, 4> normals;
-  for (std::size_t n = 0; n < kBlocks; ++n) { box_muller(words[0][n], words[1][n], normals[0][n], normals[1][n]); }
-  for (std::size_t n = 0; n < kBlocks; ++n) { box_muller(words[2][n], words[3][n], normals[2][n], normals[3][n]); }
+  for (std::size_t pair = 0; pair < 4; pair += 2) {  // one call of box_muller in the text: it is inlined, and the loop becomes vectors
+    for (std::size_t n = 0; n < kBlocks; ++n) { box_muller(words[pair][n], words[pair + 1][n], normals[pair][n], normals[pair + 1][n]); }
+  }
   for (std::size_t n = 0; n < kBlocks; ++n) {
     for (std::size_t word = 0; word < 4; ++word) { values[4 * n + word] = normals[word][n]; }
   }
@@ -106,8 +108,9 @@ void generate_pass(std::uint64_t seed, Tensor tensor, std::uint64_t first_block,
 
 class Generator final : public TensorSource {
  public:
-  Generator(const Problem& problem, std::uint64_t seed) : problem_(problem), seed_(seed) {
+  Generator(const Problem& problem, std::uint64_t seed, int threads) : problem_(problem), seed_(seed), threads_(threads) {
     validate(problem_);
+    ANNULUS_EXPECTS(threads >= 1, "the generator needs at least 1 thread, found {}", threads);
     problem_.causal = false;
     problem_.scale = 1.0 / std::sqrt(static_cast<double>(problem_.head_dim));
   }
@@ -121,32 +124,40 @@ class Generator final : public TensorSource {
     const std::int64_t row_elements = (tensor == Tensor::q ? problem_.heads : problem_.kv_heads) * problem_.head_dim;
     const std::int64_t begin = (batch * problem_.seq_len + first) * row_elements;
     const std::int64_t end = begin + count * row_elements;
-    std::array<float, kValuesPerPass> values;
-    std::array<float, kValuesPerPass> held;
-    for (std::int64_t pass = begin / kValuesPerPass * kValuesPerPass; pass < end; pass += kValuesPerPass) {
-      generate_pass(seed_, tensor, static_cast<std::uint64_t>(pass / kValuesPerBlock), values);
-      const std::int64_t from = std::max(begin, pass);
-      const std::int64_t elements = std::min(end, pass + kValuesPerPass) - from;
-      const void* source = values.data() + (from - pass);
-      DType source_dtype = DType::fp32;
-      if (dtype != problem_.dtype) {  // what is read is the value that the source holds, as from a file of its dtype
-        convert_elements(DType::fp32, source, problem_.dtype, held.data(), elements);
-        source = held.data();
-        source_dtype = problem_.dtype;
-      }
-      convert_elements(source_dtype, source, dtype, static_cast<std::byte*>(out) + (from - begin) * size_of(dtype), elements);
-    }
+    const std::int64_t first_pass = begin / kValuesPerPass;
+    const std::int64_t end_pass = (end + kValuesPerPass - 1) / kValuesPerPass;
+#pragma omp parallel for num_threads(threads_) schedule(static) if (end_pass - first_pass > kSerialPasses)
+    for (std::int64_t pass = first_pass; pass < end_pass; ++pass) { read_pass(tensor, pass, begin, end, dtype, out); }
   }
 
  private:
+  /// The values of pass number `pass` that lie in elements [begin, end) of the tensor, each to its place in `out`, where `begin` is first.
+  void read_pass(Tensor tensor, std::int64_t pass, std::int64_t begin, std::int64_t end, DType dtype, void* out) const {
+    std::array<float, kValuesPerPass> values;
+    std::array<float, kValuesPerPass> held;
+    const std::int64_t start = pass * kValuesPerPass;
+    generate_pass(seed_, tensor, static_cast<std::uint64_t>(start / kValuesPerBlock), values);
+    const std::int64_t from = std::max(begin, start);
+    const std::int64_t elements = std::min(end, start + kValuesPerPass) - from;
+    const void* source = values.data() + (from - start);
+    DType source_dtype = DType::fp32;
+    if (dtype != problem_.dtype) {  // what is read is the value that the source holds, as from a file of its dtype
+      convert_elements(DType::fp32, source, problem_.dtype, held.data(), elements);
+      source = held.data();
+      source_dtype = problem_.dtype;
+    }
+    convert_elements(source_dtype, source, dtype, static_cast<std::byte*>(out) + (from - begin) * size_of(dtype), elements);
+  }
+
   Problem problem_;
   std::uint64_t seed_;
+  int threads_;
 };
 
 }  // namespace
 
-std::unique_ptr<TensorSource> make_generator(const Problem& problem, std::uint64_t seed) {
-  return std::make_unique<Generator>(problem, seed);
+std::unique_ptr<TensorSource> make_generator(const Problem& problem, std::uint64_t seed, int threads) {
+  return std::make_unique<Generator>(problem, seed, threads);
 }
 
 }  // namespace annulus

@@ -6,6 +6,7 @@
 
 #include "hdf5_handle.hpp"
 #include "hdf5_types.hpp"
+#include "hdf5_write.hpp"
 #include "unfinished_file.hpp"
 
 #include <algorithm>
@@ -18,77 +19,6 @@ namespace annulus {
 namespace {
 
 constexpr std::int64_t kWriteBytes = std::int64_t{8} << 20;  ///< of generated rows at a time
-
-using Extents = std::vector<hsize_t>;
-
-Hdf5Handle make_space(const Extents& extents) {
-  return Hdf5Handle(check_h5(H5Screate_simple(static_cast<int>(extents.size()), extents.data(), nullptr), "H5Screate_simple"));
-}
-
-/// A contiguous dataset whose place in the file is fixed now and whose bytes are written once, by write_block() only.
-Hdf5Handle create_dataset(hid_t file, const char* name, hid_t type, const Extents& extents) {
-  const Hdf5Handle creation(check_h5(H5Pcreate(H5P_DATASET_CREATE), "H5Pcreate"));
-  check_h5(H5Pset_layout(creation.get(), H5D_CONTIGUOUS), "H5Pset_layout");
-  check_h5(H5Pset_alloc_time(creation.get(), H5D_ALLOC_TIME_EARLY), "H5Pset_alloc_time");
-  check_h5(H5Pset_fill_time(creation.get(), H5D_FILL_TIME_NEVER), "H5Pset_fill_time");
-  const Hdf5Handle links(check_h5(H5Pcreate(H5P_LINK_CREATE), "H5Pcreate"));
-  check_h5(H5Pset_create_intermediate_group(links.get(), 1), "H5Pset_create_intermediate_group");
-  const Hdf5Handle space = make_space(extents);
-  return Hdf5Handle(check_h5(H5Dcreate2(file, name, type, space.get(), links.get(), creation.get(), H5P_DEFAULT), "H5Dcreate2"));
-}
-
-/// Writes dense `elements` to dataset[start .. start+extent). @throws RuntimeFailure naming `file` if the disk refuses
-void write_block(const UnfinishedFile& file, const Hdf5Handle& dataset, hid_t type, const Extents& start, const Extents& extent,
-                 const void* elements) {
-  const Hdf5Handle space(check_h5(H5Dget_space(dataset.get()), "H5Dget_space"));
-  check_h5(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, start.data(), nullptr, extent.data(), nullptr), "H5Sselect_hyperslab");
-  const Hdf5Handle memory = make_space(extent);
-  if (H5Dwrite(dataset.get(), type, memory.get(), space.get(), H5P_DEFAULT, elements) < 0) {
-    throw RuntimeFailure(fmt::format("{} cannot be written: {}", file.describe(), innermost_hdf5_error()));
-  }
-}
-
-/// Closes `dataset`, which may write what HDF5 held back. @throws RuntimeFailure naming `file` if the disk refuses
-void close_dataset(const UnfinishedFile& file, Hdf5Handle& dataset) {
-  if (H5Dclose(dataset.release()) < 0) {
-    throw RuntimeFailure(fmt::format("{} cannot be written: {}", file.describe(), innermost_hdf5_error()));
-  }
-}
-
-/// A whole dataset [rank, step] of one number per StepTiming.
-template <class Number, class Field>
-void write_table(const UnfinishedFile& file, const char* name, hid_t type, const std::vector<std::vector<StepTiming>>& timings,
-                 std::size_t steps, Field field) {
-  std::vector<Number> table(timings.size() * steps, Number{0});
-  for (std::size_t rank = 0; rank < timings.size(); ++rank) {
-    for (std::size_t step = 0; step < timings[rank].size(); ++step) { table[rank * steps + step] = timings[rank][step].*field; }
-  }
-  const Extents extents{timings.size(), steps};
-  Hdf5Handle dataset = create_dataset(file.get(), name, type, extents);
-  if (!table.empty()) { write_block(file, dataset, type, {0, 0}, extents, table.data()); }
-  close_dataset(file, dataset);
-}
-
-/// A scalar UTF-8 string of fixed length, zero terminated.
-Hdf5Handle make_string_type(const std::string& text) {
-  Hdf5Handle type(check_h5(H5Tcopy(H5T_C_S1), "H5Tcopy"));
-  check_h5(H5Tset_size(type.get(), text.size() + 1), "H5Tset_size");
-  check_h5(H5Tset_cset(type.get(), H5T_CSET_UTF8), "H5Tset_cset");
-  return type;
-}
-
-void write_string(const UnfinishedFile& file, const std::string& name, const std::string& text) {
-  const Hdf5Handle type = make_string_type(text);
-  const Hdf5Handle space(check_h5(H5Screate(H5S_SCALAR), "H5Screate"));
-  const Hdf5Handle links(check_h5(H5Pcreate(H5P_LINK_CREATE), "H5Pcreate"));
-  check_h5(H5Pset_create_intermediate_group(links.get(), 1), "H5Pset_create_intermediate_group");
-  Hdf5Handle dataset(
-      check_h5(H5Dcreate2(file.get(), name.c_str(), type.get(), space.get(), links.get(), H5P_DEFAULT, H5P_DEFAULT), "H5Dcreate2"));
-  if (H5Dwrite(dataset.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, text.c_str()) < 0) {
-    throw RuntimeFailure(fmt::format("{} cannot be written: {}", file.describe(), innermost_hdf5_error()));
-  }
-  close_dataset(file, dataset);
-}
 
 void write_attribute(const UnfinishedFile& file, const char* name, hid_t type, const void* value) {
   const Hdf5Handle space(check_h5(H5Screate(H5S_SCALAR), "H5Screate"));
@@ -155,15 +85,8 @@ void ResultFile::write_lse(std::int64_t batch, std::int64_t first, std::int64_t 
 
 void ResultFile::write_timings(const std::vector<std::vector<StepTiming>>& timings) {
   ANNULUS_EXPECTS(!timings.empty(), "timings of no rank");
-  std::size_t steps = 0;
-  for (const auto& rank : timings) { steps = std::max(steps, rank.size()); }
   const Hdf5Lock lock;
-  const UnfinishedFile& file = impl_->file;
-  write_table<double>(file, "/timings/compute_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::compute_ms);
-  write_table<double>(file, "/timings/communication_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::communication_ms);
-  write_table<double>(file, "/timings/exposed_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::exposed_ms);
-  write_table<std::int64_t>(file, "/timings/bytes_sent", H5T_STD_I64LE, timings, steps, &StepTiming::bytes_sent);
-  write_table<std::int64_t>(file, "/timings/bytes_received", H5T_STD_I64LE, timings, steps, &StepTiming::bytes_received);
+  write_timing_tables(impl_->file, "/timings", timings);
 }
 
 void ResultFile::write_provenance(const std::vector<std::pair<std::string, std::string>>& entries) {
@@ -182,8 +105,8 @@ void ResultFile::commit() {
   impl_->file.commit();
 }
 
-void write_generated_input(const std::string& path, bool force, const Problem& problem, std::uint64_t seed) {
-  const auto generator = make_generator(problem, seed);
+void write_generated_input(const std::string& path, bool force, const Problem& problem, std::uint64_t seed, int threads) {
+  const auto generator = make_generator(problem, seed, threads);
   const Hdf5Lock lock;
   UnfinishedFile file(path, force);
   {

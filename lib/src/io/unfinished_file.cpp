@@ -12,6 +12,7 @@
 #include <cstring>
 #include <fcntl.h>
 #include <filesystem>
+#include <string_view>
 #include <sys/stat.h>
 #include <system_error>
 #include <unistd.h>
@@ -104,64 +105,23 @@ int rename_to_absent(const char* from, const char* to) {
 
 }  // namespace
 
-UnfinishedFile::UnfinishedFile(const std::string& path, bool force)
+UnfinishedPath::UnfinishedPath(const std::string& path, bool force)
     : shown_path_(path), path_(resolve_result_path(path, force)), temporary_(temporary_name(path_)), force_(force) {
   ANNULUS_EXPECTS(temporary_.size() < PATH_MAX, "result file '{}': the path is longer than {} bytes", path, PATH_MAX);
-  const Hdf5Lock lock;
-  const Hdf5Handle access(check_h5(H5Pcreate(H5P_FILE_ACCESS), "H5Pcreate"));
-  // Whatever handle an exception left open, closing the file closes it.
-  check_h5(H5Pset_fclose_degree(access.get(), H5F_CLOSE_STRONG), "H5Pset_fclose_degree");
-#if H5_VERSION_GE(1, 10, 7)
-  check_h5(H5Pset_file_locking(access.get(), true, true), "H5Pset_file_locking");
-#endif
   slot_ = register_temporary(temporary_);
-  file_ = Hdf5Handle(H5Fcreate(temporary_.c_str(), H5F_ACC_EXCL, H5P_DEFAULT, access.get()));
-  if (!file_) {
-    const std::string reason = innermost_hdf5_error();
-    remove_temporary();
-    throw RuntimeFailure(fmt::format("{}: '{}' cannot be created: {}", describe(), temporary_, reason));
-  }
 }
 
-UnfinishedFile::~UnfinishedFile() {
-  if (finished_) { return; }
-  const Hdf5Lock lock;
-  file_.reset();
-  remove_temporary();
+UnfinishedPath::~UnfinishedPath() {
+  if (!finished_) { discard(); }
 }
 
-std::string UnfinishedFile::describe() const { return fmt::format("result file '{}'", shown_path_); }
+std::string UnfinishedPath::describe() const { return fmt::format("result file '{}'", shown_path_); }
 
-void UnfinishedFile::reserve_allocated() {
-  const Hdf5Lock lock;
-  if (H5Fflush(file_.get(), H5F_SCOPE_LOCAL) < 0) {
-    throw RuntimeFailure(fmt::format("{} cannot be written: {}", describe(), innermost_hdf5_error()));
-  }
-  hsize_t bytes = 0;
-  check_h5(H5Fget_filesize(file_.get(), &bytes), "H5Fget_filesize");
-  const int descriptor = ::open(temporary_.c_str(), O_WRONLY | O_CLOEXEC);
-  int error = descriptor < 0 ? errno : 0;
-  if (error == 0) {
-    if (::fallocate(descriptor, FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes)) != 0) { error = errno; }
-    ::close(descriptor);
-  }
-  if (error != 0 && error != EOPNOTSUPP && error != ENOSYS && error != EINTR) {
-    throw RuntimeFailure(fmt::format("{} needs {} bytes: {}", describe(), bytes, system_message(error)));
-  }
-}
-
-void UnfinishedFile::commit() {
-  ANNULUS_ASSERT(!finished_, "{} is committed twice", describe());
+void UnfinishedPath::publish() {
+  ANNULUS_ASSERT(!finished_, "{} is published twice", describe());
   const auto require = [&](int error, const char* what) {
     if (error != 0) { throw RuntimeFailure(fmt::format("{} cannot be {}: {}", describe(), what, system_message(error))); }
   };
-  {
-    const Hdf5Lock lock;
-    // A failed close leaves no file to close again, hence release(), and hence the flush, which finds nearly every failure first.
-    if (H5Fflush(file_.get(), H5F_SCOPE_LOCAL) < 0 || H5Fclose(file_.release()) < 0) {
-      throw RuntimeFailure(fmt::format("{} cannot be written: {}", describe(), innermost_hdf5_error()));
-    }
-  }
   require(sync_path(temporary_.c_str()), "synced");
   if (force_) {
     require(::rename(temporary_.c_str(), path_.c_str()) == 0 ? 0 : errno, "renamed into place");
@@ -175,10 +135,78 @@ void UnfinishedFile::commit() {
   require(sync_path(std::filesystem::path(path_).parent_path().c_str()), "synced (its folder)");
 }
 
-void UnfinishedFile::remove_temporary() noexcept {
+void UnfinishedPath::discard() noexcept {
   ::unlink(temporary_.c_str());
   slots[static_cast<std::size_t>(slot_)].owner.store(0);
   finished_ = true;
+}
+
+UnfinishedFile::UnfinishedFile(const std::string& path, bool force) : place_(path, force) {
+  const Hdf5Lock lock;
+  const Hdf5Handle access(check_h5(H5Pcreate(H5P_FILE_ACCESS), "H5Pcreate"));
+  // Whatever handle an exception left open, closing the file closes it.
+  check_h5(H5Pset_fclose_degree(access.get(), H5F_CLOSE_STRONG), "H5Pset_fclose_degree");
+#if H5_VERSION_GE(1, 10, 7)
+  check_h5(H5Pset_file_locking(access.get(), true, true), "H5Pset_file_locking");
+#endif
+  file_ = Hdf5Handle(H5Fcreate(place_.temporary().c_str(), H5F_ACC_EXCL, H5P_DEFAULT, access.get()));
+  if (!file_) {
+    throw RuntimeFailure(fmt::format("{}: '{}' cannot be created: {}", describe(), place_.temporary(), innermost_hdf5_error()));
+  }
+}
+
+UnfinishedFile::~UnfinishedFile() = default;  // closes the file, then its place unlinks it
+
+void UnfinishedFile::reserve_allocated() {
+  const Hdf5Lock lock;
+  if (H5Fflush(file_.get(), H5F_SCOPE_LOCAL) < 0) {
+    throw RuntimeFailure(fmt::format("{} cannot be written: {}", describe(), innermost_hdf5_error()));
+  }
+  hsize_t bytes = 0;
+  check_h5(H5Fget_filesize(file_.get(), &bytes), "H5Fget_filesize");
+  const int descriptor = ::open(place_.temporary().c_str(), O_WRONLY | O_CLOEXEC);
+  int error = descriptor < 0 ? errno : 0;
+  if (error == 0) {
+    if (::fallocate(descriptor, FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes)) != 0) { error = errno; }
+    ::close(descriptor);
+  }
+  if (error != 0 && error != EOPNOTSUPP && error != ENOSYS && error != EINTR) {
+    throw RuntimeFailure(fmt::format("{} needs {} bytes: {}", describe(), bytes, system_message(error)));
+  }
+}
+
+void UnfinishedFile::commit() {
+  ANNULUS_ASSERT(file_, "{} is committed twice", describe());
+  {
+    const Hdf5Lock lock;
+    // A failed close leaves no file to close again, hence release(), and hence the flush, which finds nearly every failure first.
+    if (H5Fflush(file_.get(), H5F_SCOPE_LOCAL) < 0 || H5Fclose(file_.release()) < 0) {
+      throw RuntimeFailure(fmt::format("{} cannot be written: {}", describe(), innermost_hdf5_error()));
+    }
+  }
+  place_.publish();
+}
+
+void write_text_result(const std::string& path, bool force, std::string_view text) {
+  UnfinishedPath place(path, force);
+  const auto require = [&](bool succeeded, const char* what) {
+    if (!succeeded) { throw RuntimeFailure(fmt::format("{} cannot be {}: {}", place.describe(), what, system_message(errno))); }
+  };
+  const int descriptor = ::open(place.temporary().c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  require(descriptor >= 0, "created");
+  int error = 0;
+  while (!text.empty() && error == 0) {
+    const ssize_t written = ::write(descriptor, text.data(), text.size());
+    if (written >= 0) {
+      text.remove_prefix(static_cast<std::size_t>(written));
+    } else if (errno != EINTR) {
+      error = errno;
+    }
+  }
+  if (::close(descriptor) != 0 && error == 0) { error = errno; }
+  errno = error;
+  require(error == 0, "written");
+  place.publish();
 }
 
 void check_result_path(const std::string& path, bool force) { resolve_result_path(path, force); }

@@ -8,11 +8,39 @@
 
 namespace annulus {
 
-/// An HDF5 file on its way to `path`: it is written as .<name>.partial-<pid>-<n> in the same folder and takes its name in commit().
-/// Without commit the destructor removes it. Close all handles into it before either.
+/// The place of a result that is being written: a temporary name beside it, .<name>.partial-<pid>-<n>, which publish() turns into the
+/// result. Without publish() the destructor removes what is there, and so does remove_unfinished_results().
+class UnfinishedPath {
+ public:
+  /// Creates nothing. A symbolic link at `path` is followed, so that its target is what is replaced.
+  /// @throws InvalidArgument as check_result_path()
+  UnfinishedPath(const std::string& path, bool force);
+  ~UnfinishedPath();
+  UnfinishedPath(const UnfinishedPath&) = delete;
+  UnfinishedPath& operator=(const UnfinishedPath&) = delete;
+
+  const std::string& temporary() const noexcept { return temporary_; }
+  /// For messages: "result file 'o.h5'".
+  std::string describe() const;
+  /// Syncs the temporary file, which must be closed, and renames it.
+  /// @throws RuntimeFailure if the disk refuses, InvalidArgument if another file took the place and not `force`
+  void publish();
+  /// Unlinks the temporary file; nothing can be published after it.
+  void discard() noexcept;
+
+ private:
+  std::string shown_path_;  ///< as the user wrote it
+  std::string path_;        ///< absolute, links resolved
+  std::string temporary_;
+  bool force_;
+  bool finished_ = false;
+  int slot_ = -1;  ///< in the table of remove_unfinished_results()
+};
+
+/// An HDF5 file on its way to `path`. Without commit() the destructor removes it. Close all handles into it before either.
 class UnfinishedFile {
  public:
-  /// Creates the temporary file. A symbolic link at `path` is followed, so that its target is what is replaced.
+  /// Creates the temporary file.
   /// @throws InvalidArgument as check_result_path(), RuntimeFailure if the file cannot be created
   UnfinishedFile(const std::string& path, bool force);
   ~UnfinishedFile();
@@ -20,8 +48,7 @@ class UnfinishedFile {
   UnfinishedFile& operator=(const UnfinishedFile&) = delete;
 
   hid_t get() const noexcept { return file_.get(); }
-  /// For messages: "result file 'o.h5'".
-  std::string describe() const;
+  std::string describe() const { return place_.describe(); }
 
   /// Writes what HDF5 holds back and takes the disk blocks of everything allocated so far, so that a full disk is found before hours of
   /// work. File systems without such a call are taken at their word. @throws RuntimeFailure if there is no room
@@ -31,14 +58,7 @@ class UnfinishedFile {
   void commit();
 
  private:
-  void remove_temporary() noexcept;
-
-  std::string shown_path_;  ///< as the user wrote it
-  std::string path_;        ///< absolute, links resolved
-  std::string temporary_;
-  bool force_;
-  bool finished_ = false;
-  int slot_ = -1;  ///< in the table of remove_unfinished_results()
+  UnfinishedPath place_;
   Hdf5Handle file_;
 };
 

@@ -3,7 +3,8 @@
 
 #include <annulus/io/result_file.hpp>
 
-#include <algorithm>
+#include "message_chunks.hpp"
+
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -13,9 +14,6 @@
 namespace annulus {
 
 namespace {
-
-/// MPI counts are int, and some transports dislike messages near 2 GiB.
-constexpr std::int64_t kChunkBytes = std::int64_t{1} << 28;
 
 std::string host_name() {
   std::array<char, 256> name{};
@@ -188,23 +186,21 @@ std::vector<std::string> Communicator::gather(const std::string& bytes, std::int
 }
 
 void Communicator::send(std::span<const std::byte> data, std::int64_t peer, int tag) const {
-  const Watchdog::Wait wait = watchdog_->waiting("sending", peer, static_cast<std::int64_t>(data.size()));
-  for (std::size_t done = 0; done < data.size();) {
-    const std::size_t chunk = std::min<std::size_t>(data.size() - done, kChunkBytes);
-    ANNULUS_MPI(MPI_Send(data.data() + done, static_cast<int>(chunk), MPI_BYTE, checked_narrow<int>(peer), tag, get()));
+  const auto bytes = static_cast<std::int64_t>(data.size());
+  const Watchdog::Wait wait = watchdog_->waiting("sending", peer, bytes);
+  for_each_message_chunk(bytes, [&](std::int64_t offset, int count) {
+    ANNULUS_MPI(MPI_Send(data.data() + offset, count, MPI_BYTE, checked_narrow<int>(peer), tag, get()));
     watchdog_->progress();
-    done += chunk;
-  }
+  });
 }
 
 void Communicator::receive(std::span<std::byte> data, std::int64_t peer, int tag) const {
-  const Watchdog::Wait wait = watchdog_->waiting("receiving", peer, static_cast<std::int64_t>(data.size()));
-  for (std::size_t done = 0; done < data.size();) {
-    const std::size_t chunk = std::min<std::size_t>(data.size() - done, kChunkBytes);
-    ANNULUS_MPI(MPI_Recv(data.data() + done, static_cast<int>(chunk), MPI_BYTE, checked_narrow<int>(peer), tag, get(), MPI_STATUS_IGNORE));
+  const auto bytes = static_cast<std::int64_t>(data.size());
+  const Watchdog::Wait wait = watchdog_->waiting("receiving", peer, bytes);
+  for_each_message_chunk(bytes, [&](std::int64_t offset, int count) {
+    ANNULUS_MPI(MPI_Recv(data.data() + offset, count, MPI_BYTE, checked_narrow<int>(peer), tag, get(), MPI_STATUS_IGNORE));
     watchdog_->progress();
-    done += chunk;
-  }
+  });
 }
 
 void Communicator::agree(const std::exception_ptr& failure) const {

@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "device_mpi_transport.hpp"
 
+#include <annulus/core/build_info.hpp>
+#include <annulus/core/error.hpp>
+#include <annulus/transport/gpu_transports.hpp>
+
+#include "gpu_identity.hpp"
+#include "message_chunks.hpp"
+
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <array>
 #include <chrono>
-#if defined(OPEN_MPI)
-#include <mpi-ext.h>
-#endif
-
-#include <annulus/core/error.hpp>
-#include <annulus/transport/gpu_transports.hpp>
-
-#include "gpu_identity.hpp"
 
 namespace annulus {
 
@@ -23,21 +22,11 @@ using Clock = std::chrono::steady_clock;
 
 /// Long enough for a copy engine's full rate, short enough that the first chunk is soon on its way.
 constexpr std::int64_t kStagedChunkBytes = std::int64_t{4} << 20;
-/// MPI-3 counts are int.
-constexpr std::int64_t kDirectChunkBytes = std::int64_t{1} << 28;
 constexpr std::size_t kBuffersPerMessage = 2;
 constexpr int kTag = 17;
 /// MPI moves long messages only while somebody asks, so the thread sleeps between questions only once nothing has come for a while.
 constexpr auto kEagerTime = std::chrono::milliseconds(20);
 constexpr auto kNap = std::chrono::microseconds(50);
-
-bool mpi_takes_device_pointers() {
-#if defined(OPEN_MPI) && defined(OMPI_HAVE_MPI_EXT_CUDA)
-  return MPIX_Query_cuda_support() == 1;
-#else
-  return false;
-#endif
-}
 
 bool is_reached(const CudaEvent& event) {
   const cudaError_t status = cudaEventQuery(event.get());
@@ -359,18 +348,17 @@ void DeviceMpiTransport::move_direct(const Job& job) {
   std::vector<MPI_Request> requests;
   std::vector<Expected> expected;
   for (const Incoming& message : job.receives) {
-    for (std::int64_t offset = 0; offset < message.bytes; offset += kDirectChunkBytes) {
-      const std::int64_t bytes = std::min(kDirectChunkBytes, message.bytes - offset);
-      expected.push_back({message.peer, bytes});
-      ANNULUS_MPI(MPI_Irecv(message.data + offset, static_cast<int>(bytes), MPI_BYTE, checked_narrow<int>(message.peer), kTag, comm_.get(),
+    for_each_message_chunk(message.bytes, [&](std::int64_t offset, int count) {
+      expected.push_back({message.peer, count});
+      ANNULUS_MPI(MPI_Irecv(message.data + offset, count, MPI_BYTE, checked_narrow<int>(message.peer), kTag, comm_.get(),
                             &requests.emplace_back(MPI_REQUEST_NULL)));
-    }
+    });
   }
   for (const Outgoing& message : job.sends) {
-    for (std::int64_t offset = 0; offset < message.bytes; offset += kDirectChunkBytes) {
-      ANNULUS_MPI(MPI_Isend(message.data + offset, static_cast<int>(std::min(kDirectChunkBytes, message.bytes - offset)), MPI_BYTE,
-                            checked_narrow<int>(message.peer), kTag, comm_.get(), &requests.emplace_back(MPI_REQUEST_NULL)));
-    }
+    for_each_message_chunk(message.bytes, [&](std::int64_t offset, int count) {
+      ANNULUS_MPI(MPI_Isend(message.data + offset, count, MPI_BYTE, checked_narrow<int>(message.peer), kTag, comm_.get(),
+                            &requests.emplace_back(MPI_REQUEST_NULL)));
+    });
   }
   std::size_t open = requests.size();
   while (open > 0) {
@@ -400,7 +388,7 @@ std::unique_ptr<Transport> make_device_mpi_transport(const Communicator& comm, B
   int device = 0;
   together(comm, [&] { device = device_of(backend); });
   const DeviceGuard guard(device);
-  const bool direct = comm.min(mpi_takes_device_pointers() ? 1 : 0) == 1;
+  const bool direct = comm.min(mpi_cuda_support() == MpiCudaSupport::yes ? 1 : 0) == 1;
   if (comm.rank() == 0) {
     spdlog::info("transport mpi: {}",
                  direct ? "this MPI library takes device pointers" : "device memory is staged through pinned host memory");

@@ -6,6 +6,7 @@
 #include <annulus/core/error.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
+#include <algorithm>
 #include <map>
 #include <string_view>
 #include <utility>
@@ -70,6 +71,13 @@ int assign_gpu(const Communicator& comm, bool share_gpu) {
   int device = 0;
   together(comm, [&] { device = choose_devices(claims, share_gpu)[static_cast<std::size_t>(comm.rank())]; });
   return device;
+}
+
+std::int64_t ranks_on_gpu(const Communicator& comm, int device) {
+  std::string uuid;
+  together(comm, [&] { uuid = visible_gpus().at(static_cast<std::size_t>(device)).uuid; });
+  const std::vector<std::string> uuids = comm.all_gather(uuid);
+  return std::count(uuids.begin(), uuids.end(), uuid);
 }
 
 TransportKind choose_gpu_transport(const Communicator& comm, Backend& backend) {

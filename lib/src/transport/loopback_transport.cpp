@@ -103,8 +103,12 @@ class LoopbackTransport final : public Transport {
   StepTraffic traffic(std::int64_t step) override {
     StepTraffic traffic;
     const Posted& posted = posted_.at(step);
+    const Moment& origin = posted_.at(1).at;
     const auto note = [&](const Copy& copy) {
       copy.ended->synchronize();
+      const double begin = copy.begun->ms_since(*origin);
+      traffic.begin_ms = traffic.end_ms > 0 ? std::min(traffic.begin_ms, begin) : begin;
+      traffic.end_ms = std::max(traffic.end_ms, copy.ended->ms_since(*origin));
       traffic.communication_ms = std::max(traffic.communication_ms, copy.ended->ms_since(*posted.at));
       return copy.bytes;
     };

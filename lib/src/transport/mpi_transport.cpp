@@ -3,6 +3,8 @@
 
 #include <annulus/core/error.hpp>
 
+#include "message_chunks.hpp"
+
 #include <algorithm>
 #include <thread>
 
@@ -10,14 +12,7 @@ namespace annulus {
 
 namespace {
 
-/// MPI-3 counts are int; smaller chunks also show the watchdog that a long message moves.
-constexpr std::int64_t kChunkBytes = std::int64_t{1} << 28;
 constexpr int kTag = 7;
-
-template <class Post>
-void for_each_chunk(std::int64_t bytes, Post&& post) {
-  for (std::int64_t done = 0; done < bytes; done += kChunkBytes) { post(done, static_cast<int>(std::min(kChunkBytes, bytes - done))); }
-}
 
 }  // namespace
 
@@ -38,14 +33,14 @@ void MpiTransport::post(std::int64_t step, std::span<const Outgoing> sends, std:
   traffic_[step] = {};
   // Messages of one pair and tag arrive in the order they were sent, so chunks need no numbers.
   for (const Incoming& message : receives) {
-    for_each_chunk(message.bytes, [&](std::int64_t offset, int count) {
+    for_each_message_chunk(message.bytes, [&](std::int64_t offset, int count) {
       MPI_Request& request = requests_.emplace_back(MPI_REQUEST_NULL);
       pending_.push_back({message.peer, true});
       ANNULUS_MPI(MPI_Irecv(message.data + offset, count, MPI_BYTE, checked_narrow<int>(message.peer), kTag, comm_.get(), &request));
     });
   }
   for (const Outgoing& message : sends) {
-    for_each_chunk(message.bytes, [&](std::int64_t offset, int count) {
+    for_each_message_chunk(message.bytes, [&](std::int64_t offset, int count) {
       MPI_Request& request = requests_.emplace_back(MPI_REQUEST_NULL);
       pending_.push_back({message.peer, false});
       ANNULUS_MPI(MPI_Isend(message.data + offset, count, MPI_BYTE, checked_narrow<int>(message.peer), kTag, comm_.get(), &request));

@@ -2,6 +2,7 @@
 #include "nccl_transport.hpp"
 
 #include <annulus/core/error.hpp>
+#include <annulus/transport/gpu_assignment.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
 #include "gpu_identity.hpp"
@@ -54,13 +55,6 @@ void set_default(const char* name, const std::string& value) {
   if (setenv(name, value.c_str(), 0) != 0) { throw RuntimeFailure(fmt::format("cannot set {} in the environment", name)); }
 }
 
-/// Whether any two ranks run on the same GPU. Collective.
-bool ranks_share_gpus(const Communicator& comm, int device) {
-  std::vector<std::string> uuids = comm.all_gather(gpu_uuid(device));
-  std::sort(uuids.begin(), uuids.end());
-  return std::adjacent_find(uuids.begin(), uuids.end()) != uuids.end();
-}
-
 /// NCCL takes two ranks of one host on one GPU for a mistake. Since 2.30 a switch allows it; before, ranks that claim hosts of their own
 /// are not compared. Must run before the first call that reads the environment. Collective.
 void let_ranks_share_gpus(const Communicator& comm) {
@@ -76,7 +70,7 @@ void let_ranks_share_gpus(const Communicator& comm) {
 
 /// Passes `comm` on once NCCL may be called.
 const Communicator& with_environment(const Communicator& comm, int device, bool share_gpu) {
-  if (share_gpu && ranks_share_gpus(comm, device)) { let_ranks_share_gpus(comm); }
+  if (share_gpu && comm.max(ranks_on_gpu(comm, device)) > 1) { let_ranks_share_gpus(comm); }
   return comm;
 }
 

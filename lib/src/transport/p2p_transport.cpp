@@ -76,7 +76,7 @@ std::string own_obstacle(const Communicator& comm, int own, const std::vector<st
     if (device < 0) {
       return fmt::format(
           "{} cannot see the GPU of rank {} ({}), so transport p2p cannot map its memory; let every rank see all GPUs of the host "
-          "(CUDA_VISIBLE_DEVICES, --gpu-bind=none)",
+          "(CUDA_VISIBLE_DEVICES; under Slurm --gpus-per-node instead of --gpus-per-task)",
           comm.name(), peer, uuid);
     }
     if (device == own) { continue; }

@@ -153,6 +153,7 @@ void StepLedger::settle() {
 
 void StepLedger::watch() {
   std::unique_ptr<Watchdog::Wait> wait;
+  std::unique_ptr<Watchdog::Wait> exposed;
   std::uint32_t waited_for = 0;
   std::unique_lock lock(mutex_);
   while (!stop_) {
@@ -166,9 +167,11 @@ void StepLedger::watch() {
       wait = std::make_unique<Watchdog::Wait>(comm_.watchdog().waiting(operation_, front.peer, front.bytes));
     }
     if (open_.empty()) {
+      exposed.reset();
       changed_.wait(lock);
       continue;
     }
+    if (!exposed) { exposed = std::make_unique<Watchdog::Wait>(comm_.watchdog().exposed()); }
     if (check_ && !failure_) {
       try {
         check_();

@@ -106,15 +106,16 @@ struct Watchdog::Thread {
     ANNULUS_MPI(MPI_Isend(&entry->first, kAnswerWords, MPI_INT64_T, peer, tag, comm, &entry->second));
   }
 
-  /// Measures how long this rank has waited without progress, and asks the others when that is too long.
+  /// Measures how long this rank has depended on others without progress, and asks them when that is too long.
   void watch() {
     const std::uint64_t progress = owner.progress_.load();
-    if (owner.depth_.load() == 0 || progress != seen_progress) {
+    const bool depends = owner.depth_.load() > 0 || owner.exposed_.load() > 0;
+    if (!depends || progress != seen_progress) {
       seen_progress = progress;
       quiet_since = Clock::now();
       return;
     }
-    if (timeout_s <= 0 || seconds_since(quiet_since) < timeout_s) { return; }
+    if (timeout_s <= 0 || seconds_since(quiet_since) < patience_s) { return; }
     if (abort_announced && seconds_since(*abort_announced) < 10.0) { return; }
     interrogate();
     quiet_since = Clock::now();
@@ -151,7 +152,7 @@ struct Watchdog::Thread {
       }
     }
     if (!silent.empty()) {
-      end_job(leader, fmt::format("{}no progress for {:g} s and no answer from {}", situation, timeout_s, silent));
+      end_job(leader, fmt::format("{}no progress for {:.3g} s and no answer from {}", situation, seconds_since(quiet_since), silent));
       return;
     }
     const bool moved = !std::equal(answers.begin(), answers.end(), last_answers.begin(), [](const auto& now, const auto& before) {
@@ -160,12 +161,17 @@ struct Watchdog::Thread {
     last_answers = answers;
     quiet_rounds = moved ? 0 : quiet_rounds + 1;
     if (moved) { return; }
+    // Ranks that only compute, their transfers open, harm nobody however long it takes.
+    if (std::none_of(answers.begin(), answers.end(), [](const auto& answer) { return answer->waiting != 0; })) {
+      quiet_rounds = 0;
+      return;
+    }
     for (int peer = 0; peer < size; ++peer) {
       const Answer& answer = *answers[static_cast<std::size_t>(peer)];
       if (answer.waiting != 0) { continue; }
       if (quiet_rounds >= kComputePatience) {
         end_job(leader, fmt::format("{}{} has computed without progress for {:g} s", in_step(answer.step), name_of(peer),
-                                    timeout_s * quiet_rounds));
+                                    patience_s * quiet_rounds));
       }
       return;
     }
@@ -199,6 +205,9 @@ struct Watchdog::Thread {
   int rank = 0;
   int size = 1;
   double timeout_s;
+  /// Quiet time before the others are asked: with the time they are given to answer, a silent one is named within the timeout. That ranks
+  /// which do answer are stuck takes two rounds, so never less than the timeout.
+  double patience_s = std::max(timeout_s - kGraceSeconds, timeout_s / 2);
   std::vector<std::string> hosts;
   std::function<void(std::string_view)> abort;
   std::vector<std::unique_ptr<std::pair<Answer, MPI_Request>>> in_flight;
@@ -243,8 +252,16 @@ Watchdog::Wait Watchdog::waiting(const char* operation, std::int64_t peer, std::
     bytes_.store(bytes);
     progress();
   }
-  return Wait(this);
+  return {this, &Watchdog::end_wait};
 }
+
+Watchdog::Wait Watchdog::exposed() {
+  exposed_.fetch_add(1);
+  progress();
+  return {this, &Watchdog::end_exposed};
+}
+
+void Watchdog::end_exposed() { exposed_.fetch_sub(1); }
 
 void Watchdog::end_wait() {
   if (depth_.fetch_sub(1) == 1) {

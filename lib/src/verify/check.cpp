@@ -5,6 +5,8 @@
 #include <annulus/verify/oracle.hpp>
 #include <annulus/verify/random_problem.hpp>
 
+#include "splitmix64.hpp"
+
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -34,11 +36,7 @@ std::vector<RowId> rows_to_check(const Problem& problem, std::int64_t wanted, st
   if (wanted > 1) { chosen.insert(total - 1); }
   std::uint64_t state = seed;
   while (static_cast<std::int64_t>(chosen.size()) < wanted) {
-    state += 0x9e3779b97f4a7c15U;  // splitmix64
-    std::uint64_t z = state;
-    z = (z ^ (z >> 30U)) * 0xbf58476d1ce4e5b9U;
-    z = (z ^ (z >> 27U)) * 0x94d049bb133111ebU;
-    chosen.insert(static_cast<std::int64_t>((z ^ (z >> 31U)) % static_cast<std::uint64_t>(total)));
+    chosen.insert(static_cast<std::int64_t>(splitmix64(state) % static_cast<std::uint64_t>(total)));
   }
   for (const std::int64_t index : chosen) { rows.push_back({index / problem.seq_len, index % problem.seq_len}); }
   return rows;

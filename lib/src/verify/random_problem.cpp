@@ -3,6 +3,8 @@
 
 #include <annulus/core/error.hpp>
 
+#include "splitmix64.hpp"
+
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -14,7 +16,7 @@
 namespace annulus {
 namespace {
 
-/// SplitMix64 (Steele, Lea, Flood 2014). The distributions of the standard library differ between implementations; these do not.
+/// The distributions of the standard library differ between implementations; these do not.
 class Random {
  public:
   Random(std::uint64_t seed, std::int64_t number) : state_(seed) {
@@ -23,13 +25,7 @@ class Random {
     next();
   }
 
-  std::uint64_t next() {
-    state_ += 0x9e3779b97f4a7c15ULL;
-    std::uint64_t bits = state_;
-    bits = (bits ^ (bits >> 30U)) * 0xbf58476d1ce4e5b9ULL;
-    bits = (bits ^ (bits >> 27U)) * 0x94d049bb133111ebULL;
-    return bits ^ (bits >> 31U);
-  }
+  std::uint64_t next() { return splitmix64(state_); }
 
   /// In [low, high]; the modulo's bias is below 2^-50 for the small ranges used here.
   std::int64_t between(std::int64_t low, std::int64_t high) {

@@ -3,15 +3,13 @@
 // time. Results do not depend on the number of threads.
 #pragma once
 
+#include <annulus/kernels/built_for.hpp>
 #include <annulus/kernels/tasks.hpp>
 
 #include <cstdint>
 #include <string>
 
 namespace annulus::kernels::cpu {
-
-/// Largest head_dim that attend() takes.
-inline constexpr std::int64_t kMaxHeadDim = 256;
 
 /// Largest number of query rows of a tile.
 inline constexpr std::int64_t kMaxTileRows = 1024;
@@ -41,7 +39,7 @@ void pack(const PackTask& task, int threads);
 ///
 /// A row that sees no key is left untouched. A score of -inf contributes nothing; NaN and +inf make the row NaN.
 /// workspace: at least workspace_bytes(task.head_dim, settings) bytes, 64-byte aligned; nothing is in flight at return.
-/// acc, max, sum and workspace must not alias q, k or v. kv head_dim is 1..kMaxHeadDim; k_positions.stride >= 1.
+/// acc, max, sum and workspace must not alias q, k or v. kv head_dim is 1..kLargestHeadDim; k_positions.stride >= 1.
 /// @throws std::runtime_error if the product library cannot serve a tile's shape, or the CPU is not supported()
 /// Source: Milakov & Gimelshein 2018, online softmax, algorithm 3, a tile of keys at a time.
 void attend(const AttendTask& task, const Settings& settings, void* workspace);

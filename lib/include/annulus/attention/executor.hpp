@@ -89,6 +89,7 @@ class RingExecutor {
   kernels::FinishTask finish_;
   std::vector<StepEvents> events_;
   std::shared_ptr<Event> begin_event_;
+  std::shared_ptr<Event> first_post_event_;  ///< when step 1 was posted; the origin of the transports' timelines
   std::shared_ptr<Event> end_event_;
 };
 

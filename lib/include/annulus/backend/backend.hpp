@@ -83,8 +83,10 @@ class Event {
 /// Bytes a backend holds or held.
 struct MemoryReport {
   std::int64_t in_use = 0;
-  std::int64_t high_water = 0;  ///< largest in_use since the last reset_high_water()
-  std::int64_t workspace = 0;   ///< of it, what the backend took for itself
+  std::int64_t high_water = 0;     ///< largest in_use since the last reset_high_water()
+  std::int64_t workspace = 0;      ///< of it, what the backend took for itself
+  std::int64_t device_own = 0;     ///< taken from the device for all this, with what a pool keeps; 0 where there is no device
+  std::int64_t device_others = 0;  ///< taken from the device by contexts, libraries and other processes
 };
 
 class Backend {
@@ -107,7 +109,7 @@ class Backend {
   /// Bytes attend() will need for itself beyond its operands, at most, for tasks of this problem.
   virtual std::int64_t workspace_bytes(std::int64_t head_dim, DType dtype) const = 0;
   virtual MemoryReport memory() const = 0;
-  /// Bytes that could still be allocated now, as far as the system says.
+  /// Bytes that could still be allocated now, as far as the system says, less what libraries will take of them.
   virtual std::int64_t available_bytes() const = 0;
   virtual void reset_high_water() = 0;
 
@@ -123,6 +125,10 @@ class Backend {
   virtual void merge(Queue& queue, const kernels::MergeTask& task) = 0;
   virtual void finish(Queue& queue, const kernels::FinishTask& task) = 0;
 
+  /// Opens a named range of the calling thread on a profiler's timeline, and closes the innermost one; nothing without a profiler.
+  virtual void push_range(const char* /*name*/) {}
+  virtual void pop_range() {}
+
   /// Marks the queue's present end. Work enqueued later is not covered.
   virtual std::unique_ptr<Event> record(Queue& queue) = 0;
   /// Work enqueued on `queue` from now on starts only once `event` is reached.
@@ -133,9 +139,10 @@ class Backend {
 struct BackendOptions {
   BackendKind kind = BackendKind::cpu;
   KernelKind kernel = KernelKind::cublas;
-  int threads = 1;             ///< of the cpu and reference backends
-  std::int64_t tile_rows = 0;  ///< query rows of a tile; 0 lets the kernel choose
-  int device = 0;              ///< of the cuda backend
+  int threads = 1;                                ///< of the cpu and reference backends
+  std::int64_t tile_rows = 0;                     ///< query rows of a tile; 0 lets the kernel choose
+  int device = 0;                                 ///< of the cuda backend
+  MemoryPooling memory_pool = MemoryPooling::on;  ///< of the cuda backend
 };
 
 /// @throws NotCompiled if this binary lacks the backend, with what it has

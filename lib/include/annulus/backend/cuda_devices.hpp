@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,22 @@ enum class GpuQuery { properties, with_free_memory };
 /// GPUs in CUDA's order. Empty without a driver, without a GPU and in a build without CUDA; never throws for these.
 /// @throws RuntimeFailure if a GPU that is there cannot be asked
 std::vector<GpuInfo> visible_gpus(GpuQuery query = GpuQuery::properties);
+
+/// Why visible_gpus() is empty: no driver, one too old, no GPU, or a build without CUDA; empty if there is a GPU. Never throws.
+std::string gpu_obstacle();
+
+/// How one GPU reaches another, as the CUDA runtime says; from and to are CUDA device numbers.
+struct GpuLink {
+  int from = 0;
+  int to = 0;
+  bool peer_access = false;             ///< kernels and copies of `from` can address the memory of `to`
+  std::optional<int> performance_rank;  ///< of the link, among all of this machine: 0 is the fastest; unset where CUDA does not say
+  std::optional<bool> native_atomics;   ///< whether atomic operations work over the link; unset where CUDA does not say
+};
+
+/// Links between all pairs of visible GPUs, both ways, by (from, to). Empty where visible_gpus() is, and with one GPU.
+/// @throws RuntimeFailure if a GPU that is there cannot be asked
+std::vector<GpuLink> gpu_links();
 
 /// Version of the CUDA driver as "13.0"; empty without a driver and in a build without CUDA.
 std::string cuda_driver_version();

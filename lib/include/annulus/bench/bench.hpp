@@ -2,6 +2,7 @@
 #pragma once
 
 #include <annulus/attention/session.hpp>
+#include <annulus/bench/step_summary.hpp>
 #include <annulus/verify/check.hpp>
 
 #include <cstdint>
@@ -12,8 +13,12 @@ namespace annulus {
 
 /// What was measured for one configuration. Times are of the slowest rank, milliseconds.
 struct BenchReport {
-  CaseReport check;  ///< the output that was timed, compared with the oracle first
-  std::int64_t repetitions = 0;
+  Config config;                   ///< as it ran: shapes, dtype and scale of the input, the transport and threads that were taken
+  std::int64_t ranks = 1;          ///< of the ring: processes, or virtual ranks
+  std::string backend;             ///< this process's Backend::describe()
+  std::string input;               ///< TensorSource::describe()
+  CaseReport check;                ///< the output that was timed, compared with the oracle first
+  std::vector<double> samples_ms;  ///< one for each repetition, in order
   double median_ms = 0;
   double min_ms = 0;
   double p95_ms = 0;
@@ -23,12 +28,20 @@ struct BenchReport {
   double overlap_efficiency = 0;  ///< blocks_alone_ms / median_ms; 0 for one rank
   double peak_gflops = 0;         ///< fp32 FMA peak of this process's threads in the same run; cpu backend only
   double of_peak = 0;
-  std::vector<std::vector<StepTiming>> timings;  ///< of the repetition with the median time; rank 0 only
+  std::vector<std::vector<StepTiming>> timings;  ///< [rank][step] of the repetition with the (lower) median time; rank 0 only
+  std::vector<StepSummary> steps;                ///< of `timings`, over the ranks
+  StepSummary run;                               ///< the same of the whole run
   std::int64_t bytes_received = 0;               ///< of all ranks, one run
+  std::int64_t memory_high_water = 0;            ///< bytes of the process that held most
 };
 
-/// `annulus bench`: warm-up, repetitions, and before them a check of the output. Collective.
-/// @throws RuntimeFailure if the output is wrong: a wrong result is not timed
+/// Sets the configuration up as bench() does, with the memory it needs, and lets go of it again: finds all that can be found without
+/// running. Collective.
+/// @throws AgreedError as resolve() and Session
+void require_runnable(const Config& config, const Communicator& comm);
+
+/// One row of `annulus bench`: warm-up, repetitions, and before them a check of the output. All memory is free again at return. Collective.
+/// @throws AgreedError as resolve() and Session, and with code runtime_failure if the output is wrong: a wrong result is not timed
 BenchReport bench(const Config& config, const Communicator& comm);
 
 }  // namespace annulus

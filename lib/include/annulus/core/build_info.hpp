@@ -27,4 +27,14 @@ const BuildInfo& build_info();
 /// One line that names the MPI library found at run time. May be called before MPI_Init.
 std::string mpi_library_version();
 
+/// Whether the MPI library takes pointers to GPU memory.
+enum class MpiCudaSupport {
+  yes,
+  no,
+  unknown,  ///< the library has no way to say
+};
+
+/// Between MPI_Init and MPI_Finalize as the library found it; before, as the library was built. May be called at any time.
+MpiCudaSupport mpi_cuda_support();
+
 }  // namespace annulus

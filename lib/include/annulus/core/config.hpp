@@ -9,6 +9,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <vector>
 
 namespace annulus {
 
@@ -30,6 +31,7 @@ struct Config {
   std::int64_t threads = 0;        ///< 0: allowed CPUs / ranks on this host
   std::int64_t virtual_ranks = 1;  ///< ranks run inside one process by transport loopback
   bool share_gpu = false;
+  MemoryPooling memory_pool = MemoryPooling::on;
   double timeout_s = 300.0;  ///< 0: never
 
   std::string input;   ///< HDF5 file; empty: generated
@@ -40,7 +42,9 @@ struct Config {
   std::int64_t cases = 0;  ///< check: random problems; 0: the configured problem alone
   std::int64_t warmup = 3;
   std::int64_t repetitions = 20;
-  std::int64_t ranks = 0;  ///< plan: ranks planned for; 0: virtual_ranks
+  std::vector<std::string> sweep;  ///< bench: KEY=VALUES, outermost first; the rows are their product
+  std::string csv;                 ///< bench: CSV file; empty: none
+  std::int64_t ranks = 0;          ///< plan: ranks planned for; 0: virtual_ranks
 
   std::set<std::string, std::less<>> given;  ///< options that preset, file or flags set, by name
 };

@@ -56,6 +56,10 @@ enum class BackendKind { reference, cpu, cuda };
 /// The attention kernel of backend cuda.
 enum class KernelKind { cublas };
 
+/// Whether backend cuda takes tensors from a stream-ordered pool, or each from the driver, to tell a fault of one from a fault of the
+/// other.
+enum class MemoryPooling { on, off };
+
 template <class Enum>
 struct EnumNames;
 
@@ -111,6 +115,11 @@ struct EnumNames<BackendKind> {
 template <>
 struct EnumNames<KernelKind> {
   static constexpr std::array<std::pair<KernelKind, std::string_view>, 1> values{{{KernelKind::cublas, "cublas"}}};
+};
+template <>
+struct EnumNames<MemoryPooling> {
+  static constexpr std::array<std::pair<MemoryPooling, std::string_view>, 2> values{
+      {{MemoryPooling::on, "on"}, {MemoryPooling::off, "off"}}};
 };
 
 /// The name of `value`; every enumerator has one.

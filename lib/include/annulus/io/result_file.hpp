@@ -4,8 +4,10 @@
 #include <annulus/core/problem.hpp>
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -18,10 +20,17 @@ struct StepTiming {
   double exposed_ms = 0;        ///< waited for them
   std::int64_t bytes_sent = 0;
   std::int64_t bytes_received = 0;
+  /// When the step's work and its messages' copies ran, milliseconds since the rank posted step 1; NaN for what the step lacks or nobody
+  /// timed.
+  double work_begin_ms = std::numeric_limits<double>::quiet_NaN();
+  double work_end_ms = std::numeric_limits<double>::quiet_NaN();
+  double transfer_begin_ms = std::numeric_limits<double>::quiet_NaN();
+  double transfer_end_ms = std::numeric_limits<double>::quiet_NaN();
 };
 
 /// One HDF5 result file, written by one process: /o [batch, seq, heads, head_dim] in the problem's dtype, /lse [batch, head, seq] fp32,
-/// /timings/{compute_ms, communication_ms, exposed_ms, bytes_sent, bytes_received} [rank, step], /provenance/* strings.
+/// /timings/{compute_ms, communication_ms, exposed_ms, bytes_sent, bytes_received, work_begin_ms, work_end_ms, transfer_begin_ms,
+/// transfer_end_ms} [rank, step], /provenance/* strings.
 ///
 /// It is written beside its place under a temporary name, synced and renamed by commit(): complete or absent. The destructor without commit
 /// removes the temporary file; so does remove_unfinished_results(), which signal handlers and aborts may call.
@@ -53,10 +62,14 @@ class ResultFile {
 /// Checks what can be known before any work: whether a result could be put at `path`. @throws InvalidArgument
 void check_result_path(const std::string& path, bool force);
 
+/// Writes a text file by the same atomic rule. @throws InvalidArgument as check_result_path(), RuntimeFailure if the disk refuses
+void write_text_result(const std::string& path, bool force, std::string_view text);
+
 /// Unlinks the temporary file of an unfinished ResultFile of this process, if any. Async-signal-safe.
 void remove_unfinished_results() noexcept;
 
-/// Writes a Q, K, V input file with the generator's values; same atomic rule as ResultFile. `scale` becomes its attribute.
-void write_generated_input(const std::string& path, bool force, const Problem& problem, std::uint64_t seed);
+/// Writes a Q, K, V input file with the generator's values, made by `threads` threads; same atomic rule as ResultFile. `scale` becomes its
+/// attribute.
+void write_generated_input(const std::string& path, bool force, const Problem& problem, std::uint64_t seed, int threads = 1);
 
 }  // namespace annulus

@@ -30,8 +30,9 @@ class TensorSource {
 };
 
 /// Standard normal values that depend on (seed, tensor, global element index) alone, so that any number of ranks sees the same problem.
-/// The problem's dtype is the dtype the values are generated for.
-std::unique_ptr<TensorSource> make_generator(const Problem& problem, std::uint64_t seed);
+/// The problem's dtype is the dtype the values are generated for. `threads` threads fill a long read(); their number changes no bit.
+/// @throws InvalidArgument if the problem is invalid or threads < 1
+std::unique_ptr<TensorSource> make_generator(const Problem& problem, std::uint64_t seed, int threads = 1);
 
 /// An HDF5 file with /q [batch, seq, heads, head_dim], /k and /v [batch, seq, kv_heads, head_dim] (or 3-D, batch 1); fp32, fp16 or bf16.
 /// @throws InvalidArgument naming file and dataset if it is absent, truncated, foreign, or shaped or typed otherwise

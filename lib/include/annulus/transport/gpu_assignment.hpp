@@ -32,6 +32,9 @@ std::vector<int> choose_devices(std::span<const GpuClaim> claims, bool share_gpu
 /// @throws AgreedError that names --share-gpu, or what this binary has if it has no CUDA
 int assign_gpu(const Communicator& comm, bool share_gpu);
 
+/// Ranks of the job, this one included, whose GPU is this rank's device. Collective.
+std::int64_t ranks_on_gpu(const Communicator& comm, int device);
+
 /// What TransportKind::automatic means for several ranks on GPUs: p2p inside one host where peers reach each other, else nccl where it is
 /// compiled in, else mpi. Each rank's GPU is its backend's. Collective.
 TransportKind choose_gpu_transport(const Communicator& comm, Backend& backend);

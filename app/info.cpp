@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "info.hpp"
+
+#include <annulus/backend/cuda_devices.hpp>
+#include <annulus/backend/kernel_table.hpp>
+#include <annulus/core/build_info.hpp>
+#include <annulus/transport/gpu_assignment.hpp>
+
+#include "report.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <tuple>
+
+namespace annulus::app {
+
+namespace {
+
+std::string_view text_of(MpiCudaSupport support) {
+  switch (support) {
+    case MpiCudaSupport::yes:
+      return "CUDA-aware";
+    case MpiCudaSupport::no:
+      return "not CUDA-aware";
+    case MpiCudaSupport::unknown:
+      break;
+  }
+  return "does not say whether it is CUDA-aware";
+}
+
+std::string fast_text(const KernelInfo& kernel) {
+  switch (kernel.fast) {
+    case FastHeadDims::none:
+      return "none";
+    case FastHeadDims::all:
+      return "all";
+    case FastHeadDims::listed:
+      break;
+  }
+  return fmt::format("{}", fmt::join(kernel.fast_head_dims, ", "));
+}
+
+std::string dtypes_text(const KernelInfo& kernel) {
+  std::string text;
+  for (const DType dtype : kernel.dtypes) { text += fmt::format("{}{}", text.empty() ? "" : ", ", to_string(dtype)); }
+  return text;
+}
+
+Json to_json(const KernelInfo& kernel) {
+  Json dtypes = Json::array();
+  for (const DType dtype : kernel.dtypes) { dtypes.push_back(to_string(dtype)); }
+  Json fast = fast_text(kernel);
+  if (kernel.fast == FastHeadDims::listed) { fast = kernel.fast_head_dims; }
+  return {{"backend", to_string(kernel.backend)}, {"kernel", kernel.kernel},
+          {"dtypes", std::move(dtypes)},          {"head_dims", {1, kernel.largest_head_dim}},
+          {"fast_head_dims", std::move(fast)},    {"products", kernel.products},
+          {"obstacle", kernel.obstacle}};
+}
+
+/// A GPU of some host, under the number that it has in the report.
+struct ListedGpu {
+  std::string host;
+  GpuInfo gpu;
+};
+
+/// A link between two GPUs of the report.
+struct ListedLink {
+  std::size_t from = 0;
+  std::size_t to = 0;
+  bool peer_access = false;
+  std::optional<int> performance_rank;
+  std::optional<bool> native_atomics;
+};
+
+/// Where a rank runs.
+struct Place {
+  std::string host;
+  std::optional<std::size_t> gpu;  ///< in the report; of backend cuda
+  int device = 0;                  ///< its CUDA device number in that process
+};
+
+/// What all ranks see of the machine, each GPU once.
+struct Machine {
+  std::vector<ListedGpu> gpus;  ///< by host and PCI address
+  std::vector<ListedLink> links;
+  std::vector<Place> ranks;
+  std::set<std::pair<std::string, std::string>> obstacles;  ///< (host, why a rank there sees no GPU)
+  std::string unassigned;                                   ///< why backend cuda could not give each rank a GPU of its own; or empty
+};
+
+/// What this rank sees, as text for the others.
+std::string describe_own(const Communicator& comm) {
+  Json gpus = Json::array();
+  for (const GpuInfo& gpu : visible_gpus()) {
+    gpus.push_back({gpu.name, gpu.uuid, gpu.pci, gpu.compute_major, gpu.compute_minor, gpu.multiprocessors, gpu.l2_bytes, gpu.total_bytes});
+  }
+  Json links = Json::array();
+  for (const GpuLink& link : gpu_links()) {
+    links.push_back({link.from, link.to, link.peer_access, link.performance_rank ? Json(*link.performance_rank) : Json(),
+                     link.native_atomics ? Json(*link.native_atomics) : Json()});
+  }
+  return Json{{"host", comm.host()},     {"host_rank", comm.host_rank()}, {"host_size", comm.host_size()},
+              {"gpus", std::move(gpus)}, {"links", std::move(links)},     {"obstacle", gpu_obstacle()}}
+      .dump();
+}
+
+GpuInfo gpu_from(const Json& json) {
+  GpuInfo gpu;
+  gpu.name = json[0];
+  gpu.uuid = json[1];
+  gpu.pci = json[2];
+  gpu.compute_major = json[3];
+  gpu.compute_minor = json[4];
+  gpu.multiprocessors = json[5];
+  gpu.l2_bytes = json[6];
+  gpu.total_bytes = json[7];
+  return gpu;
+}
+
+Machine assemble(const std::vector<std::string>& seen) {
+  Machine machine;
+  std::vector<Json> views;
+  std::map<std::tuple<std::string, std::string, std::string>, GpuInfo> gpus;  // by host, PCI address, UUID
+  std::vector<GpuClaim> claims;
+  for (const std::string& text : seen) {
+    const Json& view = views.emplace_back(Json::parse(text));
+    GpuClaim& claim = claims.emplace_back(GpuClaim{view["host"], view["host_rank"], view["host_size"], {}});
+    for (const Json& entry : view["gpus"]) {
+      const GpuInfo gpu = gpu_from(entry);
+      gpus.emplace(std::tuple(claim.host, gpu.pci, gpu.uuid), gpu);
+      claim.uuids.push_back(gpu.uuid);
+    }
+    if (claim.uuids.empty()) { machine.obstacles.emplace(claim.host, view["obstacle"]); }
+  }
+  std::map<std::pair<std::string, std::string>, std::size_t> number;  // by host and UUID
+  for (const auto& [key, gpu] : gpus) {
+    number[{std::get<0>(key), gpu.uuid}] = machine.gpus.size();
+    machine.gpus.push_back({std::get<0>(key), gpu});
+  }
+  std::map<std::pair<std::size_t, std::size_t>, ListedLink> links;
+  for (std::size_t rank = 0; rank < views.size(); ++rank) {
+    const GpuClaim& claim = claims[rank];
+    const auto gpu_of = [&](const Json& device) { return number.at({claim.host, claim.uuids.at(device.get<std::size_t>())}); };
+    for (const Json& entry : views[rank]["links"]) {
+      ListedLink link{gpu_of(entry[0]), gpu_of(entry[1]), entry[2], std::nullopt, std::nullopt};
+      if (!entry[3].is_null()) { link.performance_rank = entry[3]; }
+      if (!entry[4].is_null()) { link.native_atomics = entry[4]; }
+      links.emplace(std::pair(link.from, link.to), link);
+    }
+    machine.ranks.push_back({claim.host, std::nullopt, 0});
+  }
+  for (const auto& [ends, link] : links) { machine.links.push_back(link); }
+  if (!machine.obstacles.empty()) { return machine; }
+  std::vector<int> devices;
+  try {
+    devices = choose_devices(claims, false);
+  } catch (const InvalidArgument& error) {
+    machine.unassigned = error.what();
+    return machine;
+  }
+  for (std::size_t rank = 0; rank < devices.size(); ++rank) {
+    const std::string& uuid = claims[rank].uuids[static_cast<std::size_t>(devices[rank])];
+    machine.ranks[rank].gpu = number.at({claims[rank].host, uuid});
+    machine.ranks[rank].device = devices[rank];
+  }
+  return machine;
+}
+
+std::string compute_text(const GpuInfo& gpu) { return fmt::format("{}.{}", gpu.compute_major, gpu.compute_minor); }
+
+Json to_json(const Machine& machine) {
+  Json gpus = Json::array();
+  for (const auto& [host, gpu] : machine.gpus) {
+    gpus.push_back({{"host", host},
+                    {"name", gpu.name},
+                    {"uuid", gpu.uuid},
+                    {"pci", gpu.pci},
+                    {"compute_capability", compute_text(gpu)},
+                    {"multiprocessors", gpu.multiprocessors},
+                    {"l2_bytes", gpu.l2_bytes},
+                    {"memory_bytes", gpu.total_bytes}});
+  }
+  Json links = Json::array();
+  for (const ListedLink& link : machine.links) {
+    links.push_back({{"from", machine.gpus[link.from].gpu.uuid},
+                     {"to", machine.gpus[link.to].gpu.uuid},
+                     {"peer_access", link.peer_access},
+                     {"performance_rank", link.performance_rank ? Json(*link.performance_rank) : Json()},
+                     {"native_atomics", link.native_atomics ? Json(*link.native_atomics) : Json()}});
+  }
+  Json ranks = Json::array();
+  for (std::size_t rank = 0; rank < machine.ranks.size(); ++rank) {
+    const Place& place = machine.ranks[rank];
+    Json entry{{"rank", rank}, {"host", place.host}, {"gpu", Json()}, {"device", Json()}};
+    if (place.gpu) {
+      entry["gpu"] = machine.gpus[*place.gpu].gpu.uuid;
+      entry["device"] = place.device;
+    }
+    ranks.push_back(std::move(entry));
+  }
+  Json obstacles = Json::array();
+  for (const auto& [host, reason] : machine.obstacles) { obstacles.push_back({{"host", host}, {"reason", reason}}); }
+  return {{"gpus", std::move(gpus)},
+          {"links", std::move(links)},
+          {"ranks", std::move(ranks)},
+          {"no_gpu", std::move(obstacles)},
+          {"unassigned", machine.unassigned}};
+}
+
+/// "yes 0 a": peer access, performance rank, native atomics.
+std::string link_text(const ListedLink& link) {
+  std::string text = link.peer_access ? "yes" : "no";
+  if (link.performance_rank) { text += fmt::format(" {}", *link.performance_rank); }
+  if (link.native_atomics.value_or(false)) { text += " a"; }
+  return text;
+}
+
+void print_links(const Machine& machine) {
+  if (machine.links.empty()) {
+    if (machine.gpus.size() > 1) { fmt::print("\nlinks between GPUs: no process sees two of one host\n"); }
+    return;
+  }
+  fmt::print(
+      "\nlinks between GPUs, from the row's to the column's: peer access, the link's performance rank (0: the fastest of its machine),\n"
+      "a: native atomics; -: no process sees both\n");
+  const std::size_t count = machine.gpus.size();
+  std::vector<std::string> cells(count * count, "-");
+  for (const ListedLink& link : machine.links) { cells[link.from * count + link.to] = link_text(link); }
+  fmt::print("{:>4}", "");
+  for (std::size_t to = 0; to < count; ++to) { fmt::print("  {:<8}", to); }
+  fmt::print("\n");
+  for (std::size_t from = 0; from < count; ++from) {
+    fmt::print("{:>4}", from);
+    for (std::size_t to = 0; to < count; ++to) { fmt::print("  {:<8}", from == to ? std::string(".") : cells[from * count + to]); }
+    fmt::print("\n");
+  }
+}
+
+void print_machine(const Machine& machine) {
+  fmt::print("\n");
+  for (const auto& [host, reason] : machine.obstacles) { fmt::print("no GPU: {} ({})\n", reason, host); }
+  if (!machine.gpus.empty()) {
+    std::size_t host_width = 4;
+    std::size_t name_width = 4;
+    for (const auto& [host, gpu] : machine.gpus) {
+      host_width = std::max(host_width, host.size());
+      name_width = std::max(name_width, gpu.name.size());
+    }
+    fmt::print("{:>4}  {:<{}}  {:<{}}  {:<40}  {:<12}  {:>7}  {:>4}  {:>11}\n", "gpu", "host", host_width, "name", name_width, "uuid",
+               "pci", "compute", "SMs", "memory");
+    for (std::size_t index = 0; index < machine.gpus.size(); ++index) {
+      const auto& [host, gpu] = machine.gpus[index];
+      fmt::print("{:>4}  {:<{}}  {:<{}}  {:<40}  {:<12}  {:>7}  {:>4}  {:>11}\n", index, host, host_width, gpu.name, name_width, gpu.uuid,
+                 gpu.pci, compute_text(gpu), gpu.multiprocessors, human_bytes(gpu.total_bytes));
+    }
+  }
+  print_links(machine);
+  fmt::print("\n");
+  for (std::size_t rank = 0; rank < machine.ranks.size(); ++rank) {
+    const Place& place = machine.ranks[rank];
+    const char* without = machine.gpus.empty() ? "no GPU" : "no GPU of its own";
+    const std::string gpu = place.gpu ? fmt::format("gpu {} (device {} of the process)", *place.gpu, place.device) : std::string(without);
+    fmt::print("rank {:<6} {}  {}\n", rank, place.host, gpu);
+  }
+  if (!machine.unassigned.empty()) { fmt::print("backend cuda: {}\n", machine.unassigned); }
+}
+
+void print_kernels(const std::vector<KernelInfo>& kernels) {
+  fmt::print("\n{:<10} {:<7} {:<17} {:<10} {:<13} {}\n", "backend", "kernel", "dtypes", "head dims", "fast for", "products");
+  for (const KernelInfo& kernel : kernels) {
+    fmt::print("{:<10} {:<7} {:<17} {:<10} {:<13} {}\n", to_string(kernel.backend), kernel.kernel, dtypes_text(kernel),
+               fmt::format("1 to {}", kernel.largest_head_dim), fast_text(kernel), kernel.products);
+    if (!kernel.obstacle.empty()) { fmt::print("{:<10} does not run here: {}\n", "", kernel.obstacle); }
+  }
+}
+
+}  // namespace
+
+ExitCode execute_info(const Invocation& invocation, const Communicator& comm) {
+  const BuildInfo& build = build_info();
+  std::string own;
+  together(comm, [&] { own = describe_own(comm); });
+  const std::vector<std::string> seen = comm.all_gather(own);
+  if (comm.rank() != 0) { return ExitCode::passed; }
+  const Machine machine = assemble(seen);
+  const std::vector<KernelInfo> kernels = kernel_table();
+  std::vector<std::string> backends{"reference", "cpu"};
+  std::vector<std::string> transports{"self", "loopback", "mpi"};
+  if (!build.cuda.empty()) {
+    backends.emplace_back("cuda");
+    transports.emplace_back("p2p");
+  }
+  if (!build.nccl.empty()) { transports.emplace_back("nccl"); }
+  const std::string driver = cuda_driver_version();
+  if (invocation.json) {
+    Json json{{"version", build.version},
+              {"git", build.git},
+              {"compiler", build.compiler},
+              {"build_type", build.build_type},
+              {"cpu_gemm", build.cpu_gemm}};
+    json["mpi"] = mpi_library_version();
+    json["mpi_cuda_aware"] = Json();
+    if (mpi_cuda_support() != MpiCudaSupport::unknown) { json["mpi_cuda_aware"] = mpi_cuda_support() == MpiCudaSupport::yes; }
+    json["hdf5"] = build.hdf5;
+    json["cuda"] = build.cuda;
+    json["cuda_driver"] = driver;
+    json["nccl"] = build.nccl;
+    json["backends"] = backends;
+    json["transports"] = transports;
+    json["kernels"] = Json::array();
+    for (const KernelInfo& kernel : kernels) { json["kernels"].push_back(to_json(kernel)); }
+    json.update(to_json(machine));
+    fmt::print("{}\n", json.dump(2));
+    return ExitCode::passed;
+  }
+  fmt::print("annulus {} ({}), {} {}\n", build.version, build.git, build.compiler, build.build_type);
+  fmt::print("mpi         {}, {}\n", mpi_library_version(), text_of(mpi_cuda_support()));
+  fmt::print("hdf5        {}{}\n", build.hdf5, build.hdf5_parallel ? " (parallel)" : " (serial)");
+  fmt::print("cuda        {}{}\n",
+             build.cuda.empty() ? std::string("not compiled") : fmt::format("{} for {}", build.cuda, build.cuda_archs),
+             driver.empty() ? std::string{} : fmt::format(", driver for {}", driver));
+  fmt::print("nccl        {}\n", build.nccl.empty() ? std::string_view("not compiled") : build.nccl);
+  fmt::print("backends    {}\ntransports  {}\n", fmt::join(backends, ", "), fmt::join(transports, ", "));
+  print_kernels(kernels);
+  print_machine(machine);
+  return ExitCode::passed;
+}
+
+}  // namespace annulus::app

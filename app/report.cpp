@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "report.hpp"
+
+#include <annulus/core/build_info.hpp>
+#include <annulus/core/provenance.hpp>
+
+#include "config_file.hpp"
+
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+
+#include <ctime>
+#include <iterator>
+
+namespace annulus::app {
+
+std::string human_bytes(std::int64_t bytes) {
+  constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+  auto value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  while (value >= 1024.0 && unit + 1 < std::size(kUnits)) {
+    value /= 1024.0;
+    ++unit;
+  }
+  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.2f} {}", value, kUnits[unit]);
+}
+
+std::string describe(const Problem& problem) {
+  return fmt::format("batch {}, seq-len {}, heads {}, kv-heads {}, head-dim {}, {}{}, scale {:.6g}", problem.batch, problem.seq_len,
+                     problem.heads, problem.kv_heads, problem.head_dim, to_string(problem.dtype), problem.causal ? ", causal" : "",
+                     problem.scale);
+}
+
+std::string describe(const Pattern& pattern) {
+  std::string lengths;
+  std::string rates;
+  for (const Branch& branch : pattern.branches) {
+    lengths += fmt::format("{}{}", lengths.empty() ? "" : ",", branch.segment_length);
+    rates += fmt::format("{}{}", rates.empty() ? "" : ",", branch.dilation_rate);
+  }
+  return fmt::format("segments {}, rates {}, offset {}, head-split {}, mixing {}{}", lengths, rates, to_string(pattern.offset),
+                     to_string(pattern.head_split), to_string(pattern.mixing), pattern.scale_by_branches ? ", scaled by branches" : "");
+}
+
+Json to_json(const Problem& problem) {
+  return {{"batch", problem.batch},       {"seq-len", problem.seq_len},        {"heads", problem.heads},   {"kv-heads", problem.kv_heads},
+          {"head-dim", problem.head_dim}, {"dtype", to_string(problem.dtype)}, {"causal", problem.causal}, {"scale", problem.scale}};
+}
+
+Json to_json(const CaseReport& report) {
+  Json json{{"name", report.name}, {"passed", report.verdict.passed}};
+  json["rows"] = report.rows_checked;
+  json["rms_error"] = report.verdict.rms_error;
+  json["plain_rms_error"] = report.verdict.plain_rms_error;
+  json["ratio"] = report.verdict.ratio;
+  json["limit"] = report.verdict.limit;
+  json["max_error"] = report.sums.max_error;
+  json["worst"] = report.sums.worst;
+  json["max_lse_error"] = report.sums.max_lse_error;
+  json["uncovered"] = report.sums.uncovered;
+  if (!report.flags.empty()) { json["flags"] = report.flags; }
+  if (!report.verdict.passed) { json["reason"] = report.verdict.reason; }
+  return json;
+}
+
+std::string line_of(const CaseReport& report) {
+  const Verdict& verdict = report.verdict;
+  return fmt::format("{} {} | rows {}/{} | rms {:.2e} (limit {:.2e}, {:.2f} x plain) | max {:.2e} at [{},{},{},{}] | lse {:.1e}{}",
+                     verdict.passed ? "PASS" : "FAIL", report.name, report.rows_checked, report.rows_total, verdict.rms_error,
+                     verdict.limit, verdict.ratio, report.sums.max_error, report.sums.worst[0], report.sums.worst[1], report.sums.worst[2],
+                     report.sums.worst[3], report.sums.max_lse_error,
+                     verdict.passed ? "" : "\n     " + verdict.reason + "\n     " + report.flags);
+}
+
+Json to_json(const std::vector<std::vector<StepTiming>>& timings) {
+  Json ranks = Json::array();
+  for (const auto& steps : timings) {
+    Json list = Json::array();
+    for (const StepTiming& t : steps) {
+      list.push_back({{"compute_ms", t.compute_ms},
+                      {"communication_ms", t.communication_ms},
+                      {"exposed_ms", t.exposed_ms},
+                      {"bytes_sent", t.bytes_sent},
+                      {"bytes_received", t.bytes_received},
+                      {"work_begin_ms", t.work_begin_ms},
+                      {"work_end_ms", t.work_end_ms},
+                      {"transfer_begin_ms", t.transfer_begin_ms},
+                      {"transfer_end_ms", t.transfer_end_ms}});
+    }
+    ranks.push_back(std::move(list));
+  }
+  return ranks;
+}
+
+std::string host_lines(const Communicator& comm, std::string_view backend) {
+  std::string text;
+  for (const std::string& line : comm.all_gather(fmt::format("{} {}", comm.name(), backend))) { text += line + '\n'; }
+  return text;
+}
+
+std::vector<std::pair<std::string, std::string>> provenance(const Invocation& invocation, const Config& config) {
+  const BuildInfo& build = build_info();
+  std::vector<std::pair<std::string, std::string>> entries;
+  entries.emplace_back("config", to_toml(config));
+  entries.emplace_back("command_line", invocation.command_line);
+  entries.emplace_back("written", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr))));
+  entries.emplace_back("version", std::string(build.version));
+  entries.emplace_back("git", std::string(build.git));
+  entries.emplace_back("compiler", fmt::format("{} {}", build.compiler, build.build_type));
+  entries.emplace_back("mpi", mpi_library_version());
+  entries.emplace_back("hdf5", std::string(build.hdf5));
+  if (!build.cuda.empty()) { entries.emplace_back("cuda", std::string(build.cuda)); }
+  if (!build.nccl.empty()) { entries.emplace_back("nccl", std::string(build.nccl)); }
+  if (config.share_gpu) { entries.emplace_back("timings", "meaningless: ranks share a GPU"); }
+  std::string environment;
+  for (const auto& [name, value] : recorded_environment()) { environment += name + "=" + value + "\n"; }
+  entries.emplace_back("environment", environment);
+  return entries;
+}
+
+}  // namespace annulus::app

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// How problems, checks and timings are told, in words and in JSON.
+#pragma once
+
+#include <annulus/io/result_file.hpp>
+#include <annulus/transport/communicator.hpp>
+#include <annulus/verify/check.hpp>
+
+#include "commands.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace annulus::app {
+
+using Json = nlohmann::ordered_json;
+
+/// "1.50 GiB".
+std::string human_bytes(std::int64_t bytes);
+
+std::string describe(const Problem& problem);
+std::string describe(const Pattern& pattern);
+/// PASS or FAIL and the errors, one line; of a failure also reason and flags.
+std::string line_of(const CaseReport& report);
+
+Json to_json(const Problem& problem);
+Json to_json(const CaseReport& report);
+/// [rank][step].
+Json to_json(const std::vector<std::vector<StepTiming>>& timings);
+
+/// A line for every process: rank, host and what `backend` runs on there. Collective.
+std::string host_lines(const Communicator& comm, std::string_view backend);
+
+/// What every result file says of the program and the command: configuration, command line, versions, environment.
+std::vector<std::pair<std::string, std::string>> provenance(const Invocation& invocation, const Config& config);
+
+}  // namespace annulus::app

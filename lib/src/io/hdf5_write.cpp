@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hdf5_write.hpp"
+
+#include <annulus/core/error.hpp>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace annulus {
+
+namespace {
+
+Hdf5Handle make_space(const Extents& extents) {
+  return Hdf5Handle(check_h5(H5Screate_simple(static_cast<int>(extents.size()), extents.data(), nullptr), "H5Screate_simple"));
+}
+
+/// Groups on the way to a dataset are made with it.
+Hdf5Handle make_links() {
+  Hdf5Handle links(check_h5(H5Pcreate(H5P_LINK_CREATE), "H5Pcreate"));
+  check_h5(H5Pset_create_intermediate_group(links.get(), 1), "H5Pset_create_intermediate_group");
+  return links;
+}
+
+/// A UTF-8 string of at most `bytes` bytes, zero terminated.
+Hdf5Handle make_string_type(std::size_t bytes) {
+  Hdf5Handle type(check_h5(H5Tcopy(H5T_C_S1), "H5Tcopy"));
+  check_h5(H5Tset_size(type.get(), bytes + 1), "H5Tset_size");
+  check_h5(H5Tset_cset(type.get(), H5T_CSET_UTF8), "H5Tset_cset");
+  return type;
+}
+
+/// One number of every StepTiming; ranks with fewer steps than others have what a StepTiming starts with there.
+template <class Number>
+void write_table(const UnfinishedFile& file, const std::string& name, hid_t type, const std::vector<std::vector<StepTiming>>& timings,
+                 std::size_t steps, Number StepTiming::* field) {
+  std::vector<Number> table(timings.size() * steps, StepTiming{}.*field);
+  for (std::size_t rank = 0; rank < timings.size(); ++rank) {
+    for (std::size_t step = 0; step < timings[rank].size(); ++step) { table[rank * steps + step] = timings[rank][step].*field; }
+  }
+  write_dataset(file, name, type, {timings.size(), steps}, table.data());
+}
+
+}  // namespace
+
+Hdf5Handle create_dataset(hid_t file, const std::string& name, hid_t type, const Extents& extents) {
+  const Hdf5Handle creation(check_h5(H5Pcreate(H5P_DATASET_CREATE), "H5Pcreate"));
+  check_h5(H5Pset_layout(creation.get(), H5D_CONTIGUOUS), "H5Pset_layout");
+  check_h5(H5Pset_alloc_time(creation.get(), H5D_ALLOC_TIME_EARLY), "H5Pset_alloc_time");
+  check_h5(H5Pset_fill_time(creation.get(), H5D_FILL_TIME_NEVER), "H5Pset_fill_time");
+  const Hdf5Handle links = make_links();
+  const Hdf5Handle space = make_space(extents);
+  return Hdf5Handle(check_h5(H5Dcreate2(file, name.c_str(), type, space.get(), links.get(), creation.get(), H5P_DEFAULT), "H5Dcreate2"));
+}
+
+void write_block(const UnfinishedFile& file, const Hdf5Handle& dataset, hid_t type, const Extents& start, const Extents& extent,
+                 const void* elements) {
+  const Hdf5Handle space(check_h5(H5Dget_space(dataset.get()), "H5Dget_space"));
+  check_h5(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, start.data(), nullptr, extent.data(), nullptr), "H5Sselect_hyperslab");
+  const Hdf5Handle memory = make_space(extent);
+  if (H5Dwrite(dataset.get(), type, memory.get(), space.get(), H5P_DEFAULT, elements) < 0) {
+    throw RuntimeFailure(fmt::format("{} cannot be written: {}", file.describe(), innermost_hdf5_error()));
+  }
+}
+
+void close_dataset(const UnfinishedFile& file, Hdf5Handle& dataset) {
+  if (H5Dclose(dataset.release()) < 0) {
+    throw RuntimeFailure(fmt::format("{} cannot be written: {}", file.describe(), innermost_hdf5_error()));
+  }
+}
+
+void write_dataset(const UnfinishedFile& file, const std::string& name, hid_t type, const Extents& extents, const void* elements) {
+  Hdf5Handle dataset = create_dataset(file.get(), name, type, extents);
+  if (std::find(extents.begin(), extents.end(), hsize_t{0}) == extents.end()) {
+    write_block(file, dataset, type, Extents(extents.size(), 0), extents, elements);
+  }
+  close_dataset(file, dataset);
+}
+
+void write_string(const UnfinishedFile& file, const std::string& name, const std::string& text) {
+  const Hdf5Handle type = make_string_type(text.size());
+  const Hdf5Handle space(check_h5(H5Screate(H5S_SCALAR), "H5Screate"));
+  const Hdf5Handle links = make_links();
+  Hdf5Handle dataset(
+      check_h5(H5Dcreate2(file.get(), name.c_str(), type.get(), space.get(), links.get(), H5P_DEFAULT, H5P_DEFAULT), "H5Dcreate2"));
+  if (H5Dwrite(dataset.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, text.c_str()) < 0) {
+    throw RuntimeFailure(fmt::format("{} cannot be written: {}", file.describe(), innermost_hdf5_error()));
+  }
+  close_dataset(file, dataset);
+}
+
+void write_strings(const UnfinishedFile& file, const std::string& name, std::span<const std::string> texts) {
+  std::size_t longest = 0;
+  for (const std::string& text : texts) { longest = std::max(longest, text.size()); }
+  std::string elements(texts.size() * (longest + 1), '\0');
+  for (std::size_t i = 0; i < texts.size(); ++i) { elements.replace(i * (longest + 1), texts[i].size(), texts[i]); }
+  write_dataset(file, name, make_string_type(longest).get(), {texts.size()}, elements.data());
+}
+
+void write_timing_tables(const UnfinishedFile& file, const std::string& folder, const std::vector<std::vector<StepTiming>>& timings) {
+  std::size_t steps = 0;
+  for (const auto& rank : timings) { steps = std::max(steps, rank.size()); }
+  write_table(file, folder + "/compute_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::compute_ms);
+  write_table(file, folder + "/communication_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::communication_ms);
+  write_table(file, folder + "/exposed_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::exposed_ms);
+  write_table(file, folder + "/bytes_sent", H5T_STD_I64LE, timings, steps, &StepTiming::bytes_sent);
+  write_table(file, folder + "/bytes_received", H5T_STD_I64LE, timings, steps, &StepTiming::bytes_received);
+  write_table(file, folder + "/work_begin_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::work_begin_ms);
+  write_table(file, folder + "/work_end_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::work_end_ms);
+  write_table(file, folder + "/transfer_begin_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::transfer_begin_ms);
+  write_table(file, folder + "/transfer_end_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::transfer_end_ms);
+}
+
+}  // namespace annulus

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the writers of result files share. Every function runs under the caller's Hdf5Lock.
+#pragma once
+
+#include <annulus/io/result_file.hpp>
+
+#include "hdf5_handle.hpp"
+#include "unfinished_file.hpp"
+
+#include <span>
+#include <string>
+#include <vector>
+
+namespace annulus {
+
+using Extents = std::vector<hsize_t>;
+
+/// A contiguous dataset whose place in the file is fixed now and whose bytes are written once, by write_block() only. Groups on the way to
+/// `name` are made.
+Hdf5Handle create_dataset(hid_t file, const std::string& name, hid_t type, const Extents& extents);
+
+/// Writes dense `elements` to dataset[start .. start+extent). @throws RuntimeFailure naming `file` if the disk refuses
+void write_block(const UnfinishedFile& file, const Hdf5Handle& dataset, hid_t type, const Extents& start, const Extents& extent,
+                 const void* elements);
+
+/// Closes `dataset`, which may write what HDF5 held back. @throws RuntimeFailure naming `file` if the disk refuses
+void close_dataset(const UnfinishedFile& file, Hdf5Handle& dataset);
+
+/// A dataset with all its elements, dense and in `type`.
+void write_dataset(const UnfinishedFile& file, const std::string& name, hid_t type, const Extents& extents, const void* elements);
+
+/// A scalar UTF-8 string of fixed length, zero terminated.
+void write_string(const UnfinishedFile& file, const std::string& name, const std::string& text);
+/// [texts] UTF-8 strings of the longest one's length, zero terminated.
+void write_strings(const UnfinishedFile& file, const std::string& name, std::span<const std::string> texts);
+
+/// <folder>/* [rank, step], one table for each number of StepTiming; steps that a rank lacks are 0.
+void write_timing_tables(const UnfinishedFile& file, const std::string& folder, const std::vector<std::vector<StepTiming>>& timings);
+
+}  // namespace annulus
