@@ -34,7 +34,7 @@ constexpr std::int64_t kLibraryWorkspaceBytes = std::int64_t{32} << 20;
 constexpr std::int64_t kAlignment = 256;
 constexpr std::size_t kMostRecordings = 256;
 // A node costs the driver some kilobytes on the host and on the device, and a graph's instantiation some microseconds for each.
-constexpr std::int64_t kMostGraphNodes = 20000;
+constexpr std::int64_t kMostGraphNodes = 32768;
 constexpr std::int64_t kMostNodesOfAllGraphs = 65536;
 constexpr std::int64_t kNodesPerTile = 4;  // pointers, product, softmax, product
 

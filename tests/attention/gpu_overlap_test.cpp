@@ -21,7 +21,7 @@ TEST_CASE("the transfer of a step starts before the work of the step before it e
   const std::int64_t ranks = alone ? 8 : comm.size();
   Config config;
   // Long enough work that ranks which take turns on one GPU get to their transfers meanwhile.
-  config.problem = {1, ranks * (alone ? 4096 : 16384), 16, 16, 128, DType::bf16, false, 1.0};
+  config.problem = {1, ranks * (alone ? 4096 : 32768), 16, 16, 128, DType::bf16, false, 1.0};
   config.dtype = DType::bf16;
   config.backend = BackendKind::cuda;
   config.share_gpu = true;

@@ -235,6 +235,29 @@ void RingExecutor::load(const TensorSource& source) {
   read(Tensor::v, problem.kv_heads, resident_.get() + resident_.bytes() / 2);
 }
 
+void RingExecutor::warm_up() {
+  if (backend_.host_memory()) { return; }
+  // Enough for a whole tile of every kind; more of it would only take time.
+  constexpr std::int64_t kRows = 4096;
+  constexpr std::int64_t kSegments = 16;
+  constexpr std::size_t kTasks = 8;
+  constexpr std::size_t kSteps = 2;  // of resident keys, and of keys that came; later steps are like the second
+  const ProfilerRange range(backend_, "annulus: warm up");
+  begin();
+  for (std::size_t step = 0; step < std::min(kSteps, attend_.size()); ++step) {
+    std::vector<kernels::AttendTask> part = attend_[step];
+    part.resize(std::min(part.size(), kTasks));
+    for (kernels::AttendTask& task : part) {
+      task.segments = std::min(task.segments, kSegments);
+      task.q_rows = std::min(task.q_rows, kRows);
+      task.k_rows = std::min(task.k_rows, kRows);
+    }
+    if (!part.empty()) { backend_.attend(queue_, part); }
+  }
+  finish();
+  queue_.synchronize();
+}
+
 void RingExecutor::begin() {
   const ProfilerRange range(backend_, "annulus: begin");
   events_.assign(plan_.steps.size(), {});

@@ -160,7 +160,10 @@ const Pattern& Session::pattern() const { return resolved_.config.pattern; }
 
 void Session::load() {
   together(comm_, [&] {
-    for (const auto& executor : executors_) { executor->load(*resolved_.source); }
+    for (const auto& executor : executors_) {
+      executor->load(*resolved_.source);
+      executor->warm_up();
+    }
   });
 }
 

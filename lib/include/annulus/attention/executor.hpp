@@ -29,6 +29,10 @@ class RingExecutor {
   /// Reads the rank's rows of Q, K and V. Returns when they are in place.
   void load(const TensorSource& source);
 
+  /// Lets a device load the code that the steps will need, by a small part of their work whose result begin() wipes out: the first run's
+  /// times are then of the work, and no code is loaded while transfers are open. Between load() and begin(); waits for the queue.
+  void warm_up();
+
   /// Sets the partials to the identity and forgets earlier timings.
   void begin();
   /// Packs and starts the messages that must have arrived before the work of `step`.
