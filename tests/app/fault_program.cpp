@@ -38,6 +38,8 @@ class FaultyTransport final : public Transport {
       std::this_thread::sleep_for(fault_.kind == "slow" ? std::chrono::seconds(4) : std::chrono::seconds(60));
     }
     if (rank() == fault_.rank && step == fault_.step) {
+      const auto now = std::chrono::system_clock::now().time_since_epoch();
+      fmt::print(stderr, "fault at {}\n", std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
       if (fault_.kind == "throw") { throw RuntimeFailure(fmt::format("step {}: an injected failure", step)); }
       if (fault_.kind == "kill") { std::raise(SIGKILL); }
       if (fault_.kind == "stop" || fault_.kind == "stop-unseen") { std::raise(SIGSTOP); }

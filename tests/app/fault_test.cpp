@@ -78,6 +78,17 @@ TEST_CASE("a stopped rank is named by the abort, every time") {
   }
 }
 
+TEST_CASE("a stopped rank ends the job within the timeout") {
+  constexpr int kTimeout = 12;
+  const TemporaryFolder folder;
+  const ProcessResult result = run_faulty("stop", 2, 2, std::to_string(kTimeout), folder / "out.h5", 60);
+  const double after = seconds_since(result.err, "fault at ");
+  INFO(after << " s after the fault\n" << result.err);
+  CHECK(result.exit_code == 3);
+  CHECK(after > kTimeout / 2);
+  CHECK(after < kTimeout);
+}
+
 TEST_CASE("a message that never comes ends the job although every rank is alive") {
   const std::string words = last_words("lose", 1, 2);
   INFO(words);

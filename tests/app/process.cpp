@@ -100,6 +100,13 @@ ProcessResult run_process(const std::vector<std::string>& arguments, double limi
   return result;
 }
 
+double seconds_since(const std::string& text, const std::string& mark) {
+  const std::size_t place = text.find(mark);
+  if (place == std::string::npos) { return -1; }
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return std::chrono::duration<double>(now).count() - static_cast<double>(std::stoll(text.substr(place + mark.size()))) / 1e3;
+}
+
 std::vector<pid_t> descendants_named(pid_t ancestor, const std::string& name) {
   std::map<pid_t, std::pair<pid_t, std::string>> processes;  // pid -> parent, name
   for (const auto& entry : std::filesystem::directory_iterator("/proc")) {

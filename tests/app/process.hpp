@@ -23,6 +23,9 @@ struct ProcessResult {
 ProcessResult run_process(const std::vector<std::string>& arguments, double limit_s, const std::vector<std::string>& environment = {},
                           const std::function<void(pid_t)>& meanwhile = {});
 
+/// Seconds from the time, in milliseconds since 1970, that follows `mark` in `text` until now; negative if `mark` is not there.
+double seconds_since(const std::string& text, const std::string& mark);
+
 /// Processes below `ancestor` whose executable is named `name`, ascending by pid.
 std::vector<pid_t> descendants_named(pid_t ancestor, const std::string& name);
 

@@ -22,6 +22,8 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kPoll = std::chrono::milliseconds(20);
 /// How long a rank may take to answer; its watchdog is a thread of its own, so only a stopped process or a dead host takes longer.
 constexpr double kGraceSeconds = 3.0;
+/// What a launcher may take to end all processes.
+constexpr double kEndSeconds = 2.0;
 /// A rank that computes without visible progress is given this many timeouts before it counts as hung.
 constexpr int kComputePatience = 10;
 constexpr std::size_t kHostChars = 64;
@@ -205,9 +207,9 @@ struct Watchdog::Thread {
   int rank = 0;
   int size = 1;
   double timeout_s;
-  /// Quiet time before the others are asked: with the time they are given to answer, a silent one is named within the timeout. That ranks
-  /// which do answer are stuck takes two rounds, so never less than the timeout.
-  double patience_s = std::max(timeout_s - kGraceSeconds, timeout_s / 2);
+  /// Quiet time before the others are asked: with the time they are given to answer, and a launcher to end them, a silent one has ended the
+  /// job within a timeout of 10 s or more. To find that ranks which do answer are stuck takes two rounds, so never less than the timeout.
+  double patience_s = std::max(timeout_s - kGraceSeconds - kEndSeconds, timeout_s / 2);
   std::vector<std::string> hosts;
   std::function<void(std::string_view)> abort;
   std::vector<std::unique_ptr<std::pair<Answer, MPI_Request>>> in_flight;
