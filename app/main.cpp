@@ -18,11 +18,13 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <map>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -114,6 +116,24 @@ extern "C" void remove_and_end(int signal) {
   std::raise(signal);
 }
 
+/// What the chosen subcommand is to do.
+/// @throws InvalidArgument for what files and flags say wrong
+Invocation invocation_of(const Subcommand& chosen, int argc, char** argv) {
+  Invocation invocation;
+  invocation.command = chosen.command;
+  invocation.json = chosen.json;
+  for (int i = 0; i < argc; ++i) { invocation.command_line += fmt::format("{}{}", i == 0 ? "" : " ", argv[i]); }
+  Draft draft = gather_options(chosen);
+  if (chosen.command == Command::bench) {
+    invocation.rows = bench_rows(draft);
+    invocation.config = invocation.rows.front().config;
+    invocation.config.sweep = draft.config.sweep;
+  } else {
+    invocation.config = complete(std::move(draft));
+  }
+  return invocation;
+}
+
 int run_main(int argc, char** argv) {
   CLI::App parser{"Ring dilated attention over sequences too long for one GPU."};
   parser.name("annulus");
@@ -134,38 +154,31 @@ int run_main(int argc, char** argv) {
     subcommands[i].parser = parser.add_subcommand(name, help);
     add_options(subcommands[i]);
   }
-  // What is wrong or asked for on the command line is the same on every rank; only a rank that knows it is rank 0 says so.
   const char* rank_text = std::getenv("OMPI_COMM_WORLD_RANK") != nullptr ? std::getenv("OMPI_COMM_WORLD_RANK") : std::getenv("PMIX_RANK");
   const bool speaks = rank_text == nullptr || std::string_view(rank_text) == "0";
+  const Subcommand* chosen = nullptr;
+  Invocation invocation;
+  std::exception_ptr failure;
   try {
     parser.parse(argc, argv);
+    chosen = &*std::find_if(subcommands.begin(), subcommands.end(), [](const Subcommand& sub) { return sub.parser->parsed(); });
+    invocation = invocation_of(*chosen, argc, argv);
   } catch (const CLI::Success& wanted) {
     return speaks ? parser.exit(wanted) : static_cast<int>(ExitCode::passed);  // --help, --version
   } catch (const CLI::ParseError& error) {
     const std::vector<std::string> unknown = parser.remaining(true);
     std::string message = unknown.empty() ? error.what() : fmt::format("unknown argument {}; --help lists what there is", unknown.front());
     std::replace(message.begin(), message.end(), '\n', ' ');
-    return speaks ? report(InvalidArgument(message)) : static_cast<int>(ExitCode::bad_input);
-  }
-  const auto chosen = std::find_if(subcommands.begin(), subcommands.end(), [](const Subcommand& sub) { return sub.parser->parsed(); });
+    failure = std::make_exception_ptr(InvalidArgument(message));
+  } catch (const Error&) { failure = std::current_exception(); }
 
-  Invocation invocation;
-  invocation.command = chosen->command;
-  invocation.json = chosen->json;
-  for (int i = 0; i < argc; ++i) { invocation.command_line += fmt::format("{}{}", i == 0 ? "" : " ", argv[i]); }
-
-  try {
-    Draft draft = gather_options(*chosen);
-    if (chosen->command == Command::bench) {
-      invocation.rows = bench_rows(draft);
-      invocation.config = invocation.rows.front().config;
-      invocation.config.sweep = draft.config.sweep;
-    } else {
-      invocation.config = complete(std::move(draft));
-    }
-  } catch (const Error& error) { return speaks ? report(error) : static_cast<int>(error.code()); }
-  if (chosen->print_config) {
-    if (speaks) { fmt::print("{}", to_toml(invocation.config)); }
+  // Work of one process that needs no MPI. The other ranks of a launcher leave without a word, and with success: a launcher that sees a
+  // failure ends rank 0, which may not have spoken yet.
+  const bool serial = chosen != nullptr && (chosen->command == Command::plan || chosen->print_config);
+  if (serial && !speaks) { return static_cast<int>(ExitCode::passed); }
+  if (failure && (serial || !under_launcher())) { std::rethrow_exception(failure); }
+  if (chosen != nullptr && chosen->print_config) {
+    fmt::print("{}", to_toml(invocation.config));
     return static_cast<int>(ExitCode::passed);
   }
 
@@ -173,7 +186,6 @@ int run_main(int argc, char** argv) {
   std::signal(SIGTERM, remove_and_end);
   std::signal(SIGINT, remove_and_end);
   std::optional<MpiEnvironment> mpi;
-  const bool serial = chosen->command == Command::plan;
   if (!serial && under_launcher()) { mpi.emplace(&argc, &argv); }
   const Communicator comm = mpi ? Communicator::world(invocation.config.timeout_s) : Communicator::single();
   const bool lost_peers = comm.size() == 1 && slurm_tasks() > 1 && std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr;
@@ -182,6 +194,7 @@ int run_main(int argc, char** argv) {
         "this Slurm step has {} tasks but each is a world of its own: start it with srun --mpi=pmix, or with mpirun", slurm_tasks()));
   }
   try {
+    comm.agree(failure);
     return static_cast<int>(execute(invocation, comm));
   } catch (const AgreedError& error) {
     // Every rank is here with the same code; one prints.

@@ -368,7 +368,8 @@ class Problem {
 /// The attention under test with room for any tiling.
 class Runner {
  public:
-  Runner() : workspace_(std::int64_t{2} << 30) { must(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream"); }
+  // A stream that waits for the default one, on which cudaMemcpy and cudaMemset go on after they have returned.
+  Runner() : workspace_(std::int64_t{2} << 30) { must(cudaStreamCreateWithFlags(&stream_, cudaStreamDefault), "stream"); }
   Runner(const Runner&) = delete;
   Runner& operator=(const Runner&) = delete;
   ~Runner() { static_cast<void>(cudaStreamDestroy(stream_)); }

@@ -56,6 +56,7 @@ class Gpu {
     queue = backend->make_queue();
     wrong_ = backend->allocate(sizeof(unsigned long long), MemoryUse::slot);
     REQUIRE(cudaMemset(wrong_.get(), 0, sizeof(unsigned long long)) == cudaSuccess);
+    REQUIRE(cudaDeviceSynchronize() == cudaSuccess);  // the queue does not wait for the default stream
   }
 
   std::unique_ptr<Transport> transport(TransportKind kind) { return make_transport(kind, comm_, *backend, share_); }
