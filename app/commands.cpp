@@ -81,7 +81,7 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
   session.run();
   progress.show("");
   const double ms = session.slowest_ms();
-  const std::vector<std::vector<StepTiming>> timings = session.gather_timings();
+  const std::vector<std::vector<StepTiming>> timings = gather_timings(comm, session.local_timings());
   std::int64_t pairs = 0;
   std::int64_t received = 0;
   for (const auto& executor : session.executors()) {

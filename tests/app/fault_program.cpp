@@ -79,7 +79,7 @@ int main(int argc, char** argv) {
     session.load();
     // Several rings, so that a fault may also meet ranks that are a whole ring ahead.
     for (int i = 0; i < 3; ++i) { session.run(); }
-    write_result(session, config.output, false, session.gather_timings(), {{"test", "fault"}});
+    write_result(session, config.output, false, gather_timings(comm, session.local_timings()), {{"test", "fault"}});
   } catch (const AgreedError& error) {
     if (error.reporter()) { fmt::print(stderr, "annulus: {}\n", error.what()); }
     return static_cast<int>(error.code());

@@ -188,14 +188,18 @@ double Session::slowest_ms() {
   return comm_.max(slowest);
 }
 
-std::vector<std::vector<StepTiming>> Session::gather_timings() {
-  std::vector<std::vector<StepTiming>> all;
-  for (const auto& executor : executors_) { all.push_back(executor->timings()); }
-  if (comm_.size() == 1) { return all; }
-  const std::vector<StepTiming>& own = all.front();
+std::vector<std::vector<StepTiming>> Session::local_timings() {
+  std::vector<std::vector<StepTiming>> local;
+  for (const auto& executor : executors_) { local.push_back(executor->timings()); }
+  return local;
+}
+
+std::vector<std::vector<StepTiming>> gather_timings(const Communicator& comm, const std::vector<std::vector<StepTiming>>& local) {
+  if (comm.size() == 1) { return local; }
+  const std::vector<StepTiming>& own = local.front();  // several ranks in one process are all there are
   const std::string bytes(reinterpret_cast<const char*>(own.data()), own.size() * sizeof(StepTiming));
   std::vector<std::vector<StepTiming>> gathered;
-  for (const std::string& part : comm_.gather(bytes, 0)) {
+  for (const std::string& part : comm.gather(bytes, 0)) {
     std::vector<StepTiming>& timings = gathered.emplace_back(part.size() / sizeof(StepTiming));
     std::memcpy(timings.data(), part.data(), part.size());
   }

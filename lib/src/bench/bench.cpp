@@ -10,7 +10,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstring>
 #include <numeric>
 #include <utility>
 
@@ -20,9 +19,6 @@ namespace {
 
 /// Rows compared with the oracle before a configuration is timed.
 constexpr std::int64_t kCheckedRows = 64;
-
-/// Timings of the ranks of this process, one run's.
-using LocalTimings = std::vector<std::vector<StepTiming>>;
 
 /// Milliseconds of each repetition, the same on all ranks. `keep` is told of each one while its timings can be asked for.
 template <class Keep>
@@ -45,19 +41,6 @@ std::size_t median_repetition(const std::vector<double>& samples) {
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return samples[a] < samples[b]; });
   return order[(order.size() - 1) / 2];
-}
-
-/// One process's timings from all processes; on rank 0 only. Collective.
-LocalTimings gather(const Communicator& comm, LocalTimings own) {
-  if (comm.size() == 1) { return own; }
-  const std::vector<StepTiming>& mine = own.front();  // several ranks in one process are all there are
-  LocalTimings gathered;
-  for (const std::string& part :
-       comm.gather(std::string(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(StepTiming)), 0)) {
-    std::vector<StepTiming>& timings = gathered.emplace_back(part.size() / sizeof(StepTiming));
-    std::memcpy(timings.data(), part.data(), part.size());
-  }
-  return gathered;
 }
 
 /// The configuration with what only the running session knows.
@@ -94,15 +77,13 @@ BenchReport bench(const Config& config, const Communicator& comm) {
   report.backend = session.backend().describe();
   report.input = resolved.source->describe();
 
-  std::vector<LocalTimings> repetitions;
-  report.samples_ms = time_runs(session, config.warmup, config.repetitions, Passing::on, [&] {
-    LocalTimings& own = repetitions.emplace_back();
-    for (const auto& executor : session.executors()) { own.push_back(executor->timings()); }
-  });
+  std::vector<std::vector<std::vector<StepTiming>>> repetitions;
+  report.samples_ms =
+      time_runs(session, config.warmup, config.repetitions, Passing::on, [&] { repetitions.push_back(session.local_timings()); });
   report.median_ms = median(report.samples_ms);
   report.min_ms = *std::min_element(report.samples_ms.begin(), report.samples_ms.end());
   report.p95_ms = percentile(report.samples_ms, 95.0);
-  report.timings = gather(comm, std::move(repetitions[median_repetition(report.samples_ms)]));
+  report.timings = gather_timings(comm, repetitions[median_repetition(report.samples_ms)]);
   report.steps = summarize_steps(report.timings);
   report.run = summarize_run(report.timings);
   report.memory_high_water = comm.max(session.backend().memory().high_water);

@@ -66,8 +66,8 @@ class Session {
 
   /// Milliseconds of the last run, of the slowest rank. Collective.
   double slowest_ms();
-  /// Timings of the last run of all ranks of the ring; on rank 0 only. Collective.
-  std::vector<std::vector<StepTiming>> gather_timings();
+  /// Timings of the last run of this process's ranks, [rank][step].
+  std::vector<std::vector<StepTiming>> local_timings();
   /// The plan's prediction for this process (all its ranks) and the backend's workspace.
   std::int64_t predicted_bytes() const { return predicted_bytes_; }
 
@@ -81,6 +81,9 @@ class Session {
   std::vector<std::unique_ptr<RingExecutor>> executors_;
   std::int64_t predicted_bytes_ = 0;
 };
+
+/// Timings of all ranks of the ring, on rank 0 only, from what each process has of its own. Collective.
+std::vector<std::vector<StepTiming>> gather_timings(const Communicator& comm, const std::vector<std::vector<StepTiming>>& local);
 
 /// Streams O and LSE of all ranks into a result file through rank 0, with timings and provenance. Collective; complete or absent.
 void write_result(Session& session, const std::string& path, bool force, const std::vector<std::vector<StepTiming>>& timings,
