@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// The host's side of the fused kernel: from work records to tiles and tensor maps (pure arithmetic, no device), and the launch.
+#pragma once
+
+#include <annulus/kernels/dtype.hpp>
+#include <annulus/kernels/tasks.hpp>
+
+#include "tile.hpp"
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+struct CUstream_st;
+
+namespace annulus::kernels::cuda::fused {
+
+/// Q, K or V: [batch, rows, heads, head_dim], 16-bit elements, head_dim contiguous. Strides count elements and are multiples of 8; data is
+/// device memory aligned to 16 bytes.
+struct Operand {
+  const void* data = nullptr;
+  std::int64_t batches = 0;
+  std::int64_t rows = 0;
+  std::int64_t heads = 0;
+  std::int64_t batch_stride = 0;
+  std::int64_t row_stride = 0;
+  std::int64_t head_stride = 0;
+};
+
+/// A contiguous [batch, rows, heads, head_dim].
+Operand contiguous(const void* data, std::int64_t batches, std::int64_t rows, std::int64_t heads, std::int64_t head_dim);
+
+/// Which part of its keys a record visits; see TileFlags.
+enum class KeyPart { all, down, above };
+enum class KeyOrder { cyclic, arrival };
+
+/// Dense attention of a progression of query rows over a progression of key rows of equal stride, for a range of heads of one batch entry.
+/// Row i of Q is row q_first + i * stride of operand `q`; query head h reads KV head h / q_per_kv.
+struct Record {
+  std::int64_t q_first = 0;
+  std::int64_t k_first = 0;
+  std::int64_t q_stride = 1;
+  std::int64_t k_stride = 1;
+  std::int32_t q_rows = 0;
+  std::int32_t k_rows = 0;
+  std::int32_t q = 0;   ///< number of the operand
+  std::int32_t kv = 0;  ///< number of K; V is the next
+  std::int32_t q_batch = 0;
+  std::int32_t k_batch = 0;
+  std::int32_t first_head = 0;
+  std::int32_t heads = 0;
+  std::int32_t q_per_kv = 1;
+  std::int32_t diagonal = 0;  ///< position of query row 0 minus position of key 0, counted in rows of their segment
+  std::int64_t partial = 0;   ///< number of the partial of the first 64 rows of the first head: [heads][ceil(q_rows / 64)]
+  Mask mask = Mask::none;
+  KeyPart part = KeyPart::all;
+  KeyOrder order = KeyOrder::cyclic;
+  bool first = true;  ///< nothing has been attended for these rows yet
+  bool last = true;   ///< nothing comes after
+};
+
+/// A tensor map still without its address: rows of an operand seen as residue classes of `rate`, all of one length. Where the rate does not
+/// divide the rows, the first classes are a row longer and have a map of their own.
+struct MapRequest {
+  std::int32_t operand = 0;
+  std::int64_t rate = 1;
+  bool longer = false;   ///< the classes that are a row longer
+  std::int32_t box = 0;  ///< rows of a copy
+  bool operator==(const MapRequest&) const = default;
+};
+
+struct TileList {
+  std::vector<Tile> tiles;
+  std::vector<MapRequest> maps;
+};
+
+/// Number of the shape in kTileShapes that serves head_dim, or -1: above 256, or not a multiple of 8.
+int shape_of(std::int64_t head_dim);
+
+/// Tiles of all records, in the order in which blocks should draw them: the longest first; where those of one head differ in length, inside
+/// sections of heads whose keys and values stay in the L2 cache. O is [batch, rows, heads, head_dim] like the Q operand of the record, LSE
+/// [batch, heads, rows]. Rows of two records with the same `partial` must not be in one list.
+/// @throws std::invalid_argument if an extent is out of range or more than kMaxMaps maps are needed
+TileList make_tiles(std::span<const Record> records, std::span<const Operand> operands, std::int64_t head_dim);
+
+/// Bytes of `count` partials of 64 rows.
+std::int64_t partial_bytes(std::int64_t head_dim, std::int64_t count);
+
+/// Rows of a query tile.
+int tile_rows(std::int64_t head_dim);
+
+class Launcher {
+ public:
+  /// @param operands  as for make_tiles; the addresses go into tensor maps now
+  /// @throws LibraryError if the driver refuses a map
+  Launcher(const TileList& list, std::span<const Operand> operands, DType dtype, std::int64_t head_dim);
+  Launcher(Launcher&&) noexcept;
+  Launcher& operator=(Launcher&&) noexcept;
+  Launcher(const Launcher&) = delete;
+  Launcher& operator=(const Launcher&) = delete;
+  ~Launcher();
+
+  /// Enqueues the kernel on `stream`; all memory of `args` stays in use until the stream has passed it. Returns the tickets that it draws.
+  /// @param blocks  at most one for each SM of the current device
+  /// @throws LibraryError if the launch fails
+  std::int32_t launch(const Arguments& args, int blocks, CUstream_st* stream) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace annulus::kernels::cuda::fused

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fused.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+namespace annulus::kernels::cuda::fused {
+namespace {
+
+/// Keys and values of the heads of a section: two thirds of the smallest L2 cache of a Hopper card.
+constexpr std::int64_t kSectionBytes = 32LL << 20;
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+std::int32_t narrow(std::int64_t value, const char* what) {
+  if (value < 0 || value > std::numeric_limits<std::int32_t>::max()) {
+    throw std::invalid_argument(std::string(what) + " " + std::to_string(value) + " does not fit 31 bits");
+  }
+  return static_cast<std::int32_t>(value);
+}
+
+/// Where a progression's rows begin in a tensor map.
+struct Start {
+  std::int32_t map;
+  std::int32_t row;
+  std::int32_t residue;
+};
+
+class MapTable {
+ public:
+  MapTable(std::vector<MapRequest>& maps, std::span<const Operand> operands) : maps_(maps), operands_(operands) {}
+
+  /// Finds or adds the maps of `count` operands that follow each other and are read alike.
+  Start start(std::int32_t operand, int count, std::int64_t first, std::int64_t rate, std::int32_t box) {
+    const std::int64_t rows = operands_[static_cast<std::size_t>(operand)].rows;
+    const std::int64_t longer = rows % rate;
+    const std::int64_t residue = first % rate;
+    const MapRequest wanted{.operand = operand, .rate = rate, .longer = residue < longer, .box = box};
+    const auto found = std::find(maps_.begin(), maps_.end(), wanted);
+    const auto number = static_cast<std::int32_t>(found - maps_.begin());
+    if (found == maps_.end()) {
+      for (int i = 0; i < count; ++i) {
+        maps_.push_back(wanted);
+        maps_.back().operand += i;
+      }
+    }
+    return {number, narrow(first / rate, "row"), narrow(wanted.longer ? residue : residue - longer, "residue")};
+  }
+
+ private:
+  std::vector<MapRequest>& maps_;
+  std::span<const Operand> operands_;
+};
+
+void check(const Record& record, std::span<const Operand> operands) {
+  const auto at = [&](std::int32_t number) -> const Operand& {
+    if (number < 0 || static_cast<std::size_t>(number) >= operands.size()) {
+      throw std::invalid_argument("record of operand " + std::to_string(number) + " of " + std::to_string(operands.size()));
+    }
+    return operands[static_cast<std::size_t>(number)];
+  };
+  const auto inside = [](const Operand& operand, std::int64_t first, std::int64_t stride, std::int64_t count, const char* what) {
+    if (count < 1 || first < 0 || stride < 1 || first + (count - 1) * stride >= operand.rows) {
+      throw std::invalid_argument(std::string(what) + " rows " + std::to_string(first) + " + i * " + std::to_string(stride) + ", i < " +
+                                  std::to_string(count) + ", lie outside the operand's " + std::to_string(operand.rows));
+    }
+  };
+  inside(at(record.q), record.q_first, record.q_stride, record.q_rows, "query");
+  inside(at(record.kv), record.k_first, record.k_stride, record.k_rows, "key");
+  inside(at(record.kv + 1), record.k_first, record.k_stride, record.k_rows, "value");
+  if (record.heads < 1 || record.q_per_kv < 1 || record.first_head + record.heads > at(record.q).heads ||
+      (record.first_head + record.heads - 1) / record.q_per_kv >= at(record.kv).heads) {
+    throw std::invalid_argument("heads " + std::to_string(record.first_head) + " + " + std::to_string(record.heads) +
+                                " lie outside the operands'");
+  }
+}
+
+/// Key tiles that the tile streams, the measure of its length.
+std::int64_t length_of(const Tile& tile, const TileShape& shape) {
+  const std::int64_t rows = std::min<std::int64_t>(tile.q_rows, static_cast<std::int64_t>(kGroupRows) * shape.warpgroups);
+  std::int64_t keys = tile.k_rows;
+  const std::int64_t own = static_cast<std::int64_t>(tile.diagonal) + rows;
+  if ((tile.flags & (kCausal | kDown)) != 0) { keys = std::clamp<std::int64_t>(own, 0, keys); }
+  if ((tile.flags & kAbove) != 0) { keys -= std::clamp<std::int64_t>(own, 0, keys); }
+  return ceil_div(keys, shape.keys);
+}
+
+/// The tiles of each section by falling length; equal ones stay in order, as neighbours read the same keys.
+std::vector<Tile> longest_first(const std::vector<Tile>& tiles, const std::vector<std::size_t>& sections, const TileShape& shape) {
+  struct Place {
+    std::int64_t length;
+    std::size_t index;
+  };
+  std::vector<Place> places;
+  places.reserve(tiles.size());
+  for (std::size_t i = 0; i < tiles.size(); ++i) { places.push_back({length_of(tiles[i], shape), i}); }
+  for (std::size_t i = 0; i + 1 < sections.size(); ++i) {
+    std::sort(places.begin() + static_cast<std::ptrdiff_t>(sections[i]), places.begin() + static_cast<std::ptrdiff_t>(sections[i + 1]),
+              [](const Place& a, const Place& b) { return a.length != b.length ? a.length > b.length : a.index < b.index; });
+  }
+  std::vector<Tile> sorted;
+  sorted.reserve(tiles.size());
+  for (const Place& place : places) { sorted.push_back(tiles[place.index]); }
+  return sorted;
+}
+
+}  // namespace
+
+Operand contiguous(const void* data, std::int64_t batches, std::int64_t rows, std::int64_t heads, std::int64_t head_dim) {
+  return {data, batches, rows, heads, rows * heads * head_dim, heads * head_dim, head_dim};
+}
+
+int shape_of(std::int64_t head_dim) {
+  if (head_dim < 1 || head_dim % 8 != 0) { return -1; }
+  int index = 0;
+  for (const TileShape& shape : kTileShapes) {
+    if (head_dim <= shape.head_dim) { return index; }
+    ++index;
+  }
+  return -1;
+}
+
+std::int64_t partial_bytes(std::int64_t head_dim, std::int64_t count) {
+  return partial_vectors(kTileShapes[shape_of(head_dim)].head_dim) * count * 16;
+}
+
+int tile_rows(std::int64_t head_dim) { return kGroupRows * kTileShapes[shape_of(head_dim)].warpgroups; }
+
+TileList make_tiles(std::span<const Record> records, std::span<const Operand> operands, std::int64_t head_dim) {
+  const int index = shape_of(head_dim);
+  if (index < 0) { throw std::invalid_argument("head_dim " + std::to_string(head_dim) + " is not a multiple of 8 up to 256"); }
+  const TileShape& shape = kTileShapes[index];
+  const std::int64_t rows_of_tile = static_cast<std::int64_t>(kGroupRows) * shape.warpgroups;
+  const std::int64_t vectors = partial_vectors(shape.head_dim);
+
+  TileList list;
+  MapTable maps(list.maps, operands);
+  bool unequal = false;               // tiles of one record differ in length
+  std::vector<std::size_t> sections;  // where the tiles of each begin
+  std::int64_t section_bytes = kSectionBytes;
+  for (const Record& record : records) {
+    check(record, operands);
+    const Operand& q = operands[static_cast<std::size_t>(record.q)];
+    const Start q_start = maps.start(record.q, 1, record.q_first, record.q_stride, kGroupRows);
+    const Start k_start = maps.start(record.kv, 2, record.k_first, record.k_stride, shape.keys);
+    unequal = unequal || record.mask == Mask::causal || (record.part != KeyPart::all && record.order == KeyOrder::cyclic);
+    const std::int64_t units = ceil_div(record.q_rows, kGroupRows);
+    const std::int64_t kv_bytes = 4 * head_dim * record.k_rows;  // of one KV head
+    for (std::int32_t h = 0; h < record.heads; ++h) {
+      const std::int32_t head = record.first_head + h;
+      if (h % record.q_per_kv == 0) { section_bytes += kv_bytes; }
+      if (section_bytes > kSectionBytes) {
+        sections.push_back(list.tiles.size());
+        section_bytes = kv_bytes;
+      }
+      for (std::int64_t row = 0; row < record.q_rows; row += rows_of_tile) {
+        const std::int64_t token = record.q_first + row * record.q_stride;
+        Tile tile;
+        tile.q_map = q_start.map;
+        tile.kv_map = k_start.map;
+        tile.q_row = narrow(q_start.row + row, "row");
+        tile.q_residue = q_start.residue;
+        tile.q_batch = record.q_batch;
+        tile.q_head = head;
+        tile.k_row = k_start.row;
+        tile.k_residue = k_start.residue;
+        tile.k_batch = record.k_batch;
+        tile.k_head = head / record.q_per_kv;
+        tile.q_rows = narrow(record.q_rows - row, "rows");
+        tile.k_rows = record.k_rows;
+        tile.diagonal = static_cast<std::int32_t>(record.diagonal + row);
+        tile.flags = (record.first ? kFirst : 0) | (record.last ? kLast : 0) | (record.mask == Mask::causal ? kCausal : 0) |
+                     (record.order == KeyOrder::arrival ? kArrival : 0) | (record.part == KeyPart::down ? kDown : 0) |
+                     (record.part == KeyPart::above ? kAbove : 0);
+        tile.out = ((record.q_batch * q.rows + token) * q.heads + head) * head_dim;
+        tile.out_pitch = record.q_stride * q.heads * head_dim;
+        tile.lse = (static_cast<std::int64_t>(record.q_batch) * q.heads + head) * q.rows + token;
+        tile.lse_pitch = record.q_stride;
+        tile.partial = (record.partial + h * units + row / kGroupRows) * vectors;
+        list.tiles.push_back(tile);
+      }
+    }
+  }
+  if (!unequal) { sections.assign(1, 0); }
+  sections.push_back(list.tiles.size());
+  list.tiles = longest_first(list.tiles, sections, shape);
+  return list;
+}
+
+}  // namespace annulus::kernels::cuda::fused
