@@ -2,20 +2,18 @@
 #include "bench.hpp"
 
 #include <annulus/bench/bench.hpp>
-#include <annulus/bench/bench_file.hpp>
 
+#include "bench_files.hpp"
 #include "config_file.hpp"
 #include "progress.hpp"
 #include "report.hpp"
+#include "standard_output.hpp"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
-#include <filesystem>
 #include <string_view>
-#include <system_error>
 
 namespace annulus::app {
 
@@ -36,19 +34,8 @@ void with_row(const Invocation& invocation, std::size_t index, Body&& body) {
   }
 }
 
-/// Everything that can be found wrong is found here, in all rows, before the first one runs. Collective.
+/// Everything that can be found wrong with the rows is found here, before the first one runs. Collective.
 void require_all_runnable(const Invocation& invocation, const Communicator& comm) {
-  const Config& config = invocation.config;
-  together(comm, [&] {
-    if (comm.rank() != 0) { return; }
-    std::error_code ignored;
-    const bool both = !config.csv.empty() && !config.output.empty();
-    ANNULUS_EXPECTS(
-        !both || std::filesystem::weakly_canonical(config.csv, ignored) != std::filesystem::weakly_canonical(config.output, ignored),
-        "--csv and --output are the same file, {}", config.csv);
-    if (!config.csv.empty()) { check_result_path(config.csv, config.force); }
-    if (!config.output.empty()) { check_result_path(config.output, config.force); }
-  });
   if (invocation.rows.size() == 1) { return; }  // the row itself begins so
   const Progress progress(comm.rank() == 0 && !invocation.json);
   for (std::size_t index = 0; index < invocation.rows.size(); ++index) {
@@ -79,26 +66,25 @@ class Table {
   }
 
   void print_header(std::int64_t repetitions) const {
-    fmt::print("# times in ms of the slowest rank, median of {}; flops = 4 x head-dim x visible (query, key) pairs\n", repetitions);
-    fmt::print("# overlap: the same blocks without passing / median; of peak: of the fp32 FMA peak of a rank's threads;\n");
-    fmt::print("# error: RMS error of the output that was timed / that of a plain run in the same dtype\n");
-    for (const auto& [name, width] : swept_) { fmt::print("{:>{}} ", name, width); }
-    fmt::print("{:>5} {:>9} {:>6} {:>6} {:>5} {:>6} {:>10} {:>10} {:>10} {:>12} {:>10} {:>10} {:>14} {:>8} {:>8} {:>6}\n", "ranks",
-               "seq-len", "heads", "h-dim", "dtype", "causal", "median", "min", "p95", "TFLOP/s/rank", "comm", "exposed", "received B",
-               "overlap", "of peak", "error");
-    std::fflush(stdout);
+    say("# times in ms of the slowest rank, median of {}; flops = 4 x head-dim x visible (query, key) pairs\n", repetitions);
+    say("# overlap: the same blocks without passing / median; of peak: of the fp32 FMA peak of a rank's threads;\n");
+    say("# error: RMS error of the output that was timed / that of a plain run in the same dtype\n");
+    for (const auto& [name, width] : swept_) { say("{:>{}} ", name, width); }
+    say("{:>5} {:>9} {:>6} {:>6} {:>5} {:>6} {:>10} {:>10} {:>10} {:>12} {:>10} {:>10} {:>14} {:>8} {:>8} {:>6}\n", "ranks", "seq-len",
+        "heads", "h-dim", "dtype", "causal", "median", "min", "p95", "TFLOP/s/rank", "comm", "exposed", "received B", "overlap", "of peak",
+        "error");
+    flush_output();
   }
 
   void print(const BenchRow& row, const BenchReport& report) const {
     const auto or_dash = [](double value) { return value > 0 ? fmt::format("{:.3f}", value) : std::string("-"); };
     const Problem& problem = report.config.problem;
-    for (const auto& [name, width] : swept_) { fmt::print("{:>{}} ", value_of(row, name), width); }
-    fmt::print(
-        "{:>5} {:>9} {:>6} {:>6} {:>5} {:>6} {:>10.3f} {:>10.3f} {:>10.3f} {:>12.4f} {:>10.3f} {:>10.3f} {:>14} {:>8} {:>8} {:>6.2f}\n",
+    for (const auto& [name, width] : swept_) { say("{:>{}} ", value_of(row, name), width); }
+    say("{:>5} {:>9} {:>6} {:>6} {:>5} {:>6} {:>10.3f} {:>10.3f} {:>10.3f} {:>12.4f} {:>10.3f} {:>10.3f} {:>14} {:>8} {:>8} {:>6.2f}\n",
         report.ranks, problem.seq_len, problem.heads, problem.head_dim, to_string(problem.dtype), problem.causal, report.median_ms,
         report.min_ms, report.p95_ms, report.tflops_per_rank, report.run.communication_ms, report.run.exposed_ms, report.bytes_received,
         or_dash(report.overlap_efficiency), or_dash(report.of_peak), report.check.verdict.ratio);
-    std::fflush(stdout);
+    flush_output();
   }
 
  private:
@@ -154,114 +140,53 @@ Json json_of(const BenchRow& row, const BenchReport& report) {
   return json;
 }
 
-/// A column of one number or text of every report.
-template <class Get>
-BenchColumn column(std::string_view name, const std::vector<BenchReport>& reports, Get get) {
-  std::vector<decltype(get(reports.front()))> values;
-  for (const BenchReport& report : reports) { values.push_back(get(report)); }
-  return {std::string(name), std::move(values)};
-}
+/// Rows as one JSON document, printed as they come: a list, or without a sweep the one row. What ends early, by an error or by SIGTERM, is
+/// closed, so that the rows so far can be read.
+class JsonRows {
+ public:
+  JsonRows(bool enabled, bool is_list) : enabled_(enabled), is_list_(is_list) {}
+  ~JsonRows() {
+    set_open_ending(nullptr);
+    if (rows_ > 0 && is_list_) { print_text(kEnding); }
+  }
+  JsonRows(const JsonRows&) = delete;
+  JsonRows& operator=(const JsonRows&) = delete;
 
-/// The options of problem, pattern and execution as the rows ran, named like the flags, then what was measured.
-std::vector<BenchColumn> columns_of(const std::vector<BenchReport>& reports) {
-  std::vector<BenchColumn> columns;
-  for (const Option& option : options()) {
-    if (option.group != "Problem" && option.group != "Pattern" && option.group != "Execution") { continue; }
-    const auto value_of = [&option](const BenchReport& report) {
-      Value value;
-      option.get(report.config, value);
-      return value;
-    };
-    if (option.kind == ValueKind::integer) {
-      columns.push_back(column(option.name, reports, [&](const BenchReport& r) { return std::get<std::int64_t>(value_of(r)); }));
-    } else if (option.kind == ValueKind::real) {
-      columns.push_back(column(option.name, reports, [&](const BenchReport& r) { return std::get<double>(value_of(r)); }));
-    } else {
-      columns.push_back(column(option.name, reports, [&](const BenchReport& r) { return text_of(value_of(r)); }));
+  void add(const BenchRow& row, const BenchReport& report) {
+    if (!enabled_) { return; }
+    const std::string document = json_of(row, report).dump(2);
+    std::string text = !is_list_ ? "" : rows_ == 0 ? "[\n  " : ",\n  ";
+    for (const char letter : document) {
+      text += letter;
+      if (letter == '\n' && is_list_) { text += "  "; }
     }
+    if (!is_list_) { text += '\n'; }
+    set_open_ending(nullptr);
+    print_text(text);
+    flush_output();
+    if (is_list_) { set_open_ending(kEnding); }
+    ++rows_;
   }
-  const auto add = [&](std::string_view name, auto get) { columns.push_back(column(name, reports, get)); };
-  add("ranks", [](const BenchReport& r) { return r.ranks; });
-  add("runs_on", [](const BenchReport& r) { return r.backend; });
-  add("rows_checked", [](const BenchReport& r) { return r.check.rows_checked; });
-  add("rms_error", [](const BenchReport& r) { return r.check.verdict.rms_error; });
-  add("plain_rms_error", [](const BenchReport& r) { return r.check.verdict.plain_rms_error; });
-  add("median_ms", [](const BenchReport& r) { return r.median_ms; });
-  add("min_ms", [](const BenchReport& r) { return r.min_ms; });
-  add("p95_ms", [](const BenchReport& r) { return r.p95_ms; });
-  add("repetitions", [](const BenchReport& r) { return std::ssize(r.samples_ms); });
-  add("flops", [](const BenchReport& r) { return r.flops; });
-  add("tflops_per_rank", [](const BenchReport& r) { return r.tflops_per_rank; });
-  add("communication_ms", [](const BenchReport& r) { return r.run.communication_ms; });
-  add("exposed_ms", [](const BenchReport& r) { return r.run.exposed_ms; });
-  add("skew_ms", [](const BenchReport& r) { return r.run.skew_ms; });
-  add("bytes_received", [](const BenchReport& r) { return r.bytes_received; });
-  add("blocks_alone_ms", [](const BenchReport& r) { return r.blocks_alone_ms; });
-  add("overlap_efficiency", [](const BenchReport& r) { return r.overlap_efficiency; });
-  add("fma_peak_gflops", [](const BenchReport& r) { return r.peak_gflops; });
-  add("of_peak", [](const BenchReport& r) { return r.of_peak; });
-  add("memory_high_water", [](const BenchReport& r) { return r.memory_high_water; });
-  return columns;
-}
 
-/// A field as RFC 4180 wants it.
-std::string csv_field(const std::string& text) {
-  if (text.find_first_of(",\"\r\n") == std::string::npos) { return text; }
-  std::string quoted = "\"";
-  for (const char letter : text) {
-    if (letter == '"') { quoted += '"'; }
-    quoted += letter;
-  }
-  return quoted + '"';
-}
-
-std::string csv_of(const std::vector<BenchColumn>& columns, std::size_t rows) {
-  std::string text;
-  const auto add_line = [&](auto field) {
-    std::vector<std::string> fields;
-    for (const BenchColumn& column : columns) { fields.push_back(csv_field(field(column))); }
-    text += fmt::format("{}\n", fmt::join(fields, ","));
-  };
-  add_line([](const BenchColumn& c) { return c.name; });
-  for (std::size_t row = 0; row < rows; ++row) {
-    add_line(
-        [row](const BenchColumn& c) { return std::visit([row](const auto& values) { return fmt::format("{}", values[row]); }, c.values); });
-  }
-  return text;
-}
-
-std::vector<BenchDetail> details_of(const std::vector<BenchReport>& reports) {
-  std::vector<BenchDetail> details;
-  for (const BenchReport& report : reports) { details.push_back({report.samples_ms, report.timings}); }
-  return details;
-}
-
-/// Rank 0 writes what was asked for; all ranks learn whether that went well. Collective.
-void write_files(const Invocation& invocation, const Communicator& comm, const std::vector<BenchReport>& reports,
-                 const std::string& hosts) {
-  const Config& config = invocation.config;
-  together(comm, [&] {
-    if (comm.rank() != 0) { return; }
-    const std::vector<BenchColumn> columns = columns_of(reports);
-    if (!config.csv.empty()) { write_text_result(config.csv, config.force, csv_of(columns, reports.size())); }
-    if (config.output.empty()) { return; }
-    auto entries = provenance(invocation, config);
-    entries.emplace_back("input", reports.front().input);
-    entries.emplace_back("hosts", hosts);
-    write_bench_file(config.output, config.force, columns, details_of(reports), entries);
-  });
-}
+ private:
+  static constexpr const char* kEnding = "\n]\n";
+  bool enabled_;
+  bool is_list_;
+  std::size_t rows_ = 0;
+};
 
 }  // namespace
 
 ExitCode execute_bench(const Invocation& invocation, const Communicator& comm) {
   const bool sweeping = !invocation.config.sweep.empty();
   const bool prints = comm.rank() == 0 && !invocation.json;
+  std::vector<BenchReport> reports;
+  BenchFiles files(invocation, comm);
   require_all_runnable(invocation, comm);
   const Table table(invocation.rows);
   if (prints && sweeping) { table.print_header(invocation.config.repetitions); }
+  JsonRows json_rows(comm.rank() == 0 && invocation.json, sweeping);
   const Progress progress(prints);
-  std::vector<BenchReport> reports;
   std::string hosts;
   for (std::size_t index = 0; index < invocation.rows.size(); ++index) {
     progress.show(fmt::format("row {} of {}", index + 1, invocation.rows.size()));
@@ -269,22 +194,18 @@ ExitCode execute_bench(const Invocation& invocation, const Communicator& comm) {
     progress.show("");
     const BenchReport& report = reports.back();
     if (index == 0) { hosts = host_lines(comm, report.backend); }
+    files.write(comm, reports, hosts);
+    json_rows.add(invocation.rows[index], report);
     if (!prints) { continue; }
     if (!sweeping) {
-      fmt::print("# {}\n", line_of(report.check));
+      say("# {}\n", line_of(report.check));
       table.print_header(invocation.config.repetitions);  // now that the row has turned out to be possible
     }
     table.print(invocation.rows[index], report);
   }
-  if (comm.rank() == 0 && invocation.json) {
-    Json rows = Json::array();
-    for (std::size_t index = 0; index < reports.size(); ++index) { rows.push_back(json_of(invocation.rows[index], reports[index])); }
-    fmt::print("{}\n", (sweeping ? rows : rows.front()).dump(2));
-  }
-  write_files(invocation, comm, reports, hosts);
   if (!prints) { return ExitCode::passed; }
   for (const std::string& path : {invocation.config.csv, invocation.config.output}) {
-    if (!path.empty()) { fmt::print("# wrote {}\n", path); }
+    if (!path.empty()) { say("# wrote {}\n", path); }
   }
   return ExitCode::passed;
 }

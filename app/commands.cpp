@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "commands.hpp"
 
+#include <annulus/attention/result_sink.hpp>
 #include <annulus/attention/session.hpp>
 #include <annulus/io/result_file.hpp>
 #include <annulus/plan/cost.hpp>
@@ -10,11 +11,13 @@
 #include "info.hpp"
 #include "progress.hpp"
 #include "report.hpp"
+#include "standard_output.hpp"
 
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <limits>
+#include <cstdio>
+#include <memory>
 
 namespace annulus::app {
 
@@ -23,25 +26,6 @@ namespace {
 std::string setup_line(const Session& session) {
   return fmt::format("{} rank{} over {}, schedule {}, backend {}", session.ranks(), session.ranks() == 1 ? "" : "s",
                      to_string(session.transport_kind()), to_string(session.resolved().config.schedule), session.backend().describe());
-}
-
-/// (batch, head, row) triples that no branch covers, over all ranks. Collective.
-std::int64_t count_uncovered(const Session& session) {
-  std::int64_t uncovered = 0;
-  const Problem& problem = session.problem();
-  std::vector<float> lse;
-  constexpr std::int64_t kRows = 4096;
-  for (const auto& executor : session.executors()) {
-    for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
-      for (std::int64_t first = 0; first < executor->plan().local_rows; first += kRows) {
-        const std::int64_t count = std::min(kRows, executor->plan().local_rows - first);
-        lse.resize(static_cast<std::size_t>(problem.heads * count));
-        executor->read_lse(batch, first, count, lse.data());
-        uncovered += std::count(lse.begin(), lse.end(), -std::numeric_limits<float>::infinity());
-      }
-    }
-  }
-  return session.comm().sum(uncovered);
 }
 
 std::vector<std::pair<std::string, std::string>> result_provenance(const Invocation& invocation, const Session& session,
@@ -56,24 +40,24 @@ std::vector<std::pair<std::string, std::string>> result_provenance(const Invocat
 }
 
 void print_timings(const std::vector<std::vector<StepTiming>>& timings) {
-  fmt::print("{:>5} {:>5} {:>12} {:>12} {:>12} {:>14} {:>14}\n", "rank", "step", "compute ms", "comm ms", "exposed ms", "sent B",
-             "received B");
+  say("{:>5} {:>5} {:>12} {:>12} {:>12} {:>14} {:>14}\n", "rank", "step", "compute ms", "comm ms", "exposed ms", "sent B", "received B");
   constexpr std::size_t kLines = 32;
   std::size_t lines = 0;
   for (std::size_t rank = 0; rank < timings.size(); ++rank) {
     for (std::size_t step = 0; step < timings[rank].size(); ++step) {
       if (lines++ >= kLines) { continue; }
       const StepTiming& t = timings[rank][step];
-      fmt::print("{:>5} {:>5} {:>12.3f} {:>12.3f} {:>12.3f} {:>14} {:>14}\n", rank, step, t.compute_ms, t.communication_ms, t.exposed_ms,
-                 t.bytes_sent, t.bytes_received);
+      say("{:>5} {:>5} {:>12.3f} {:>12.3f} {:>12.3f} {:>14} {:>14}\n", rank, step, t.compute_ms, t.communication_ms, t.exposed_ms,
+          t.bytes_sent, t.bytes_received);
     }
   }
-  if (lines > kLines) { fmt::print("  ... {} more lines; the result file and --json have all of them\n", lines - kLines); }
+  if (lines > kLines) { say("  ... {} more lines; the result file and --json have all of them\n", lines - kLines); }
 }
 
 ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
   const Progress progress(comm.rank() == 0 && !invocation.json);
   const ResolvedConfig resolved = resolve(invocation.config, comm);
+  const std::unique_ptr<ResultFile> file = create_result(resolved, comm);
   Session session(resolved, comm);
   progress.show("reading input");
   session.load();
@@ -91,7 +75,8 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
   }
   const double flops = 4.0 * static_cast<double>(session.problem().head_dim) * static_cast<double>(comm.sum(pairs));
   received = comm.sum(received);
-  const std::int64_t uncovered = count_uncovered(session);
+  const RowCounts counts = count_rows(session);
+  const ExitCode code = counts.non_finite == 0 ? ExitCode::passed : ExitCode::check_failed;
   const MemoryReport memory = session.backend().memory();
   const std::int64_t high_water = comm.max(memory.high_water);
   const std::int64_t device_own = comm.max(memory.device_own);
@@ -101,34 +86,38 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
   const std::string& output = resolved.config.output;
   if (!output.empty()) {
     progress.show("writing " + output);
-    write_result(session, output, resolved.config.force, timings, result_provenance(invocation, session, hosts));
+    write_result(session, file.get(), timings, counts, result_provenance(invocation, session, hosts));
     progress.show("");
   }
-  if (comm.rank() != 0) { return ExitCode::passed; }
+  if (comm.rank() != 0) { return code; }
+  if (counts.non_finite > 0) { print_error(line_of(counts)); }
   if (invocation.json) {
     Json json{{"problem", to_json(session.problem())}, {"pattern", describe(session.pattern())}, {"setup", setup_line(session)}};
     json["total_ms"] = ms;
     json["tflops"] = flops / ms / 1e9;
     json["bytes_received"] = received;
-    json["uncovered"] = uncovered;
+    json["uncovered"] = counts.uncovered;
+    json["non_finite"] = counts.non_finite;
+    if (counts.non_finite > 0) { json["first_non_finite"] = counts.first_non_finite; }
     json["memory"] = {{"high_water", high_water}, {"planned", predicted}, {"device_own", device_own}, {"device_others", device_others}};
     json["timings"] = to_json(timings);
     json["output"] = output;
-    fmt::print("{}\n", json.dump(2));
-    return ExitCode::passed;
+    say("{}\n", json.dump(2));
+    return code;
   }
-  fmt::print("{}\n{}\n{}\n", describe(session.problem()), describe(session.pattern()), setup_line(session));
+  say("{}\n{}\n{}\n", describe(session.problem()), describe(session.pattern()), setup_line(session));
   print_timings(timings);
-  fmt::print("time {:.3f} ms (slowest rank), {:.4g} TFLOP/s over all ranks{}\n", ms, flops / ms / 1e9,
-             resolved.config.share_gpu ? "; ranks share a GPU, so times mean nothing" : "");
-  fmt::print("received {} bytes, as planned; rows that no branch covers: {} (batch, head, row)\n", received, uncovered);
-  fmt::print("memory of the largest rank: {} at most, {} planned\n", human_bytes(high_water), human_bytes(predicted));
+  say("time {:.3f} ms (slowest rank), {:.4g} TFLOP/s over all ranks{}\n", ms, flops / ms / 1e9,
+      resolved.config.share_gpu ? "; ranks share a GPU, so times mean nothing" : "");
+  say("received {} bytes, as planned; rows that no branch covers: {} (batch, head, row)\n", received, counts.uncovered);
+  if (counts.non_finite > 0) { say("{}\n", line_of(counts)); }
+  say("memory of the largest rank: {} at most, {} planned\n", human_bytes(high_water), human_bytes(predicted));
   if (device_own > 0) {
-    fmt::print("of the GPU's memory: {} taken for it, {} by contexts, libraries and other processes\n", human_bytes(device_own),
-               human_bytes(device_others));
+    say("of the GPU's memory: {} taken for it, {} by contexts, libraries and other processes\n", human_bytes(device_own),
+        human_bytes(device_others));
   }
-  if (!output.empty()) { fmt::print("wrote {}\n", output); }
-  return ExitCode::passed;
+  if (!output.empty()) { say("wrote {}\n", output); }
+  return code;
 }
 
 ExitCode execute_check(const Invocation& invocation, const Communicator& comm) {
@@ -145,16 +134,16 @@ ExitCode execute_check(const Invocation& invocation, const Communicator& comm) {
     if (invocation.json) {
       cases.push_back(to_json(report));
     } else {
-      fmt::print("{}\n", line_of(report));
+      say("{}\n", line_of(report));
       if (many) { progress.show(fmt::format("{} of {} cases", done, invocation.config.cases)); }
     }
   });
   progress.show("");
   if (comm.rank() == 0) {
     if (invocation.json) {
-      fmt::print("{}\n", Json{{"passed", passed}, {"cases", std::move(cases)}}.dump(2));
+      say("{}\n", Json{{"passed", passed}, {"cases", std::move(cases)}}.dump(2));
     } else if (many) {
-      fmt::print("{} cases, {} failed (seed {})\n", done, failed, invocation.config.seed);
+      say("{} cases, {} failed (seed {})\n", done, failed, invocation.config.seed);
     }
   }
   return passed ? ExitCode::passed : ExitCode::check_failed;
@@ -169,10 +158,10 @@ ExitCode execute_plan(const Invocation& invocation) {
   Json json{{"problem", to_json(config.problem)}, {"pattern", describe(config.pattern)}, {"ranks", ranks}};
   Json list = Json::array();
   if (!invocation.json) {
-    fmt::print("{}\n{}\n{} ranks, partition {}, schedule {}\n", describe(config.problem), describe(config.pattern), ranks,
-               to_string(config.partition), to_string(config.schedule));
-    fmt::print("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10}\n", "rank", "rows", "steps", "memory",
-               "inputs+out", "partials", "slots", "sent B", "received B", "peers", "GFLOP");
+    say("{}\n{}\n{} ranks, partition {}, schedule {}\n", describe(config.problem), describe(config.pattern), ranks,
+        to_string(config.partition), to_string(config.schedule));
+    say("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10}\n", "rank", "rows", "steps", "memory", "inputs+out",
+        "partials", "slots", "sent B", "received B", "peers", "GFLOP");
   }
   std::int64_t bytes = 0;
   std::int64_t largest = 0;
@@ -198,9 +187,9 @@ ExitCode execute_plan(const Invocation& invocation) {
                       {"flops", cost.flops},
                       {"links", std::move(links)}});
     } else if (rank < kLines) {
-      fmt::print("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10.3f}\n", rank, plan.local_rows, cost.steps,
-                 human_bytes(memory.total()), human_bytes(memory.inputs + memory.outputs), human_bytes(memory.partials),
-                 human_bytes(memory.slots), cost.bytes_sent, cost.bytes_received, cost.links.size(), cost.flops / 1e9);
+      say("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10.3f}\n", rank, plan.local_rows, cost.steps,
+          human_bytes(memory.total()), human_bytes(memory.inputs + memory.outputs), human_bytes(memory.partials), human_bytes(memory.slots),
+          cost.bytes_sent, cost.bytes_received, cost.links.size(), cost.flops / 1e9);
     }
   }
   if (invocation.json) {
@@ -208,12 +197,12 @@ ExitCode execute_plan(const Invocation& invocation) {
     json["flops"] = flops;
     json["largest_memory"] = largest;
     json["per_rank"] = std::move(list);
-    fmt::print("{}\n", json.dump(2));
+    say("{}\n", json.dump(2));
     return ExitCode::passed;
   }
-  if (ranks > kLines) { fmt::print("   ... {} more ranks; --json has all of them\n", ranks - kLines); }
-  fmt::print("all ranks: {} bytes sent, at most {} over one link; {:.4g} GFLOP; largest memory {} (without the backend's workspace)\n",
-             bytes, busiest_link, flops / 1e9, human_bytes(largest));
+  if (ranks > kLines) { say("   ... {} more ranks; --json has all of them\n", ranks - kLines); }
+  say("all ranks: {} bytes sent, at most {} over one link; {:.4g} GFLOP; largest memory {} (without the backend's workspace)\n", bytes,
+      busiest_link, flops / 1e9, human_bytes(largest));
   return ExitCode::passed;
 }
 
@@ -222,7 +211,7 @@ ExitCode execute_generate(const Invocation& invocation) {
   ANNULUS_EXPECTS(!config.output.empty(), "generate needs --output, the file to write");
   const std::int64_t threads = config.threads > 0 ? config.threads : default_threads(Communicator::single());
   write_generated_input(config.output, config.force, config.problem, config.seed, checked_narrow<int>(threads));
-  fmt::print("wrote {}: {}, seed {}\n", config.output, describe(config.problem), config.seed);
+  say("wrote {}: {}, seed {}\n", config.output, describe(config.problem), config.seed);
   return ExitCode::passed;
 }
 

@@ -7,6 +7,7 @@
 #include <annulus/transport/gpu_assignment.hpp>
 
 #include "report.hpp"
+#include "standard_output.hpp"
 
 #include <fmt/format.h>
 
@@ -220,28 +221,27 @@ std::string link_text(const ListedLink& link) {
 
 void print_links(const Machine& machine) {
   if (machine.links.empty()) {
-    if (machine.gpus.size() > 1) { fmt::print("\nlinks between GPUs: no process sees two of one host\n"); }
+    if (machine.gpus.size() > 1) { say("\nlinks between GPUs: no process sees two of one host\n"); }
     return;
   }
-  fmt::print(
-      "\nlinks between GPUs, from the row's to the column's: peer access, the link's performance rank (0: the fastest of its machine),\n"
+  say("\nlinks between GPUs, from the row's to the column's: peer access, the link's performance rank (0: the fastest of its machine),\n"
       "a: native atomics; -: no process sees both\n");
   const std::size_t count = machine.gpus.size();
   std::vector<std::string> cells(count * count, "-");
   for (const ListedLink& link : machine.links) { cells[link.from * count + link.to] = link_text(link); }
-  fmt::print("{:>4}", "");
-  for (std::size_t to = 0; to < count; ++to) { fmt::print("  {:<8}", to); }
-  fmt::print("\n");
+  say("{:>4}", "");
+  for (std::size_t to = 0; to < count; ++to) { say("  {:<8}", to); }
+  say("\n");
   for (std::size_t from = 0; from < count; ++from) {
-    fmt::print("{:>4}", from);
-    for (std::size_t to = 0; to < count; ++to) { fmt::print("  {:<8}", from == to ? std::string(".") : cells[from * count + to]); }
-    fmt::print("\n");
+    say("{:>4}", from);
+    for (std::size_t to = 0; to < count; ++to) { say("  {:<8}", from == to ? std::string(".") : cells[from * count + to]); }
+    say("\n");
   }
 }
 
 void print_machine(const Machine& machine) {
-  fmt::print("\n");
-  for (const auto& [host, reason] : machine.obstacles) { fmt::print("no GPU: {} ({})\n", reason, host); }
+  say("\n");
+  for (const auto& [host, reason] : machine.obstacles) { say("no GPU: {} ({})\n", reason, host); }
   if (!machine.gpus.empty()) {
     std::size_t host_width = 4;
     std::size_t name_width = 4;
@@ -249,31 +249,31 @@ void print_machine(const Machine& machine) {
       host_width = std::max(host_width, host.size());
       name_width = std::max(name_width, gpu.name.size());
     }
-    fmt::print("{:>4}  {:<{}}  {:<{}}  {:<40}  {:<12}  {:>7}  {:>4}  {:>11}\n", "gpu", "host", host_width, "name", name_width, "uuid",
-               "pci", "compute", "SMs", "memory");
+    say("{:>4}  {:<{}}  {:<{}}  {:<40}  {:<12}  {:>7}  {:>4}  {:>11}\n", "gpu", "host", host_width, "name", name_width, "uuid", "pci",
+        "compute", "SMs", "memory");
     for (std::size_t index = 0; index < machine.gpus.size(); ++index) {
       const auto& [host, gpu] = machine.gpus[index];
-      fmt::print("{:>4}  {:<{}}  {:<{}}  {:<40}  {:<12}  {:>7}  {:>4}  {:>11}\n", index, host, host_width, gpu.name, name_width, gpu.uuid,
-                 gpu.pci, compute_text(gpu), gpu.multiprocessors, human_bytes(gpu.total_bytes));
+      say("{:>4}  {:<{}}  {:<{}}  {:<40}  {:<12}  {:>7}  {:>4}  {:>11}\n", index, host, host_width, gpu.name, name_width, gpu.uuid, gpu.pci,
+          compute_text(gpu), gpu.multiprocessors, human_bytes(gpu.total_bytes));
     }
   }
   print_links(machine);
-  fmt::print("\n");
+  say("\n");
   for (std::size_t rank = 0; rank < machine.ranks.size(); ++rank) {
     const Place& place = machine.ranks[rank];
     const char* without = machine.gpus.empty() ? "no GPU" : "no GPU of its own";
     const std::string gpu = place.gpu ? fmt::format("gpu {} (device {} of the process)", *place.gpu, place.device) : std::string(without);
-    fmt::print("rank {:<6} {}  {}\n", rank, place.host, gpu);
+    say("rank {:<6} {}  {}\n", rank, place.host, gpu);
   }
-  if (!machine.unassigned.empty()) { fmt::print("backend cuda: {}\n", machine.unassigned); }
+  if (!machine.unassigned.empty()) { say("backend cuda: {}\n", machine.unassigned); }
 }
 
 void print_kernels(const std::vector<KernelInfo>& kernels) {
-  fmt::print("\n{:<10} {:<7} {:<17} {:<10} {:<13} {}\n", "backend", "kernel", "dtypes", "head dims", "fast for", "products");
+  say("\n{:<10} {:<7} {:<17} {:<10} {:<13} {}\n", "backend", "kernel", "dtypes", "head dims", "fast for", "products");
   for (const KernelInfo& kernel : kernels) {
-    fmt::print("{:<10} {:<7} {:<17} {:<10} {:<13} {}\n", to_string(kernel.backend), kernel.kernel, dtypes_text(kernel),
-               fmt::format("1 to {}", kernel.largest_head_dim), fast_text(kernel), kernel.products);
-    if (!kernel.obstacle.empty()) { fmt::print("{:<10} does not run here: {}\n", "", kernel.obstacle); }
+    say("{:<10} {:<7} {:<17} {:<10} {:<13} {}\n", to_string(kernel.backend), kernel.kernel, dtypes_text(kernel),
+        fmt::format("1 to {}", kernel.largest_head_dim), fast_text(kernel), kernel.products);
+    if (!kernel.obstacle.empty()) { say("{:<10} does not run here: {}\n", "", kernel.obstacle); }
   }
 }
 
@@ -313,17 +313,16 @@ ExitCode execute_info(const Invocation& invocation, const Communicator& comm) {
     json["kernels"] = Json::array();
     for (const KernelInfo& kernel : kernels) { json["kernels"].push_back(to_json(kernel)); }
     json.update(to_json(machine));
-    fmt::print("{}\n", json.dump(2));
+    say("{}\n", json.dump(2));
     return ExitCode::passed;
   }
-  fmt::print("annulus {} ({}), {} {}\n", build.version, build.git, build.compiler, build.build_type);
-  fmt::print("mpi         {}, {}\n", mpi_library_version(), text_of(mpi_cuda_support()));
-  fmt::print("hdf5        {}{}\n", build.hdf5, build.hdf5_parallel ? " (parallel)" : " (serial)");
-  fmt::print("cuda        {}{}\n",
-             build.cuda.empty() ? std::string("not compiled") : fmt::format("{} for {}", build.cuda, build.cuda_archs),
-             driver.empty() ? std::string{} : fmt::format(", driver for {}", driver));
-  fmt::print("nccl        {}\n", build.nccl.empty() ? std::string_view("not compiled") : build.nccl);
-  fmt::print("backends    {}\ntransports  {}\n", fmt::join(backends, ", "), fmt::join(transports, ", "));
+  say("annulus {} ({}), {} {}\n", build.version, build.git, build.compiler, build.build_type);
+  say("mpi         {}, {}\n", mpi_library_version(), text_of(mpi_cuda_support()));
+  say("hdf5        {}{}\n", build.hdf5, build.hdf5_parallel ? " (parallel)" : " (serial)");
+  say("cuda        {}{}\n", build.cuda.empty() ? std::string("not compiled") : fmt::format("{} for {}", build.cuda, build.cuda_archs),
+      driver.empty() ? std::string{} : fmt::format(", driver for {}", driver));
+  say("nccl        {}\n", build.nccl.empty() ? std::string_view("not compiled") : build.nccl);
+  say("backends    {}\ntransports  {}\n", fmt::join(backends, ", "), fmt::join(transports, ", "));
   print_kernels(kernels);
   print_machine(machine);
   return ExitCode::passed;

@@ -7,6 +7,7 @@
 #include "commands.hpp"
 #include "config_file.hpp"
 #include "options.hpp"
+#include "standard_output.hpp"
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -21,6 +22,7 @@
 #include <exception>
 #include <map>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -106,11 +108,13 @@ std::int64_t slurm_tasks() {
 }
 
 int report(const Error& error) {
-  fmt::print(stderr, "annulus: {}\n", error.what());
+  flush_output();  // what was found before it failed
+  print_error(error.what());
   return static_cast<int>(error.code());
 }
 
 extern "C" void remove_and_end(int signal) {
+  print_open_ending();
   remove_unfinished_results();
   std::signal(signal, SIG_DFL);
   std::raise(signal);
@@ -164,7 +168,11 @@ int run_main(int argc, char** argv) {
     chosen = &*std::find_if(subcommands.begin(), subcommands.end(), [](const Subcommand& sub) { return sub.parser->parsed(); });
     invocation = invocation_of(*chosen, argc, argv);
   } catch (const CLI::Success& wanted) {
-    return speaks ? parser.exit(wanted) : static_cast<int>(ExitCode::passed);  // --help, --version
+    std::ostringstream text;  // of --help and --version
+    parser.exit(wanted, text, text);
+    if (speaks) { print_text(text.str()); }
+    finish_output();
+    return static_cast<int>(ExitCode::passed);
   } catch (const CLI::ParseError& error) {
     const std::vector<std::string> unknown = parser.remaining(true);
     std::string message = unknown.empty() ? error.what() : fmt::format("unknown argument {}; --help lists what there is", unknown.front());
@@ -178,7 +186,8 @@ int run_main(int argc, char** argv) {
   if (serial && !speaks) { return static_cast<int>(ExitCode::passed); }
   if (failure && (serial || !under_launcher())) { std::rethrow_exception(failure); }
   if (chosen != nullptr && chosen->print_config) {
-    fmt::print("{}", to_toml(invocation.config));
+    print_text(to_toml(invocation.config));
+    finish_output();
     return static_cast<int>(ExitCode::passed);
   }
 
@@ -195,12 +204,15 @@ int run_main(int argc, char** argv) {
   }
   try {
     comm.agree(failure);
-    return static_cast<int>(execute(invocation, comm));
+    const ExitCode code = execute(invocation, comm);
+    together(comm, finish_output);
+    return static_cast<int>(code);
   } catch (const AgreedError& error) {
     // Every rank is here with the same code; one prints.
     return error.reporter() ? report(Error(error.code(), comm.size() > 1 ? comm.name() + ": " + error.what() : error.what()))
                             : static_cast<int>(error.code());
   } catch (const Error& error) {
+    flush_output();
     if (comm.size() > 1) { comm.abort(error.what()); }
     return report(error);
   }
@@ -209,12 +221,13 @@ int run_main(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  hold_standard_descriptors();
   try {
     // Standard output is the result's.
     spdlog::set_default_logger(spdlog::stderr_color_mt("annulus"));
     return run_main(argc, argv);
   } catch (const annulus::Error& error) { return report(error); } catch (const std::exception& error) {
-    fmt::print(stderr, "annulus: {}\n", error.what());
+    print_error(error.what());
     return static_cast<int>(annulus::ExitCode::runtime_failure);
   }
 }

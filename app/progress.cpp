@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "progress.hpp"
 
-#include <fmt/format.h>
-
 #include <cstdio>
 #include <unistd.h>
 
@@ -12,7 +10,7 @@ Progress::Progress(bool enabled) : active_(enabled && isatty(STDERR_FILENO) != 0
 
 void Progress::show(std::string_view text) const {
   if (!active_) { return; }
-  fmt::print(stderr, "\r\033[K{}", text);
+  std::fprintf(stderr, "\r\033[K%.*s", static_cast<int>(text.size()), text.data());
   std::fflush(stderr);
 }
 

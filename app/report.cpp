@@ -72,6 +72,11 @@ std::string line_of(const CaseReport& report) {
                      verdict.passed ? "" : "\n     " + verdict.reason + "\n     " + report.flags);
 }
 
+std::string line_of(const RowCounts& counts) {
+  return fmt::format("{} rows of the result are not finite, the first at [{}] (batch, head, row)", counts.non_finite,
+                     fmt::join(counts.first_non_finite, ","));
+}
+
 Json to_json(const std::vector<std::vector<StepTiming>>& timings) {
   Json ranks = Json::array();
   for (const auto& steps : timings) {

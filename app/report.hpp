@@ -27,6 +27,8 @@ std::string describe(const Problem& problem);
 std::string describe(const Pattern& pattern);
 /// PASS or FAIL and the errors, one line; of a failure also reason and flags.
 std::string line_of(const CaseReport& report);
+/// How many rows are not finite and which is the first; of a result that has some.
+std::string line_of(const RowCounts& counts);
 
 Json to_json(const Problem& problem);
 Json to_json(const CaseReport& report);

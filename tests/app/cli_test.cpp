@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus_test.hpp>
 
-#include "process.hpp"
+#include "program.hpp"
 
 #include <algorithm>
 #include <filesystem>
@@ -15,11 +15,6 @@ using namespace annulus::test;
 
 namespace {
 
-ProcessResult annulus_with(std::vector<std::string> arguments, const std::vector<std::string>& environment = {}, double limit_s = 60) {
-  arguments.insert(arguments.begin(), ANNULUS_PROGRAM);
-  return run_process(arguments, limit_s, environment);
-}
-
 void expect_refusal(const std::vector<std::string>& arguments, const std::string& part) {
   const ProcessResult result = annulus_with(arguments);
   std::string line;
@@ -32,12 +27,6 @@ void expect_refusal(const std::vector<std::string>& arguments, const std::string
 }
 
 void write_text(const std::string& path, const std::string& text) { std::ofstream(path) << text; }
-
-std::string read_text(const std::string& path) {
-  std::ostringstream text;
-  text << std::ifstream(path).rdbuf();
-  return text.str();
-}
 
 std::vector<std::string> lines_of(const std::string& text) {
   std::vector<std::string> lines;
@@ -56,15 +45,6 @@ std::vector<std::vector<std::string>> rows_of(const std::string& text) {
     for (std::string word; stream >> word;) { words.push_back(word); }
   }
   return rows;
-}
-
-const std::vector<std::string> kSmall{"--seq-len", "64", "--heads", "2", "--head-dim", "8", "--threads", "1"};
-
-std::vector<std::string> with_small(std::string command, std::vector<std::string> more = {}) {
-  std::vector<std::string> arguments{std::move(command)};
-  arguments.insert(arguments.end(), kSmall.begin(), kSmall.end());
-  arguments.insert(arguments.end(), more.begin(), more.end());
-  return arguments;
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // A ring whose transport misbehaves on one rank at one step: fault_program RANK STEP FAULT TIMEOUT OUTPUT, started by scripts/launch.
 // Faults: none, throw, kill, stop, lose (a message that is never sent), stop-unseen (a stop that the others compute through, their
 // transfers open), slow (all ranks compute for several timeouts, their transfers open).
+#include <annulus/attention/result_sink.hpp>
 #include <annulus/attention/session.hpp>
 #include <annulus/core/error.hpp>
 
@@ -60,6 +61,10 @@ class FaultyTransport final : public Transport {
 
 int main(int argc, char** argv) {
   if (argc < 6) { return 64; }
+  std::signal(SIGTERM, [](int) {  // how the launcher ends the ranks that are left; as annulus does
+    remove_unfinished_results();
+    ::_exit(128 + SIGTERM);
+  });
   MpiEnvironment mpi(&argc, &argv);
   const Communicator comm = Communicator::world(std::atof(argv[4]));
   const Fault fault{std::atoll(argv[1]), std::atoll(argv[2]), argv[3]};
@@ -73,13 +78,14 @@ int main(int argc, char** argv) {
   config.share_gpu = config.backend == BackendKind::cuda;
   try {
     const ResolvedConfig resolved = resolve(config, comm);
+    const std::unique_ptr<ResultFile> file = create_result(resolved, comm);
     Session session(resolved, comm, [&](std::unique_ptr<Transport> inner) {
       return std::make_unique<FaultyTransport>(std::move(inner), fault, comm.watchdog());
     });
     session.load();
     // Several rings, so that a fault may also meet ranks that are a whole ring ahead.
     for (int i = 0; i < 3; ++i) { session.run(); }
-    write_result(session, config.output, false, gather_timings(comm, session.local_timings()), {{"test", "fault"}});
+    write_result(session, file.get(), gather_timings(comm, session.local_timings()), count_rows(session), {{"test", "fault"}});
   } catch (const AgreedError& error) {
     if (error.reporter()) { fmt::print(stderr, "annulus: {}\n", error.what()); }
     return static_cast<int>(error.code());

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "temporary_folder.hpp"
+
 #include <functional>
 #include <string>
 #include <sys/types.h>
@@ -31,19 +33,5 @@ std::vector<pid_t> descendants_named(pid_t ancestor, const std::string& name);
 
 /// Value of `name` in the environment of process `pid`; empty if it cannot be read.
 std::string environment_of(pid_t pid, const std::string& name);
-
-/// A fresh folder, removed with all it holds on destruction.
-class TemporaryFolder {
- public:
-  TemporaryFolder();
-  ~TemporaryFolder();
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
 
 }  // namespace annulus::test

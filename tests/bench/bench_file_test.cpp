@@ -37,7 +37,7 @@ std::vector<Element> elements(const RawDataset& dataset) {
 TEST_CASE("a bench file holds a dataset for each column, all samples, and the steps of every row") {
   const TemporaryFolder folder;
   const std::string path = folder.file("bench.h5");
-  write_bench_file(path, false, kColumns, kDetails, {{"config", "heads = 2\n"}});
+  BenchFile(path, false).write(kColumns, kDetails, {{"config", "heads = 2\n"}});
 
   const RawDataset lengths(path, "/rows/seq-len");
   CHECK(lengths.extents == std::vector<hsize_t>{2});
@@ -70,13 +70,25 @@ TEST_CASE("a bench file is complete or absent, and replaces another only by forc
   const TemporaryFolder folder;
   const std::string path = folder.file("bench.h5");
   const std::vector<BenchColumn> short_column{{"seq-len", std::vector<std::int64_t>{64}}};
-  CHECK_THROWS_WITH(write_bench_file(path, false, short_column, kDetails, {}), contains_text("seq-len has 1 values for 2 rows"));
+  CHECK_THROWS_WITH(BenchFile(path, false).write(short_column, kDetails, {}), contains_text("seq-len has 1 values for 2 rows"));
   CHECK(folder.names().empty());
 
-  write_bench_file(path, false, kColumns, kDetails, {});
-  CHECK_THROWS_WITH(write_bench_file(path, false, kColumns, kDetails, {}), contains_text("--force replaces it"));
-  write_bench_file(path, true, {}, {}, {});
+  BenchFile(path, false).write(kColumns, kDetails, {});
+  CHECK_THROWS_WITH(BenchFile(path, false), contains_text("--force replaces it"));
+  BenchFile(path, true).write({}, {}, {});
   CHECK(RawDataset(path, "/samples_ms").extents == std::vector<hsize_t>{0, 0});
+  CHECK(folder.names().size() == 1);
+}
+
+TEST_CASE("a bench file grows with its rows") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("bench.h5");
+  BenchFile file(path, false);
+  CHECK_FALSE(std::filesystem::exists(path));
+  file.write({}, std::vector<BenchDetail>(kDetails.begin(), kDetails.begin() + 1), {});
+  CHECK(RawDataset(path, "/samples_ms").extents == std::vector<hsize_t>{1, 3});
+  file.write(kColumns, kDetails, {});
+  CHECK(RawDataset(path, "/samples_ms").extents == std::vector<hsize_t>{2, 3});
   CHECK(folder.names().size() == 1);
 }
 

@@ -4,42 +4,15 @@
 
 #include <annulus_test.hpp>
 
+#include "temporary_folder.hpp"
+
 #include <hdf5.h>
 
 #include <cstdint>
-#include <filesystem>
 #include <string>
-#include <unistd.h>
 #include <vector>
 
 namespace annulus::test {
-
-/// A fresh folder, removed with all it holds.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "annulus-io-XXXXXX").string();
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    path_ = name;
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-
-  std::string file(const std::string& name) const { return (path_ / name).string(); }
-  /// Names in the folder, hidden ones included.
-  std::vector<std::string> names() const {
-    std::vector<std::string> found;
-    for (const auto& entry : std::filesystem::directory_iterator(path_)) { found.push_back(entry.path().filename().string()); }
-    return found;
-  }
-
- private:
-  std::filesystem::path path_;
-};
 
 /// Whether `type` is a little-endian float with these bits at these places.
 inline bool is_float_type(hid_t type, std::size_t bytes, std::size_t exponent_bits, std::size_t mantissa_bits) {

@@ -86,7 +86,6 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
                     "--virtual-ranks {} runs over transport loopback, not {}", config.virtual_ranks, to_string(config.transport));
     ANNULUS_EXPECTS(!loopback || comm.size() == 1, "transport loopback runs in one process, and this job has {}", comm.size());
     if (loopback) { config.transport = TransportKind::loopback; }
-    if (!config.output.empty() && comm.rank() == 0) { check_result_path(config.output, config.force); }
   });
   resolved.ranks = config.transport == TransportKind::loopback ? config.virtual_ranks : comm.size();
   resolved.config = std::move(config);
@@ -204,85 +203,6 @@ std::vector<std::vector<StepTiming>> gather_timings(const Communicator& comm, co
     std::memcpy(timings.data(), part.data(), part.size());
   }
   return gathered;
-}
-
-namespace {
-
-/// Rows of O and LSE that pass through rank 0 at a time.
-constexpr std::int64_t kResultChunkBytes = std::int64_t{4} << 20;
-constexpr int kOutputTag = 11;
-constexpr int kLseTag = 12;
-
-/// Chunks of one rank's rows, in the order they are written; both sides of a transfer walk the same list.
-template <class Visit>
-void for_each_chunk(const Problem& problem, const Progression& rows, Visit&& visit) {
-  const std::int64_t row_bytes = problem.heads * (problem.head_dim * size_of(problem.dtype) + static_cast<std::int64_t>(sizeof(float)));
-  const std::int64_t chunk = std::max<std::int64_t>(1, kResultChunkBytes / row_bytes);
-  for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
-    for (std::int64_t done = 0; done < rows.count; done += chunk) { visit(batch, done, std::min(chunk, rows.count - done)); }
-  }
-}
-
-}  // namespace
-
-void write_result(Session& session, const std::string& path, bool force, const std::vector<std::vector<StepTiming>>& timings,
-                  const std::vector<std::pair<std::string, std::string>>& provenance) {
-  const Communicator& comm = session.comm();
-  const Problem& problem = session.problem();
-  std::unique_ptr<ResultFile> file;
-  together(comm, [&] {
-    if (comm.rank() == 0) { file = std::make_unique<ResultFile>(path, force, problem); }
-  });
-  std::vector<std::byte> rows;
-  std::vector<float> lse;
-  const auto resize = [&](std::int64_t count) {
-    rows.resize(static_cast<std::size_t>(count * problem.heads * problem.head_dim * size_of(problem.dtype)));
-    lse.resize(static_cast<std::size_t>(count * problem.heads));
-  };
-  const Partition partition(session.resolved().config.partition, problem.seq_len, session.ranks());
-  // A failing disk must not leave the others sending for ever: rank 0 notes the failure, takes what comes and tells all at the end.
-  std::exception_ptr failure;
-  const auto guarded = [&](auto&& write) {
-    if (failure) { return; }
-    try {
-      write();
-    } catch (...) { failure = std::current_exception(); }
-  };
-  for (std::int64_t rank = 0; rank < session.ranks(); ++rank) {
-    const bool local = comm.size() == 1 || rank == comm.rank();
-    if (!local && comm.rank() != 0) { continue; }
-    RingExecutor* executor = local ? session.executors()[comm.size() == 1 ? static_cast<std::size_t>(rank) : 0].get() : nullptr;
-    for (const ShardPiece& piece : partition.shard(rank).pieces) {
-      for_each_chunk(problem, piece.global, [&](std::int64_t batch, std::int64_t done, std::int64_t count) {
-        resize(count);
-        if (local) {
-          executor->read_output(batch, piece.local_first + done, count, rows.data());
-          executor->read_lse(batch, piece.local_first + done, count, lse.data());
-        }
-        if (comm.rank() != 0) {
-          comm.send(rows, 0, kOutputTag);
-          comm.send(std::as_bytes(std::span(lse)), 0, kLseTag);
-          return;
-        }
-        if (!local) {
-          comm.receive(rows, rank, kOutputTag);
-          comm.receive(std::as_writable_bytes(std::span(lse)), rank, kLseTag);
-        }
-        guarded([&] {
-          file->write_output(batch, piece.global.first + done, count, rows.data());
-          file->write_lse(batch, piece.global.first + done, count, lse.data());
-        });
-      });
-    }
-  }
-  if (comm.rank() == 0) {
-    guarded([&] {
-      file->write_timings(timings);
-      file->write_provenance(provenance);
-      file->commit();
-    });
-  }
-  comm.agree(failure);
 }
 
 }  // namespace annulus

@@ -5,21 +5,23 @@
 
 #include "io/hdf5_write.hpp"
 
+#include <utility>
+
 namespace annulus {
 
 namespace {
 
-void write_column(const UnfinishedFile& file, const std::string& name, const std::vector<std::int64_t>& values) {
+void write_column(const Hdf5File& file, const std::string& name, const std::vector<std::int64_t>& values) {
   write_dataset(file, name, H5T_STD_I64LE, {values.size()}, values.data());
 }
-void write_column(const UnfinishedFile& file, const std::string& name, const std::vector<double>& values) {
+void write_column(const Hdf5File& file, const std::string& name, const std::vector<double>& values) {
   write_dataset(file, name, H5T_IEEE_F64LE, {values.size()}, values.data());
 }
-void write_column(const UnfinishedFile& file, const std::string& name, const std::vector<std::string>& values) {
+void write_column(const Hdf5File& file, const std::string& name, const std::vector<std::string>& values) {
   write_strings(file, name, values);
 }
 
-void write_steps(const UnfinishedFile& file, const std::string& folder, const std::vector<StepSummary>& steps) {
+void write_steps(const Hdf5File& file, const std::string& folder, const std::vector<StepSummary>& steps) {
   const auto write = [&](const char* name, double StepSummary::* field) {
     std::vector<double> values;
     for (const StepSummary& step : steps) { values.push_back(step.*field); }
@@ -33,7 +35,22 @@ void write_steps(const UnfinishedFile& file, const std::string& folder, const st
 
 }  // namespace
 
-void write_bench_file(const std::string& path, bool force, std::span<const BenchColumn> columns, std::span<const BenchDetail> details,
+struct BenchFile::Impl {
+  UnfinishedPath place;
+  bool written = false;
+};
+
+BenchFile::BenchFile(const std::string& path, bool force, std::int64_t least_bytes) : impl_(new Impl{.place = {path, force}}) {
+  before_work([&] {
+    impl_->place.reserve(least_bytes);
+    const Hdf5Lock lock;
+    Hdf5File(impl_->place).reserve_allocated(0);
+  });
+}
+
+BenchFile::~BenchFile() = default;
+
+void BenchFile::write(std::span<const BenchColumn> columns, std::span<const BenchDetail> details,
                       const std::vector<std::pair<std::string, std::string>>& provenance) {
   std::vector<double> samples;
   for (const BenchDetail& detail : details) {
@@ -41,8 +58,9 @@ void write_bench_file(const std::string& path, bool force, std::span<const Bench
                     details.front().samples_ms.size(), detail.samples_ms.size());
     samples.insert(samples.end(), detail.samples_ms.begin(), detail.samples_ms.end());
   }
+  if (std::exchange(impl_->written, true)) { impl_->place.renew(); }
   const Hdf5Lock lock;
-  UnfinishedFile file(path, force);
+  Hdf5File file(impl_->place);
   for (const BenchColumn& column : columns) {
     std::visit(
         [&](const auto& values) {

@@ -31,7 +31,7 @@ Hdf5Handle make_string_type(std::size_t bytes) {
 
 /// One number of every StepTiming; ranks with fewer steps than others have what a StepTiming starts with there.
 template <class Number>
-void write_table(const UnfinishedFile& file, const std::string& name, hid_t type, const std::vector<std::vector<StepTiming>>& timings,
+void write_table(const Hdf5File& file, const std::string& name, hid_t type, const std::vector<std::vector<StepTiming>>& timings,
                  std::size_t steps, Number StepTiming::* field) {
   std::vector<Number> table(timings.size() * steps, StepTiming{}.*field);
   for (std::size_t rank = 0; rank < timings.size(); ++rank) {
@@ -52,7 +52,7 @@ Hdf5Handle create_dataset(hid_t file, const std::string& name, hid_t type, const
   return Hdf5Handle(check_h5(H5Dcreate2(file, name.c_str(), type, space.get(), links.get(), creation.get(), H5P_DEFAULT), "H5Dcreate2"));
 }
 
-void write_block(const UnfinishedFile& file, const Hdf5Handle& dataset, hid_t type, const Extents& start, const Extents& extent,
+void write_block(const Hdf5File& file, const Hdf5Handle& dataset, hid_t type, const Extents& start, const Extents& extent,
                  const void* elements) {
   const Hdf5Handle space(check_h5(H5Dget_space(dataset.get()), "H5Dget_space"));
   check_h5(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, start.data(), nullptr, extent.data(), nullptr), "H5Sselect_hyperslab");
@@ -62,33 +62,26 @@ void write_block(const UnfinishedFile& file, const Hdf5Handle& dataset, hid_t ty
   }
 }
 
-void close_dataset(const UnfinishedFile& file, Hdf5Handle& dataset) {
+void close_dataset(const Hdf5File& file, Hdf5Handle& dataset) {
   if (H5Dclose(dataset.release()) < 0) {
     throw RuntimeFailure(fmt::format("{} cannot be written: {}", file.describe(), innermost_hdf5_error()));
   }
 }
 
-void write_dataset(const UnfinishedFile& file, const std::string& name, hid_t type, const Extents& extents, const void* elements) {
+void write_dataset(const Hdf5File& file, const std::string& name, hid_t type, const Extents& extents, const void* elements) {
   Hdf5Handle dataset = create_dataset(file.get(), name, type, extents);
-  if (std::find(extents.begin(), extents.end(), hsize_t{0}) == extents.end()) {
-    write_block(file, dataset, type, Extents(extents.size(), 0), extents, elements);
-  }
-  close_dataset(file, dataset);
-}
-
-void write_string(const UnfinishedFile& file, const std::string& name, const std::string& text) {
-  const Hdf5Handle type = make_string_type(text.size());
-  const Hdf5Handle space(check_h5(H5Screate(H5S_SCALAR), "H5Screate"));
-  const Hdf5Handle links = make_links();
-  Hdf5Handle dataset(
-      check_h5(H5Dcreate2(file.get(), name.c_str(), type.get(), space.get(), links.get(), H5P_DEFAULT, H5P_DEFAULT), "H5Dcreate2"));
-  if (H5Dwrite(dataset.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, text.c_str()) < 0) {
+  const bool empty = std::find(extents.begin(), extents.end(), hsize_t{0}) != extents.end();
+  if (!empty && H5Dwrite(dataset.get(), type, H5S_ALL, H5S_ALL, H5P_DEFAULT, elements) < 0) {
     throw RuntimeFailure(fmt::format("{} cannot be written: {}", file.describe(), innermost_hdf5_error()));
   }
   close_dataset(file, dataset);
 }
 
-void write_strings(const UnfinishedFile& file, const std::string& name, std::span<const std::string> texts) {
+void write_string(const Hdf5File& file, const std::string& name, const std::string& text) {
+  write_dataset(file, name, make_string_type(text.size()).get(), {}, text.c_str());
+}
+
+void write_strings(const Hdf5File& file, const std::string& name, std::span<const std::string> texts) {
   std::size_t longest = 0;
   for (const std::string& text : texts) { longest = std::max(longest, text.size()); }
   std::string elements(texts.size() * (longest + 1), '\0');
@@ -96,7 +89,7 @@ void write_strings(const UnfinishedFile& file, const std::string& name, std::spa
   write_dataset(file, name, make_string_type(longest).get(), {texts.size()}, elements.data());
 }
 
-void write_timing_tables(const UnfinishedFile& file, const std::string& folder, const std::vector<std::vector<StepTiming>>& timings) {
+void write_timing_tables(const Hdf5File& file, const std::string& folder, const std::vector<std::vector<StepTiming>>& timings) {
   std::size_t steps = 0;
   for (const auto& rank : timings) { steps = std::max(steps, rank.size()); }
   write_table(file, folder + "/compute_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::compute_ms);

@@ -4,8 +4,8 @@
 
 #include <annulus/io/result_file.hpp>
 
+#include "hdf5_file.hpp"
 #include "hdf5_handle.hpp"
-#include "unfinished_file.hpp"
 
 #include <span>
 #include <string>
@@ -20,21 +20,21 @@ using Extents = std::vector<hsize_t>;
 Hdf5Handle create_dataset(hid_t file, const std::string& name, hid_t type, const Extents& extents);
 
 /// Writes dense `elements` to dataset[start .. start+extent). @throws RuntimeFailure naming `file` if the disk refuses
-void write_block(const UnfinishedFile& file, const Hdf5Handle& dataset, hid_t type, const Extents& start, const Extents& extent,
+void write_block(const Hdf5File& file, const Hdf5Handle& dataset, hid_t type, const Extents& start, const Extents& extent,
                  const void* elements);
 
 /// Closes `dataset`, which may write what HDF5 held back. @throws RuntimeFailure naming `file` if the disk refuses
-void close_dataset(const UnfinishedFile& file, Hdf5Handle& dataset);
+void close_dataset(const Hdf5File& file, Hdf5Handle& dataset);
 
-/// A dataset with all its elements, dense and in `type`.
-void write_dataset(const UnfinishedFile& file, const std::string& name, hid_t type, const Extents& extents, const void* elements);
+/// A dataset with all its elements, dense and in `type`; a scalar without extents.
+void write_dataset(const Hdf5File& file, const std::string& name, hid_t type, const Extents& extents, const void* elements);
 
 /// A scalar UTF-8 string of fixed length, zero terminated.
-void write_string(const UnfinishedFile& file, const std::string& name, const std::string& text);
+void write_string(const Hdf5File& file, const std::string& name, const std::string& text);
 /// [texts] UTF-8 strings of the longest one's length, zero terminated.
-void write_strings(const UnfinishedFile& file, const std::string& name, std::span<const std::string> texts);
+void write_strings(const Hdf5File& file, const std::string& name, std::span<const std::string> texts);
 
 /// <folder>/* [rank, step], one table for each number of StepTiming; steps that a rank lacks are 0.
-void write_timing_tables(const UnfinishedFile& file, const std::string& folder, const std::vector<std::vector<StepTiming>>& timings);
+void write_timing_tables(const Hdf5File& file, const std::string& folder, const std::vector<std::vector<StepTiming>>& timings);
 
 }  // namespace annulus

@@ -4,14 +4,15 @@
 #include <annulus/core/error.hpp>
 #include <annulus/io/source.hpp>
 
+#include "hdf5_file.hpp"
 #include "hdf5_handle.hpp"
 #include "hdf5_types.hpp"
 #include "hdf5_write.hpp"
-#include "unfinished_file.hpp"
 
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 namespace annulus {
@@ -19,8 +20,11 @@ namespace annulus {
 namespace {
 
 constexpr std::int64_t kWriteBytes = std::int64_t{8} << 20;  ///< of generated rows at a time
+/// Room for what is written at the end: provenance and HDF5's own tables, and each step's timings.
+constexpr std::int64_t kTailBytes = std::int64_t{32} << 10;
+constexpr std::int64_t kTimingBytes = 9 * static_cast<std::int64_t>(sizeof(double));
 
-void write_attribute(const UnfinishedFile& file, const char* name, hid_t type, const void* value) {
+void write_attribute(const Hdf5File& file, const char* name, hid_t type, const void* value) {
   const Hdf5Handle space(check_h5(H5Screate(H5S_SCALAR), "H5Screate"));
   const Hdf5Handle attribute(check_h5(H5Acreate2(file.get(), name, type, space.get(), H5P_DEFAULT, H5P_DEFAULT), "H5Acreate2"));
   check_h5(H5Awrite(attribute.get(), type, value), "H5Awrite");
@@ -31,7 +35,7 @@ hsize_t extent_of(std::int64_t value) { return static_cast<hsize_t>(value); }
 }  // namespace
 
 struct ResultFile::Impl {
-  Impl(const std::string& path, bool force, const Problem& wanted) : problem(wanted), file(path, force) {
+  Impl(const std::string& path, bool force, const Problem& wanted, std::int64_t steps) : problem(wanted), place(path, force), file(place) {
     const Hdf5Lock lock;
     output_type = make_hdf5_type(problem.dtype);
     lse_type = make_hdf5_type(DType::fp32);
@@ -39,7 +43,7 @@ struct ResultFile::Impl {
                             {extent_of(problem.batch), extent_of(problem.seq_len), extent_of(problem.heads), extent_of(problem.head_dim)});
     lse = create_dataset(file.get(), "/lse", lse_type.get(),
                          {extent_of(problem.batch), extent_of(problem.heads), extent_of(problem.seq_len)});
-    file.reserve_allocated();
+    file.reserve_allocated(kTailBytes + steps * kTimingBytes);
   }
 
   void require_rows(const char* dataset, std::int64_t batch, std::int64_t first, std::int64_t count) const {
@@ -49,7 +53,8 @@ struct ResultFile::Impl {
   }
 
   Problem problem;
-  UnfinishedFile file;
+  UnfinishedPath place;
+  Hdf5File file;
   Hdf5Handle output_type;
   Hdf5Handle lse_type;
   Hdf5Handle output;
@@ -58,9 +63,9 @@ struct ResultFile::Impl {
   std::int64_t lse_rows = 0;
 };
 
-ResultFile::ResultFile(const std::string& path, bool force, const Problem& problem) {
+ResultFile::ResultFile(const std::string& path, bool force, const Problem& problem, std::int64_t steps) {
   validate(problem);
-  impl_ = std::make_unique<Impl>(path, force, problem);
+  impl_ = before_work([&] { return std::make_unique<Impl>(path, force, problem, steps); });
 }
 
 ResultFile::~ResultFile() = default;
@@ -89,6 +94,14 @@ void ResultFile::write_timings(const std::vector<std::vector<StepTiming>>& timin
   write_timing_tables(impl_->file, "/timings", timings);
 }
 
+void ResultFile::write_counts(const RowCounts& counts) {
+  const Hdf5Lock lock;
+  write_dataset(impl_->file, "/rows/uncovered", H5T_STD_I64LE, {}, &counts.uncovered);
+  write_dataset(impl_->file, "/rows/non_finite", H5T_STD_I64LE, {}, &counts.non_finite);
+  if (counts.non_finite == 0) { return; }
+  write_dataset(impl_->file, "/rows/first_non_finite", H5T_STD_I64LE, {counts.first_non_finite.size()}, counts.first_non_finite.data());
+}
+
 void ResultFile::write_provenance(const std::vector<std::pair<std::string, std::string>>& entries) {
   const Hdf5Lock lock;
   for (const auto& [name, value] : entries) { write_string(impl_->file, "/provenance/" + name, value); }
@@ -108,7 +121,9 @@ void ResultFile::commit() {
 void write_generated_input(const std::string& path, bool force, const Problem& problem, std::uint64_t seed, int threads) {
   const auto generator = make_generator(problem, seed, threads);
   const Hdf5Lock lock;
-  UnfinishedFile file(path, force);
+  UnfinishedPath place(path, force);
+  const auto created = before_work([&] { return std::make_unique<Hdf5File>(place); });
+  Hdf5File& file = *created;
   {
     const Hdf5Handle type = make_hdf5_type(problem.dtype);
     write_attribute(file, "scale", H5T_IEEE_F64LE, &problem.scale);
@@ -124,7 +139,7 @@ void write_generated_input(const std::string& path, bool force, const Problem& p
           create_dataset(file.get(), dataset_name(target.tensor), type.get(),
                          {extent_of(problem.batch), extent_of(problem.seq_len), extent_of(target.heads), extent_of(problem.head_dim)});
     }
-    file.reserve_allocated();
+    before_work([&] { file.reserve_allocated(0); });
     for (Target& target : targets) {
       const std::int64_t row_bytes = target.heads * problem.head_dim * size_of(problem.dtype);
       const std::int64_t chunk = std::min(problem.seq_len, std::max<std::int64_t>(1, kWriteBytes / row_bytes));

@@ -76,8 +76,7 @@ Communicator Communicator::world(double timeout_s) {
   comm.host_size_ = size;
   const std::string name = comm.name();
   comm.watchdog_ = std::make_shared<Watchdog>(MPI_COMM_WORLD, timeout_s, comm.host_, [name](std::string_view message) {
-    fmt::print(stderr, "annulus: {}: {}; the job is aborted\n", name, message);
-    std::fflush(stderr);
+    print_error(fmt::format("{}: {}; the job is aborted", name, message));
     remove_unfinished_results();
     MPI_Abort(MPI_COMM_WORLD, static_cast<int>(ExitCode::runtime_failure));
     std::_Exit(static_cast<int>(ExitCode::runtime_failure));
@@ -226,8 +225,7 @@ void Communicator::agree(const std::exception_ptr& failure) const {
 }
 
 void Communicator::abort(std::string_view message) const {
-  fmt::print(stderr, "annulus: {}: {}\n", name(), message);
-  std::fflush(stderr);
+  print_error(fmt::format("{}: {}", name(), message));
   remove_unfinished_results();
   if (comm_) { MPI_Abort(MPI_COMM_WORLD, static_cast<int>(ExitCode::runtime_failure)); }
   std::_Exit(static_cast<int>(ExitCode::runtime_failure));

@@ -85,8 +85,4 @@ class Session {
 /// Timings of all ranks of the ring, on rank 0 only, from what each process has of its own. Collective.
 std::vector<std::vector<StepTiming>> gather_timings(const Communicator& comm, const std::vector<std::vector<StepTiming>>& local);
 
-/// Streams O and LSE of all ranks into a result file through rank 0, with timings and provenance. Collective; complete or absent.
-void write_result(Session& session, const std::string& path, bool force, const std::vector<std::vector<StepTiming>>& timings,
-                  const std::vector<std::pair<std::string, std::string>>& provenance);
-
 }  // namespace annulus

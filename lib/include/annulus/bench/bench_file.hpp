@@ -5,6 +5,7 @@
 #include <annulus/io/result_file.hpp>
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <utility>
@@ -25,11 +26,28 @@ struct BenchDetail {
   std::vector<std::vector<StepTiming>> timings;  ///< [rank][step]
 };
 
-/// Writes an HDF5 file by the rule of ResultFile (complete or absent): /rows/<column> [row] int64, fp64 or strings; /samples_ms
-/// [row, repetition] fp64; for row i /timings/<i>/* [rank, step], the tables of ResultFile, and /steps/<i>/{compute_ms, skew_ms,
-/// communication_ms, exposed_ms} [step], the fields of StepSummary; /provenance/* strings.
-/// @throws InvalidArgument if `path` exists and not `force`, or the columns are not of one length; RuntimeFailure if the disk refuses
-void write_bench_file(const std::string& path, bool force, std::span<const BenchColumn> columns, std::span<const BenchDetail> details,
-                      const std::vector<std::pair<std::string, std::string>>& provenance);
+/// An HDF5 file that grows while it is worked for: after every write() a complete file of the rows so far is at its place, put there by the
+/// atomic rule of ResultFile. Until the first one there is nothing.
+class BenchFile {
+ public:
+  /// @param least_bytes that there must be room for
+  /// @throws InvalidArgument if `path` exists and not `force`, it cannot be created or replaced, or there is no room
+  BenchFile(const std::string& path, bool force, std::int64_t least_bytes = 0);
+  ~BenchFile();
+  BenchFile(const BenchFile&) = delete;
+  BenchFile& operator=(const BenchFile&) = delete;
+
+  /// /rows/<column> [row] int64, fp64 or strings; /samples_ms [row, repetition] fp64; for row i /timings/<i>/* [rank, step], the tables of
+  /// ResultFile, and /steps/<i>/{compute_ms, skew_ms, communication_ms, exposed_ms} [step], the fields of StepSummary; /provenance/*
+  /// strings.
+  /// @throws InvalidArgument if the columns are not of one length; RuntimeFailure if the disk refuses, or another program took the place:
+  /// what was there stays
+  void write(std::span<const BenchColumn> columns, std::span<const BenchDetail> details,
+             const std::vector<std::pair<std::string, std::string>>& provenance);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
 
 }  // namespace annulus

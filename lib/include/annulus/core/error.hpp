@@ -10,6 +10,7 @@
 #include <source_location>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 
@@ -51,6 +52,9 @@ class AssertionFailure : public Error {
  public:
   explicit AssertionFailure(const std::string& message) : Error(ExitCode::runtime_failure, message) {}
 };
+
+/// One line to standard error, prefixed by the program's name. Where that cannot be written, nothing can be said: it is no error.
+void print_error(std::string_view message) noexcept;
 
 namespace detail {
 [[noreturn]] void fail_assertion(const char* condition, const std::string& message, std::source_location where);

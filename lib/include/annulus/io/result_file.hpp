@@ -3,11 +3,11 @@
 
 #include <annulus/core/problem.hpp>
 
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <memory>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -28,17 +28,27 @@ struct StepTiming {
   double transfer_end_ms = std::numeric_limits<double>::quiet_NaN();
 };
 
+/// Rows of a result, each a (batch, head, row), that say something about it.
+struct RowCounts {
+  std::int64_t uncovered = 0;   ///< that no branch covers: O is 0 and LSE -inf
+  std::int64_t non_finite = 0;  ///< with NaN or infinity in O, or an LSE that is no number though the row is covered
+  std::array<std::int64_t, 3> first_non_finite{-1, -1, -1};  ///< the least (batch, head, row) of them; -1 if there is none
+};
+
 /// One HDF5 result file, written by one process: /o [batch, seq, heads, head_dim] in the problem's dtype, /lse [batch, head, seq] fp32,
 /// /timings/{compute_ms, communication_ms, exposed_ms, bytes_sent, bytes_received, work_begin_ms, work_end_ms, transfer_begin_ms,
-/// transfer_end_ms} [rank, step], /provenance/* strings.
+/// transfer_end_ms} [rank, step], /rows/{uncovered, non_finite, first_non_finite} int64, /provenance/* strings.
 ///
-/// It is written beside its place under a temporary name, synced and renamed by commit(): complete or absent. The destructor without commit
-/// removes the temporary file; so does remove_unfinished_results(), which signal handlers and aborts may call.
+/// It is written beside its place under a random temporary name, synced and renamed by commit(): complete or absent. The destructor without
+/// commit removes the temporary file; so does remove_unfinished_results(), which signal handlers and aborts may call. What is complete is
+/// never removed: where it cannot be renamed into place it is kept, and the error names it.
 /// bf16 is a 16-bit HDF5 float with 8 exponent bits. HDF5 never converts a float here: memory type = file type.
 class ResultFile {
  public:
-  /// @throws InvalidArgument if `path` exists and not `force`, or its folder cannot be written
-  ResultFile(const std::string& path, bool force, const Problem& problem);
+  /// Creates the file and takes the disk's blocks for all of it, so that it can be done before any work: what does not fit is known now.
+  /// @param steps of all ranks together, that write_timings() will be given
+  /// @throws InvalidArgument if `path` exists and not `force`, it cannot be created or replaced, or there is no room
+  ResultFile(const std::string& path, bool force, const Problem& problem, std::int64_t steps = 1);
   ~ResultFile();
   ResultFile(const ResultFile&) = delete;
   ResultFile& operator=(const ResultFile&) = delete;
@@ -49,9 +59,12 @@ class ResultFile {
   void write_lse(std::int64_t batch, std::int64_t first, std::int64_t count, const float* lse);
   /// timings[rank][step]; ranks may have different numbers of steps (missing ones are written as 0).
   void write_timings(const std::vector<std::vector<StepTiming>>& timings);
+  /// /rows/uncovered and /rows/non_finite, and /rows/first_non_finite [batch, head, row] if there is one.
+  void write_counts(const RowCounts& counts);
   /// Name and value pairs under /provenance, in order; each a scalar UTF-8 string dataset.
   void write_provenance(const std::vector<std::pair<std::string, std::string>>& entries);
-  /// Flushes, syncs file and folder, renames into place. @throws RuntimeFailure if the disk refuses
+  /// Flushes, syncs file and folder, renames into place. @throws RuntimeFailure if the disk refuses, or the complete file cannot take its
+  /// place (another program took it, and not `force`): it is then kept, and named
   void commit();
 
  private:
@@ -62,10 +75,7 @@ class ResultFile {
 /// Checks what can be known before any work: whether a result could be put at `path`. @throws InvalidArgument
 void check_result_path(const std::string& path, bool force);
 
-/// Writes a text file by the same atomic rule. @throws InvalidArgument as check_result_path(), RuntimeFailure if the disk refuses
-void write_text_result(const std::string& path, bool force, std::string_view text);
-
-/// Unlinks the temporary file of an unfinished ResultFile of this process, if any. Async-signal-safe.
+/// Unlinks the temporary files of this process's unfinished results, if they are still the files that it created. Async-signal-safe.
 void remove_unfinished_results() noexcept;
 
 /// Writes a Q, K, V input file with the generator's values, made by `threads` threads; same atomic rule as ResultFile. `scale` becomes its

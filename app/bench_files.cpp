@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bench_files.hpp"
+
+#include "options.hpp"
+#include "report.hpp"
+
+#include <spdlog/spdlog.h>
+
+#include <filesystem>
+#include <iterator>
+#include <string_view>
+#include <system_error>
+#include <variant>
+
+namespace annulus::app {
+
+namespace {
+
+/// A column of one number or text of every report.
+template <class Get>
+BenchColumn column(std::string_view name, const std::vector<BenchReport>& reports, Get get) {
+  std::vector<decltype(get(reports.front()))> values;
+  for (const BenchReport& report : reports) { values.push_back(get(report)); }
+  return {std::string(name), std::move(values)};
+}
+
+/// The options of problem, pattern and execution as the rows ran, named like the flags, then what was measured.
+std::vector<BenchColumn> columns_of(const std::vector<BenchReport>& reports) {
+  std::vector<BenchColumn> columns;
+  for (const Option& option : options()) {
+    if (option.group != "Problem" && option.group != "Pattern" && option.group != "Execution") { continue; }
+    const auto value_of = [&option](const BenchReport& report) {
+      Value value;
+      option.get(report.config, value);
+      return value;
+    };
+    if (option.kind == ValueKind::integer) {
+      columns.push_back(column(option.name, reports, [&](const BenchReport& r) { return std::get<std::int64_t>(value_of(r)); }));
+    } else if (option.kind == ValueKind::real) {
+      columns.push_back(column(option.name, reports, [&](const BenchReport& r) { return std::get<double>(value_of(r)); }));
+    } else {
+      columns.push_back(column(option.name, reports, [&](const BenchReport& r) { return text_of(value_of(r)); }));
+    }
+  }
+  const auto add = [&](std::string_view name, auto get) { columns.push_back(column(name, reports, get)); };
+  add("ranks", [](const BenchReport& r) { return r.ranks; });
+  add("runs_on", [](const BenchReport& r) { return r.backend; });
+  add("rows_checked", [](const BenchReport& r) { return r.check.rows_checked; });
+  add("rms_error", [](const BenchReport& r) { return r.check.verdict.rms_error; });
+  add("plain_rms_error", [](const BenchReport& r) { return r.check.verdict.plain_rms_error; });
+  add("median_ms", [](const BenchReport& r) { return r.median_ms; });
+  add("min_ms", [](const BenchReport& r) { return r.min_ms; });
+  add("p95_ms", [](const BenchReport& r) { return r.p95_ms; });
+  add("repetitions", [](const BenchReport& r) { return std::ssize(r.samples_ms); });
+  add("flops", [](const BenchReport& r) { return r.flops; });
+  add("tflops_per_rank", [](const BenchReport& r) { return r.tflops_per_rank; });
+  add("communication_ms", [](const BenchReport& r) { return r.run.communication_ms; });
+  add("exposed_ms", [](const BenchReport& r) { return r.run.exposed_ms; });
+  add("skew_ms", [](const BenchReport& r) { return r.run.skew_ms; });
+  add("bytes_received", [](const BenchReport& r) { return r.bytes_received; });
+  add("blocks_alone_ms", [](const BenchReport& r) { return r.blocks_alone_ms; });
+  add("overlap_efficiency", [](const BenchReport& r) { return r.overlap_efficiency; });
+  add("fma_peak_gflops", [](const BenchReport& r) { return r.peak_gflops; });
+  add("of_peak", [](const BenchReport& r) { return r.of_peak; });
+  add("memory_high_water", [](const BenchReport& r) { return r.memory_high_water; });
+  return columns;
+}
+
+/// A field as RFC 4180 wants it.
+std::string csv_field(const std::string& text) {
+  if (text.find_first_of(",\"\r\n") == std::string::npos) { return text; }
+  std::string quoted = "\"";
+  for (const char letter : text) {
+    if (letter == '"') { quoted += '"'; }
+    quoted += letter;
+  }
+  return quoted + '"';
+}
+
+std::string csv_of(const std::vector<BenchColumn>& columns, std::size_t rows) {
+  std::string text;
+  const auto add_line = [&](auto field) {
+    std::vector<std::string> fields;
+    for (const BenchColumn& column : columns) { fields.push_back(csv_field(field(column))); }
+    text += fmt::format("{}\n", fmt::join(fields, ","));
+  };
+  add_line([](const BenchColumn& c) { return c.name; });
+  for (std::size_t row = 0; row < rows; ++row) {
+    add_line(
+        [row](const BenchColumn& c) { return std::visit([row](const auto& values) { return fmt::format("{}", values[row]); }, c.values); });
+  }
+  return text;
+}
+
+std::vector<BenchDetail> details_of(const std::vector<BenchReport>& reports) {
+  std::vector<BenchDetail> details;
+  for (const BenchReport& report : reports) { details.push_back({report.samples_ms, report.timings}); }
+  return details;
+}
+
+/// Room that the rows need at least: two characters of a CSV field, and the tables of a step.
+std::int64_t least_bytes(std::size_t rows, std::int64_t row_bytes) { return static_cast<std::int64_t>(rows + 1) * row_bytes; }
+
+}  // namespace
+
+BenchFiles::BenchFiles(const Invocation& invocation, const Communicator& comm) : invocation_(invocation) {
+  const Config& config = invocation.config;
+  together(comm, [&] {
+    if (comm.rank() != 0) { return; }
+    std::error_code ignored;
+    const bool both = !config.csv.empty() && !config.output.empty();
+    ANNULUS_EXPECTS(
+        !both || std::filesystem::weakly_canonical(config.csv, ignored) != std::filesystem::weakly_canonical(config.output, ignored),
+        "--csv and --output are the same file, {}", config.csv);
+    constexpr std::int64_t kCsvRow = 100;
+    constexpr std::int64_t kHdf5Row = 2000;
+    const std::size_t rows = invocation.rows.size();
+    if (!config.csv.empty()) { csv_ = std::make_unique<TextResult>(config.csv, config.force, least_bytes(rows, kCsvRow)); }
+    if (!config.output.empty()) { hdf5_ = std::make_unique<BenchFile>(config.output, config.force, least_bytes(rows, kHdf5Row)); }
+  });
+}
+
+BenchFiles::~BenchFiles() {
+  if (put_off_ == nullptr) { return; }
+  try {
+    write_rows(*put_off_, hosts_);
+  } catch (const std::exception& error) { spdlog::error("{}", error.what()); }
+}
+
+void BenchFiles::write(const Communicator& comm, const std::vector<BenchReport>& reports, const std::string& hosts) {
+  together(comm, [&] {
+    if (!csv_ && !hdf5_) { return; }
+    constexpr std::chrono::milliseconds kCheap{200};
+    const Clock::time_point begin = Clock::now();
+    put_off_ = &reports;
+    hosts_ = hosts;
+    if (cost_ > kCheap && begin - written_ < 10 * cost_ && reports.size() < invocation_.rows.size()) { return; }
+    put_off_ = nullptr;
+    write_rows(reports, hosts);
+    written_ = Clock::now();
+    cost_ = written_ - begin;
+  });
+}
+
+void BenchFiles::write_rows(const std::vector<BenchReport>& reports, const std::string& hosts) {
+  const std::vector<BenchColumn> columns = columns_of(reports);
+  if (hdf5_) {
+    auto entries = provenance(invocation_, invocation_.config);
+    entries.emplace_back("input", reports.front().input);
+    entries.emplace_back("hosts", hosts);
+    entries.emplace_back("rows", fmt::format("{} of {}", reports.size(), invocation_.rows.size()));
+    hdf5_->write(columns, details_of(reports), entries);
+  }
+  if (csv_) { csv_->write(csv_of(columns, reports.size())); }
+}
+
+}  // namespace annulus::app

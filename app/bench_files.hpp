@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// The files of `bench`: rows are in them as soon as they are measured.
+#pragma once
+
+#include <annulus/bench/bench.hpp>
+#include <annulus/bench/bench_file.hpp>
+#include <annulus/io/text_result.hpp>
+#include <annulus/transport/communicator.hpp>
+
+#include "commands.hpp"
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace annulus::app {
+
+class BenchFiles {
+ public:
+  /// Creates on rank 0 what --csv and --output ask for, so that whatever keeps them from being written is known before the first row.
+  /// Collective. @throws AgreedError as TextResult and BenchFile, or if both are one file
+  BenchFiles(const Invocation& invocation, const Communicator& comm);
+  /// Writes rows that were put off, if the job fails.
+  ~BenchFiles();
+  BenchFiles(const BenchFiles&) = delete;
+  BenchFiles& operator=(const BenchFiles&) = delete;
+
+  /// Brings the files up to `reports`, the rows so far. A table so long that writing it takes time is not written after every row, but for
+  /// a tenth of the time, and when it is complete. Collective.
+  /// @param hosts as host_lines() @throws AgreedError if the disk refuses; the rows written before are still there
+  void write(const Communicator& comm, const std::vector<BenchReport>& reports, const std::string& hosts);
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  void write_rows(const std::vector<BenchReport>& reports, const std::string& hosts);
+
+  const Invocation& invocation_;
+  std::unique_ptr<TextResult> csv_;
+  std::unique_ptr<BenchFile> hdf5_;
+  Clock::time_point written_{};
+  Clock::duration cost_{};
+  const std::vector<BenchReport>* put_off_ = nullptr;
+  std::string hosts_;
+};
+
+}  // namespace annulus::app

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// From the ranks' outputs to what users get: the result file and the counts of its rows.
+#pragma once
+
+#include <annulus/attention/session.hpp>
+#include <annulus/io/result_file.hpp>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace annulus {
+
+/// The result file of a configuration, on rank 0; null on the others, and where there is no output. Made before the input is read: whatever
+/// keeps the file from being written is known then. Collective.
+/// @throws AgreedError as ResultFile
+std::unique_ptr<ResultFile> create_result(const ResolvedConfig& resolved, const Communicator& comm);
+
+/// Looks through O and LSE of the last run. The same on all ranks. Collective.
+RowCounts count_rows(const Session& session);
+
+/// Streams O and LSE of all ranks into `file` through rank 0, with everything else that a result has, and commits it. Collective; complete
+/// or absent. @param file as create_result() made it @param timings as gather_timings() @throws AgreedError if the disk refuses
+void write_result(const Session& session, ResultFile* file, const std::vector<std::vector<StepTiming>>& timings, const RowCounts& counts,
+                  const std::vector<std::pair<std::string, std::string>>& provenance);
+
+}  // namespace annulus

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/attention/result_sink.hpp>
+
+#include <annulus/core/error.hpp>
+#include <annulus/pattern/covered_rows.hpp>
+
+#include "io/element_convert.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <span>
+
+namespace annulus {
+
+namespace {
+
+/// Rows of O and LSE that are looked at, or pass through rank 0, at a time.
+constexpr std::int64_t kResultChunkBytes = std::int64_t{4} << 20;
+constexpr int kOutputTag = 11;
+constexpr int kLseTag = 12;
+
+std::int64_t row_bytes(const Problem& problem) { return problem.heads * problem.head_dim * size_of(problem.dtype); }
+
+/// Rows of O and LSE of one batch entry.
+struct Chunk {
+  std::int64_t batch = 0;
+  std::int64_t first = 0;        ///< global
+  std::int64_t local_first = 0;  ///< on their rank
+  std::int64_t count = 0;
+  std::vector<std::byte> output;  ///< [count, heads, head_dim]
+  std::vector<float> lse;         ///< [heads, count]
+
+  void read(RingExecutor& executor) {
+    executor.read_output(batch, local_first, count, output.data());
+    executor.read_lse(batch, local_first, count, lse.data());
+  }
+};
+
+/// All chunks of one rank's rows, in the order they are written; both sides of a transfer walk the same list.
+template <class Visit>
+void for_each_chunk(const Session& session, std::int64_t rank, Visit&& visit) {
+  const Problem& problem = session.problem();
+  const std::int64_t bytes = row_bytes(problem) + problem.heads * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t most = std::max<std::int64_t>(1, kResultChunkBytes / bytes);
+  const Partition partition(session.resolved().config.partition, problem.seq_len, session.ranks());
+  Chunk chunk;
+  for (const ShardPiece& piece : partition.shard(rank).pieces) {
+    ANNULUS_ASSERT(piece.global.stride == 1, "rank {} owns rows with stride {}", rank, piece.global.stride);
+    for (chunk.batch = 0; chunk.batch < problem.batch; ++chunk.batch) {
+      for (std::int64_t done = 0; done < piece.global.count; done += chunk.count) {
+        chunk.first = piece.global.first + done;
+        chunk.local_first = piece.local_first + done;
+        chunk.count = std::min(most, piece.global.count - done);
+        chunk.output.resize(static_cast<std::size_t>(chunk.count * row_bytes(problem)));
+        chunk.lse.resize(static_cast<std::size_t>(chunk.count * problem.heads));
+        visit(chunk);
+      }
+    }
+  }
+}
+
+/// Counts the rows of chunks, on one rank.
+class RowCounter {
+ public:
+  explicit RowCounter(const Session& session) : problem_(session.problem()), covered_(problem_, session.pattern()) {}
+
+  void look_at(const Chunk& chunk) {
+    const bool all_finite =
+        !first_non_finite(problem_.dtype, chunk.output.data(), chunk.count * problem_.heads * problem_.head_dim).has_value();
+    for (std::int64_t head = 0; head < problem_.heads; ++head) {
+      for (std::int64_t i = 0; i < chunk.count; ++i) {
+        const float lse = chunk.lse[static_cast<std::size_t>(head * chunk.count + i)];
+        const bool uncovered = lse == -std::numeric_limits<float>::infinity() && !covered_.contains(head, chunk.first + i);
+        uncovered_ += uncovered ? 1 : 0;
+        if ((uncovered || std::isfinite(lse)) && (all_finite || output_is_finite(chunk, head, i))) { continue; }
+        ++non_finite_;
+        first_ = std::min(first_, (chunk.batch * problem_.heads + head) * problem_.seq_len + chunk.first + i);
+      }
+    }
+  }
+
+  /// Over all ranks. Collective.
+  RowCounts total(const Communicator& comm) const {
+    RowCounts counts{comm.sum(uncovered_), comm.sum(non_finite_)};
+    const std::int64_t first = comm.min(first_);
+    if (counts.non_finite > 0) {
+      counts.first_non_finite = {first / problem_.seq_len / problem_.heads, first / problem_.seq_len % problem_.heads,
+                                 first % problem_.seq_len};
+    }
+    return counts;
+  }
+
+ private:
+  bool output_is_finite(const Chunk& chunk, std::int64_t head, std::int64_t i) const {
+    const std::int64_t begin = (i * problem_.heads + head) * problem_.head_dim * size_of(problem_.dtype);
+    return !first_non_finite(problem_.dtype, chunk.output.data() + begin, problem_.head_dim).has_value();
+  }
+
+  const Problem& problem_;
+  CoveredRows covered_;
+  std::int64_t uncovered_ = 0;
+  std::int64_t non_finite_ = 0;
+  std::int64_t first_ = std::numeric_limits<std::int64_t>::max();  ///< of the non-finite: (batch * heads + head) * seq_len + row
+};
+
+/// The executor of `rank` if it runs in this process.
+RingExecutor* local_executor(const Session& session, std::int64_t rank) {
+  if (session.comm().size() == 1) { return session.executors()[static_cast<std::size_t>(rank)].get(); }
+  return rank == session.comm().rank() ? session.executors().front().get() : nullptr;
+}
+
+}  // namespace
+
+std::unique_ptr<ResultFile> create_result(const ResolvedConfig& resolved, const Communicator& comm) {
+  std::unique_ptr<ResultFile> file;
+  const Config& config = resolved.config;
+  together(comm, [&] {
+    if (comm.rank() != 0 || config.output.empty()) { return; }
+    const std::int64_t steps = resolved.ranks == 1 ? 1 : 2 * resolved.ranks;  // at least
+    file = std::make_unique<ResultFile>(config.output, config.force, config.problem, steps);
+  });
+  return file;
+}
+
+RowCounts count_rows(const Session& session) {
+  RowCounter counter(session);
+  together(session.comm(), [&] {
+    for (std::int64_t rank = 0; rank < session.ranks(); ++rank) {
+      RingExecutor* executor = local_executor(session, rank);
+      if (executor == nullptr) { continue; }
+      for_each_chunk(session, rank, [&](Chunk& chunk) {
+        chunk.read(*executor);
+        counter.look_at(chunk);
+      });
+    }
+  });
+  return counter.total(session.comm());
+}
+
+void write_result(const Session& session, ResultFile* file, const std::vector<std::vector<StepTiming>>& timings, const RowCounts& counts,
+                  const std::vector<std::pair<std::string, std::string>>& provenance) {
+  const Communicator& comm = session.comm();
+  ANNULUS_EXPECTS((file != nullptr) == (comm.rank() == 0), "rank {} {} a result file", comm.rank(), file != nullptr ? "has" : "lacks");
+  // A failing disk must not leave the others sending for ever: rank 0 notes the failure, takes what comes and tells all at the end.
+  std::exception_ptr failure;
+  const auto guarded = [&](auto&& write) {
+    if (failure) { return; }
+    try {
+      write();
+    } catch (...) { failure = std::current_exception(); }
+  };
+  for (std::int64_t rank = 0; rank < session.ranks(); ++rank) {
+    RingExecutor* executor = local_executor(session, rank);
+    if (executor == nullptr && comm.rank() != 0) { continue; }
+    for_each_chunk(session, rank, [&](Chunk& chunk) {
+      if (executor != nullptr) { chunk.read(*executor); }
+      if (comm.rank() != 0) {
+        comm.send(chunk.output, 0, kOutputTag);
+        comm.send(std::as_bytes(std::span(chunk.lse)), 0, kLseTag);
+        return;
+      }
+      if (executor == nullptr) {
+        comm.receive(chunk.output, rank, kOutputTag);
+        comm.receive(std::as_writable_bytes(std::span(chunk.lse)), rank, kLseTag);
+      }
+      guarded([&] {
+        file->write_output(chunk.batch, chunk.first, chunk.count, chunk.output.data());
+        file->write_lse(chunk.batch, chunk.first, chunk.count, chunk.lse.data());
+      });
+    });
+  }
+  if (comm.rank() == 0) {
+    guarded([&] {
+      file->write_timings(timings);
+      file->write_counts(counts);
+      file->write_provenance(provenance);
+      file->commit();
+    });
+  }
+  comm.agree(failure);
+}
+
+}  // namespace annulus

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hdf5_file.hpp"
+
+#include <annulus/core/error.hpp>
+
+namespace annulus {
+
+Hdf5File::Hdf5File(UnfinishedPath& place) : place_(place) {
+  const Hdf5Lock lock;
+  const Hdf5Handle access(check_h5(H5Pcreate(H5P_FILE_ACCESS), "H5Pcreate"));
+  // Whatever handle an exception left open, closing the file closes it.
+  check_h5(H5Pset_fclose_degree(access.get(), H5F_CLOSE_STRONG), "H5Pset_fclose_degree");
+#if H5_VERSION_GE(1, 10, 7)
+  // Nobody else knows the temporary name, and many file systems refuse locks, each with an errno of its own (of which HDF5 forgives only
+  // ENOSYS). HDF5_USE_FILE_LOCKING in the environment overrides this.
+  check_h5(H5Pset_file_locking(access.get(), false, true), "H5Pset_file_locking");
+#endif
+  file_ = Hdf5Handle(H5Fcreate(place_.temporary().c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()));
+  if (!file_) {
+    throw RuntimeFailure(fmt::format("{}: '{}' cannot be created: {}", describe(), place_.temporary(), innermost_hdf5_error()));
+  }
+}
+
+void Hdf5File::reserve_allocated(std::int64_t more) const {
+  hsize_t bytes = 0;
+  {
+    const Hdf5Lock lock;
+    if (H5Fflush(file_.get(), H5F_SCOPE_LOCAL) < 0) {
+      throw RuntimeFailure(fmt::format("{} cannot be written: {}", describe(), innermost_hdf5_error()));
+    }
+    check_h5(H5Fget_filesize(file_.get(), &bytes), "H5Fget_filesize");
+  }
+  place_.reserve(checked_narrow<std::int64_t>(bytes) + more);
+}
+
+void Hdf5File::commit() {
+  ANNULUS_ASSERT(file_, "{} is committed twice", describe());
+  {
+    const Hdf5Lock lock;
+    // A failed close leaves no file to close again, hence release(), and hence the flush, which finds nearly every failure first.
+    if (H5Fflush(file_.get(), H5F_SCOPE_LOCAL) < 0 || H5Fclose(file_.release()) < 0) {
+      throw RuntimeFailure(fmt::format("{} cannot be written: {}", describe(), innermost_hdf5_error()));
+    }
+  }
+  place_.publish();
+}
+
+}  // namespace annulus

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "unfinished_table.hpp"
+
+#include <annulus/core/error.hpp>
+#include <annulus/io/result_file.hpp>
+
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <climits>
+#include <cstring>
+#include <sys/stat.h>
+#include <unistd.h>
+
+namespace annulus {
+
+namespace {
+
+struct Slot {
+  std::atomic<pid_t> owner{0};  ///< 0: free; kClaimed: being filled; else the process that writes the file (a forked child does not)
+  FileId file;
+  std::array<char, PATH_MAX> path{};
+};
+constexpr pid_t kClaimed = -1;
+std::array<Slot, 8> slots;
+static_assert(std::atomic<pid_t>::is_always_lock_free);
+
+}  // namespace
+
+int enter_unfinished(const std::string& path, FileId file) {
+  for (std::size_t n = 0; n < slots.size(); ++n) {
+    pid_t free_slot = 0;
+    if (!slots[n].owner.compare_exchange_strong(free_slot, kClaimed)) { continue; }
+    std::memcpy(slots[n].path.data(), path.c_str(), path.size() + 1);
+    slots[n].file = file;
+    slots[n].owner.store(::getpid());
+    return static_cast<int>(n);
+  }
+  ANNULUS_ASSERT(false, "more than {} result files are being written at once", slots.size());
+  return -1;
+}
+
+void leave_unfinished(int place) noexcept { slots[static_cast<std::size_t>(place)].owner.store(0); }
+
+void unlink_own(const char* path, FileId file) noexcept {
+  struct stat status{};
+  if (::lstat(path, &status) == 0 && FileId{status.st_dev, status.st_ino} == file) { ::unlink(path); }
+}
+
+void remove_unfinished_results() noexcept {
+  const int saved_errno = errno;
+  for (const Slot& slot : slots) {
+    if (slot.owner.load() == ::getpid()) { unlink_own(slot.path.data(), slot.file); }
+  }
+  errno = saved_errno;
+}
+
+}  // namespace annulus

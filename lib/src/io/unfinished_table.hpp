@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// The files that this process has created and not finished, as a signal handler must find them: a static table, since handlers may neither
+// allocate nor lock. remove_unfinished_results() (annulus/io/result_file.hpp) empties it.
+#pragma once
+
+#include <string>
+#include <sys/types.h>
+
+namespace annulus {
+
+/// A file by what it is, whatever names it has.
+struct FileId {
+  dev_t device = 0;
+  ino_t inode = 0;
+  bool operator==(const FileId&) const = default;
+};
+
+/// Enters a file that this process has just created. `path` is absolute and shorter than PATH_MAX.
+/// @return its place in the table
+int enter_unfinished(const std::string& path, FileId file);
+
+/// Takes an entry out; its file is nobody's to remove any more.
+void leave_unfinished(int place) noexcept;
+
+/// Unlinks `path` if it is `file` itself, and not another that has taken its name. Async-signal-safe.
+void unlink_own(const char* path, FileId file) noexcept;
+
+}  // namespace annulus

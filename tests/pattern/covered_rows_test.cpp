@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/pattern/covered_rows.hpp>
+
+#include <annulus_test.hpp>
+
+#include <cstdint>
+#include <vector>
+
+using namespace annulus;
+
+namespace {
+
+/// The definition, by brute force: whether some branch that head `head` runs selects `row`.
+bool is_covered(const Problem& problem, const Pattern& pattern, std::int64_t head, std::int64_t row) {
+  for (std::int64_t g = 0; g < std::ssize(pattern.branches); ++g) {
+    const HeadRange heads = heads_of_branch(problem, pattern, g);
+    if (head < heads.first || head >= heads.end()) { continue; }
+    const Branch& branch = pattern.branches[static_cast<std::size_t>(g)];
+    const std::int64_t segment = row / branch.segment_length;
+    std::int64_t offset = 0;
+    switch (pattern.offset) {
+      case OffsetRule::group:
+        offset = g;
+        break;
+      case OffsetRule::group_plus_segment:
+        offset = g + segment;
+        break;
+      case OffsetRule::segment:
+        offset = segment;
+        break;
+      case OffsetRule::head:
+        offset = head * problem.kv_heads / problem.heads;
+        break;
+    }
+    if ((row % branch.segment_length - offset % branch.dilation_rate) % branch.dilation_rate == 0 &&
+        row % branch.segment_length >= offset % branch.dilation_rate) {
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+TEST_CASE("covered rows are those that the definition selects, for every offset, head split and grouping") {
+  std::int64_t uncovered = 0;
+  for (const OffsetRule offset : {OffsetRule::group, OffsetRule::group_plus_segment, OffsetRule::segment, OffsetRule::head}) {
+    for (const HeadSplit split : {HeadSplit::first, HeadSplit::last, HeadSplit::all}) {
+      for (const std::int64_t kv_heads : {1, 2, 6}) {
+        Problem problem;
+        problem.seq_len = 53;
+        problem.heads = 6;
+        problem.kv_heads = kv_heads;
+        Pattern pattern;
+        pattern.branches = {{8, 2}, {20, 5}, {53, 7}};
+        pattern.offset = offset;
+        pattern.head_split = split;
+        const CoveredRows covered(problem, pattern);
+        for (std::int64_t head = 0; head < problem.heads; ++head) {
+          for (std::int64_t row = 0; row < problem.seq_len; ++row) {
+            const bool expected = is_covered(problem, pattern, head, row);
+            uncovered += expected ? 0 : 1;
+            INFO(to_string(offset) << " " << to_string(split) << " kv " << kv_heads << " head " << head << " row " << row);
+            REQUIRE(covered.contains(head, row) == expected);
+          }
+        }
+      }
+    }
+  }
+  CHECK(uncovered > 1000);
+}
+
+TEST_CASE("a dense pattern covers every row") {
+  Problem problem;
+  problem.seq_len = 5;
+  const CoveredRows covered(problem, dense_pattern(5));
+  for (std::int64_t row = 0; row < 5; ++row) { CHECK(covered.contains(7, row)); }
+}
