@@ -68,6 +68,17 @@ TEST_CASE("a result is written where a file system has no exclusive rename, link
   }
 }
 
+TEST_CASE("a lock that the environment asks for and the file system refuses is told at the start, with what to set") {
+  const TemporaryFolder folder;
+  std::vector<std::string> environment = failing({{"FLOCK", ENOLCK}});
+  environment.emplace_back("HDF5_USE_FILE_LOCKING=TRUE");
+  const ProcessResult result = annulus_with(with_small("run", {"--output", folder / "o.h5"}), environment);
+  INFO(result.err);
+  CHECK(result.exit_code == 2);
+  CHECK(result.err.find("No locks available (HDF5_USE_FILE_LOCKING is TRUE; FALSE does without locks)") != std::string::npos);
+  CHECK(folder.names().empty());
+}
+
 TEST_CASE("generate and the files of bench are written there as well") {
   const TemporaryFolder folder;
   const auto environment = failing({{"RENAMEAT2", EINVAL}, {"LINK", ENOSYS}, {"FSYNC", ENOSYS}, {"FALLOCATE", EINVAL}, {"FLOCK", ENOLCK}});

@@ -3,6 +3,8 @@
 
 #include <annulus/core/error.hpp>
 
+#include <cstdlib>
+
 namespace annulus {
 
 Hdf5File::Hdf5File(UnfinishedPath& place) : place_(place) {
@@ -17,7 +19,10 @@ Hdf5File::Hdf5File(UnfinishedPath& place) : place_(place) {
 #endif
   file_ = Hdf5Handle(H5Fcreate(place_.temporary().c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()));
   if (!file_) {
-    throw RuntimeFailure(fmt::format("{}: '{}' cannot be created: {}", describe(), place_.temporary(), innermost_hdf5_error()));
+    const std::string reason = innermost_hdf5_error();
+    const char* locking = std::getenv("HDF5_USE_FILE_LOCKING");
+    throw RuntimeFailure(fmt::format("{}: '{}' cannot be created: {}{}", describe(), place_.temporary(), reason,
+                                     locking == nullptr ? "" : fmt::format(" (HDF5_USE_FILE_LOCKING is {}; FALSE does without locks)", locking)));
   }
 }
 
