@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/kernels/cpu.hpp>
+#include <annulus/kernels/visible_keys.hpp>
 
 #include "gemm.hpp"
 #include "isa.hpp"
@@ -122,13 +123,6 @@ class Cut {
   std::int64_t tiles_per_item_;
   std::int64_t items_per_group_;
 };
-
-/// Keys that query row `row` sees: always the first ones of the task, because positions ascend.
-std::int64_t visible_keys(const AttendTask& task, std::int64_t row) {
-  if (task.mask == Mask::none) { return task.k_rows; }
-  const std::int64_t ahead = task.q_positions.first + row * task.q_positions.stride - task.k_positions.first;
-  return ahead < 0 ? 0 : std::min(task.k_rows, ahead / task.k_positions.stride + 1);
-}
 
 /// Base of the operand's element for a (batch, segment, kv_head).
 std::int64_t group_offset(const AttendTask& task, const TaskStrides& strides, std::int64_t group) {

@@ -40,7 +40,17 @@ struct TileOps {
 };
 
 /// Index of a dtype in TileOps's tables.
-constexpr int table_index(DType dtype) { return static_cast<int>(dtype); }
+constexpr int table_index(DType dtype) {
+  switch (dtype) {
+    case DType::fp16:
+      return 1;
+    case DType::bf16:
+      return 2;
+    case DType::fp32:
+      break;
+  }
+  return 0;
+}
 
 const TileOps& avx2_tile_ops();
 const TileOps& avx512_tile_ops();

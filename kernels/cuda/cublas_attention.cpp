@@ -4,6 +4,7 @@
 // where a row stride is a leading dimension. Query rows are cut into chains; the key tiles of a chain follow each other on one lane (a
 // stream with its own handle and scores), chains on different lanes overlap: the products of one with the softmax of another.
 #include <annulus/kernels/cuda.hpp>
+#include <annulus/kernels/visible_keys.hpp>
 
 #include "check.hpp"
 #include "tile.hpp"
@@ -64,8 +65,13 @@ void validate(const AttendTask& task) {
   require(task.batch >= 1 && task.segments >= 1 && task.q_rows >= 1 && task.k_rows >= 1 && task.kv_heads >= 1 && task.q_per_kv >= 1,
           "AttendTask: extents must be at least 1");
   require(task.head_dim >= 1 && task.head_dim <= kLargestTaskHeadDim, "AttendTask: head_dim must be 1..256");
-  require(task.mask != Mask::causal || (task.q_positions.stride >= 1 && task.k_positions.stride >= 1),
-          "AttendTask: positions of a causal task must increase");
+  switch (task.mask) {
+    case Mask::none:
+      return;
+    case Mask::causal:
+      break;
+  }
+  require(task.q_positions.stride >= 1 && task.k_positions.stride >= 1, "AttendTask: positions of a causal task must increase");
 }
 
 std::int64_t instances_of(const AttendTask& task) { return task.batch * task.segments * task.kv_heads * task.q_per_kv; }
@@ -270,13 +276,6 @@ struct Chain {
   std::int64_t k_step = 0;
 };
 
-/// Keys of the task that query row `row` sees: a prefix, because positions increase. Segments shift queries and keys alike.
-std::int64_t visible_keys(const AttendTask& task, std::int64_t row) {
-  if (task.mask == Mask::none) { return task.k_rows; }
-  const std::int64_t ahead = task.q_positions.first + row * task.q_positions.stride - task.k_positions.first;
-  return ahead < 0 ? 0 : std::min(task.k_rows, ahead / task.k_positions.stride + 1);
-}
-
 /// First row of [begin, end) that sees more than `keys` keys; end if none does.
 std::int64_t first_row_that_sees(const AttendTask& task, std::int64_t begin, std::int64_t end, std::int64_t keys) {
   while (begin < end) {
@@ -301,15 +300,25 @@ bool pointers_aligned(const AttendTask& task) {
          fits(task.v, task.kv_strides, per_16_bytes) && fits(task.acc, task.acc_strides, 4);
 }
 
+/// Query rows of one head in a tile, at most.
+std::int64_t query_tile_of(const AttendTask& task, const CublasTiling& tiling) {
+  switch (task.mask) {
+    case Mask::none:
+      return tiling.q_tile;
+    case Mask::causal:
+      break;
+  }
+  // A diagonal tile is computed whole, which wastes 1 part in 1 + q_rows / q_limit of the work.
+  return std::min(tiling.causal_q_tile, std::max<std::int64_t>(128, round_up(ceil_div(task.q_rows, 8), 64)));
+}
+
 /// Cuts a task into chains.
 void append_chains(const AttendTask& task, const CublasTiling& tiling, std::vector<Chain>& chains) {
   const InstanceMap all = instances_over(task);
   const InstanceAxis& last = all.axis[all.axes - 1];
   const std::int64_t total = instances_of(task);
 
-  // A diagonal tile is computed whole, which wastes 1 part in 1 + q_rows / q_limit of the work.
-  const std::int64_t causal_limit = std::min(tiling.causal_q_tile, std::max<std::int64_t>(128, round_up(ceil_div(task.q_rows, 8), 64)));
-  const std::int64_t q_limit = std::min(task.mask == Mask::causal ? causal_limit : tiling.q_tile, tiling.rows);
+  const std::int64_t q_limit = std::min(query_tile_of(task, tiling), tiling.rows);
   const std::int64_t q_tiles = ceil_div(task.q_rows, q_limit);
   const std::int64_t q_step = std::min({task.q_rows, q_limit, round_up(ceil_div(task.q_rows, q_tiles), 64)});
   const std::int64_t wanted = std::max<std::int64_t>(1, tiling.rows / q_step);
@@ -510,9 +519,21 @@ CublasTiling default_tiling(std::int64_t head_dim, DType dtype, Mask mask) {
   }};
   // fp32 products are ten times slower: everything else is hidden, and the tiles need only fill the machine.
   static constexpr CublasTiling kSingle{2, 2048, 1024, 512, 2048};
-  if (dtype == DType::fp32) { return kSingle; }
+  switch (dtype) {
+    case DType::fp32:
+      return kSingle;
+    case DType::fp16:
+    case DType::bf16:
+      break;
+  }
   const auto* row = std::find_if(kHalf.begin(), kHalf.end() - 1, [&](const Row& each) { return head_dim <= each.largest_head_dim; });
-  return mask == Mask::causal ? row->causal : row->dense;
+  switch (mask) {
+    case Mask::causal:
+      return row->causal;
+    case Mask::none:
+      break;
+  }
+  return row->dense;
 }
 
 class CublasAttention::Implementation {

@@ -36,9 +36,14 @@ float narrow<float>(double value) {
 }
 
 bool visible(const AttendTask& task, std::int64_t q_row, std::int64_t k_row) {
+  switch (task.mask) {
+    case Mask::none:
+      return true;
+    case Mask::causal:
+      break;
+  }
   // Segments shift both positions alike, so the comparison needs no segment.
-  return task.mask == Mask::none ||
-         task.k_positions.first + k_row * task.k_positions.stride <= task.q_positions.first + q_row * task.q_positions.stride;
+  return task.k_positions.first + k_row * task.k_positions.stride <= task.q_positions.first + q_row * task.q_positions.stride;
 }
 
 /// One query row against all keys of one (batch, segment, kv_head).

@@ -3,6 +3,7 @@
 
 #include <annulus/backend/cuda_devices.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/kernels/alike.hpp>
 #include <annulus/kernels/cuda.hpp>
 
 #include "cuda_handles.hpp"
@@ -13,7 +14,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <iterator>
 #include <limits>
 #include <memory>
 #include <span>
@@ -223,7 +223,16 @@ class CudaBackend final : public Backend {
                        info_.uuid, info_.compute_major, info_.compute_minor, to_string(options_.kernel), major, minor, patch);
   }
   std::int64_t accumulator_bytes() const override { return 4; }
-  bool rounds_probabilities(DType dtype) const override { return dtype != DType::fp32; }
+  bool rounds_probabilities(DType dtype) const override {
+    switch (dtype) {
+      case DType::fp16:
+      case DType::bf16:
+        return true;
+      case DType::fp32:
+        break;
+    }
+    return false;
+  }
   bool host_memory() const override { return false; }
 
   std::unique_ptr<Queue> make_queue() override {
@@ -276,10 +285,11 @@ class CudaBackend final : public Backend {
   }
 
   std::int64_t workspace_bytes(std::int64_t head_dim, DType dtype) const override {
-    const auto bytes_for = [&](kernels::Mask mask) {
-      return device_kernels::CublasAttention::workspace_bytes(tiling_for(head_dim, dtype, mask));
-    };
-    return std::max(bytes_for(kernels::Mask::none), bytes_for(kernels::Mask::causal));
+    std::int64_t bytes = 0;
+    for (const kernels::Mask mask : kernels::kMasks) {
+      bytes = std::max(bytes, device_kernels::CublasAttention::workspace_bytes(tiling_for(head_dim, dtype, mask)));
+    }
+    return bytes;
   }
   MemoryReport memory() const override {
     const DeviceGuard guard(device_);
@@ -330,14 +340,7 @@ class CudaBackend final : public Backend {
   void attend(Queue& queue, std::span<const kernels::AttendTask> tasks) override {
     const NvtxRange range("attend");
     const DeviceGuard guard(device_);
-    while (!tasks.empty()) {
-      // Tasks of one shape are tiled alike; nearly always that is all of them.
-      const kernels::AttendTask& front = tasks.front();
-      std::size_t count = 1;
-      while (count < tasks.size() && tasks[count].head_dim == front.head_dim && tasks[count].dtype == front.dtype) { ++count; }
-      attend_shape(queue, tasks.first(count));
-      tasks = tasks.subspan(count);
-    }
+    kernels::for_each_alike(tasks, alike_, [&](std::span<const kernels::AttendTask> alike) { attend_alike(queue, alike); });
   }
   void merge(Queue& queue, const kernels::MergeTask& task) override {
     const NvtxRange range("merge");
@@ -368,8 +371,8 @@ class CudaBackend final : public Backend {
   /// The driver's and the libraries' own: code loaded on first use, cuBLAS handles, graphs.
   static constexpr std::int64_t kMostLibraryBytes = std::int64_t{1} << 30;
 
-  /// Attends tasks of one head_dim and dtype. Masks differ in their tiles: of a mixed list all causal tasks go first, then the others.
-  void attend_shape(Queue& queue, std::span<const kernels::AttendTask> tasks) {
+  /// Attends tasks of one head_dim, dtype and mask.
+  void attend_alike(Queue& queue, std::span<const kernels::AttendTask> tasks) {
     const kernels::AttendTask& front = tasks.front();
     const std::int64_t bytes = workspace_bytes(front.head_dim, front.dtype);
     if (workspace_.bytes() < bytes) {
@@ -378,18 +381,8 @@ class CudaBackend final : public Backend {
       workspace_ = allocate(bytes, MemoryUse::tensor);
       memory_.workspace = bytes;
     }
-    const auto attend_alike = [&](std::span<const kernels::AttendTask> alike) {
-      const device_kernels::CublasTiling tiling = tiling_for(front.head_dim, front.dtype, alike.front().mask);
-      translated([&] { attention_->attend(alike, tiling, workspace_.get(), workspace_.bytes(), stream_of(queue)); });
-    };
-    const auto has_mask_of_front = [&](const kernels::AttendTask& task) { return task.mask == front.mask; };
-    if (std::all_of(tasks.begin(), tasks.end(), has_mask_of_front)) { return attend_alike(tasks); }
-    for (const kernels::Mask mask : {kernels::Mask::causal, kernels::Mask::none}) {
-      alike_.clear();
-      std::copy_if(tasks.begin(), tasks.end(), std::back_inserter(alike_),
-                   [&](const kernels::AttendTask& task) { return task.mask == mask; });
-      attend_alike(alike_);
-    }
+    const device_kernels::CublasTiling tiling = tiling_for(front.head_dim, front.dtype, front.mask);
+    translated([&] { attention_->attend(tasks, tiling, workspace_.get(), workspace_.bytes(), stream_of(queue)); });
   }
 
   device_kernels::CublasTiling tiling_for(std::int64_t head_dim, DType dtype, kernels::Mask mask) const {

@@ -33,7 +33,7 @@ Hdf5Lock::Hdf5Lock() : lock_(library_mutex()) {
 void Hdf5Handle::reset() noexcept {
   if (id_ < 0) { return; }
   const Hdf5Lock lock;
-  switch (H5Iget_type(id_)) {
+  switch (static_cast<int>(H5Iget_type(id_))) {
     case H5I_FILE:
       H5Fclose(id_);
       break;

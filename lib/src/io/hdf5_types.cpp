@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hdf5_types.hpp"
 
+#include <annulus/core/enums.hpp>
+
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -91,7 +93,6 @@ const char* dataset_name(Tensor tensor) {
 Hdf5Handle make_hdf5_type(DType dtype) {
   const Hdf5Lock lock;
   Hdf5Handle type(check_h5(H5Tcopy(H5T_IEEE_F32LE), "H5Tcopy"));
-  if (dtype == DType::fp32) { return type; }
   const FloatFields fields = fields_of(dtype);
   // Fields first: a type cannot shrink below the fields that it has.
   check_h5(H5Tset_fields(type.get(), fields.sign, fields.exponent_at, fields.exponent_bits, 0, fields.mantissa_bits), "H5Tset_fields");
@@ -104,7 +105,7 @@ std::optional<FileDType> recognise_dtype(hid_t type) {
   const Hdf5Lock lock;
   const auto fields = read_fields(type);
   if (!fields) { return std::nullopt; }
-  for (const DType dtype : {DType::fp32, DType::fp16, DType::bf16}) {
+  for (const auto& [dtype, name] : EnumNames<DType>::values) {
     if (*fields == fields_of(dtype)) { return FileDType{dtype, H5Tget_order(type) == H5T_ORDER_BE}; }
   }
   return std::nullopt;
@@ -113,7 +114,7 @@ std::optional<FileDType> recognise_dtype(hid_t type) {
 std::string describe_hdf5_type(hid_t type) {
   const Hdf5Lock lock;
   const std::size_t bits = 8 * H5Tget_size(type);
-  switch (H5Tget_class(type)) {
+  switch (static_cast<int>(H5Tget_class(type))) {
     case H5T_FLOAT:
       return fmt::format("{}-bit float", bits);
     case H5T_INTEGER:

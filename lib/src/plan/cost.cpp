@@ -38,13 +38,22 @@ std::int64_t causal_pairs(const Progression& q, const Progression& k) {
   return (q.count - full) * k.count + (growing > 0 ? floor_sum(growing, k.stride, q.stride, base) + growing : 0);
 }
 
+/// Visible pairs of one segment and head.
+std::int64_t segment_pairs(const WorkItem& item) {
+  switch (item.mask) {
+    case kernels::Mask::none:
+      return item.q_global.count * item.k_global.count;
+    case kernels::Mask::causal:
+      break;
+  }
+  return causal_pairs(item.q_global, item.k_global);
+}
+
 }  // namespace
 
 std::int64_t visible_pairs(const WorkItem& item) {
   const std::int64_t heads = item.heads.kv.count * item.heads.q_per_kv;
-  const std::int64_t one =
-      item.mask == kernels::Mask::causal ? causal_pairs(item.q_global, item.k_global) : item.q_global.count * item.k_global.count;
-  return item.segments * heads * one;
+  return item.segments * heads * segment_pairs(item);
 }
 
 PlanCost plan_cost(const RingPlan& plan) {

@@ -116,6 +116,17 @@ class RankMemory {
   std::map<std::pair<BufferId, std::int64_t>, BlockKey> content_;
 };
 
+/// Whether a work item's mask shows key `k` to query `q`, both global positions.
+bool sees(kernels::Mask mask, std::int64_t q, std::int64_t k) {
+  switch (mask) {
+    case kernels::Mask::none:
+      return true;
+    case kernels::Mask::causal:
+      break;
+  }
+  return k <= q;
+}
+
 /// Counts how often each (branch, head, query, key) is attended.
 class PairCounter {
  public:
@@ -165,7 +176,7 @@ class PairCounter {
   void attend_head(const WorkItem& item, std::int64_t head, std::int64_t shift) {
     for (std::int64_t q = 0; q < item.q_global.count; ++q) {
       for (std::int64_t k = 0; k < item.k_global.count; ++k) {
-        if (item.mask == kernels::Mask::causal && item.k_global[k] > item.q_global[q]) { continue; }
+        if (!sees(item.mask, item.q_global[q], item.k_global[k])) { continue; }
         ++counts_[index(static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift, item.k_global[k] + shift)];
       }
     }

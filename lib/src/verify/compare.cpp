@@ -145,11 +145,15 @@ Verdict judge(const Problem& problem, const ErrorSums& sums) {
   verdict.plain_rms_error = root_mean(sums.plain_error_squares, sums.count);
   verdict.ratio = verdict.rms_error == 0 ? 0.0 : verdict.rms_error / verdict.plain_rms_error;
   const double output_rms = root_mean(sums.oracle_squares, sums.count);
-  if (problem.dtype == DType::fp32) {
-    verdict.limit = kFp32Tolerance * std::max(output_rms, kValueShare * root_mean(sums.value_squares, sums.value_count));
-    if (sums.max_score > kLargeScore) { verdict.limit = std::max(verdict.limit, kLargeScoreFactor * verdict.plain_rms_error); }
-  } else {
-    verdict.limit = kPlainFactor * verdict.plain_rms_error + kFloor * output_rms;
+  switch (problem.dtype) {
+    case DType::fp32:
+      verdict.limit = kFp32Tolerance * std::max(output_rms, kValueShare * root_mean(sums.value_squares, sums.value_count));
+      if (sums.max_score > kLargeScore) { verdict.limit = std::max(verdict.limit, kLargeScoreFactor * verdict.plain_rms_error); }
+      break;
+    case DType::fp16:
+    case DType::bf16:
+      verdict.limit = kPlainFactor * verdict.plain_rms_error + kFloor * output_rms;
+      break;
   }
   verdict.element_limit = kElementFactor * std::max(sums.max_plain_error, verdict.limit);
   verdict.lse_limit = kLseFloor + kLseShare * sums.max_score;

@@ -11,7 +11,16 @@ namespace annulus {
 enum class DType { fp32, fp16, bf16 };
 
 /// Bytes of one element.
-constexpr std::int64_t size_of(DType dtype) { return dtype == DType::fp32 ? 4 : 2; }
+constexpr std::int64_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::fp16:
+    case DType::bf16:
+      return 2;
+    case DType::fp32:
+      break;
+  }
+  return 4;
+}
 
 namespace kernels {
 

@@ -5,6 +5,7 @@
 
 #include <annulus/kernels/dtype.hpp>
 
+#include <array>
 #include <cstdint>
 
 namespace annulus::kernels {
@@ -14,6 +15,7 @@ enum class Mask {
   none,    ///< all keys of the task
   causal,  ///< key k iff global position of k <= global position of q
 };
+inline constexpr std::array<Mask, 2> kMasks{Mask::none, Mask::causal};
 
 /// How a row whose head has several branches, each with a partial of its own, combines them.
 enum class Combine { lse, mean, sum };
