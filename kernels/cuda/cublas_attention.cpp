@@ -436,31 +436,27 @@ std::int64_t enqueue_tile(Chain& chain, const Lane& lane) {
   const auto alpha = static_cast<float>(task.scale);
   const float one = 1.0F;
   const float zero = 0.0F;
-  const int head_dim = to_int(task.head_dim);
-  const int n = to_int(rows);
-  const int keys = to_int(cols);
   const int batches = to_int(chain.instances);
   // The stride of a single row means nothing to the caller but must satisfy the library.
-  const auto leading = [&](std::int64_t stride, std::int64_t count) {
-    return to_int(count > 1 ? stride : std::max(stride, task.head_dim));
-  };
-  const int ld_k = leading(task.kv_strides.row, task.k_rows);
-  const int ld_q = leading(task.q_strides.row, task.q_rows);
-  const int ld_acc = leading(task.acc_strides.row, task.q_rows);
-  const int ld_scores = to_int(ld);
-  const int ld_probabilities = to_int(ld * 4 / element_size);
+  const auto leading = [&](std::int64_t stride, std::int64_t count) { return count > 1 ? stride : std::max(stride, task.head_dim); };
+  // 64-bit sizes throughout: a leading dimension is dilation * heads * head_dim, and passes 2^31 on long sequences.
+  const std::int64_t ld_k = leading(task.kv_strides.row, task.k_rows);
+  const std::int64_t ld_q = leading(task.q_strides.row, task.q_rows);
+  const std::int64_t ld_acc = leading(task.acc_strides.row, task.q_rows);
+  const std::int64_t ld_probabilities = ld * 4 / element_size;
   const InstanceOffsets step = chain.map.axis[0].stride;
 
   if (chain.by_pointer) {
     fill_pointers({chain.map, batches, static_cast<int>(element_size), k, q, v, scores, acc, instance_stride, lane.pointers()},
                   lane.stream());
-    ANNULUS_KERNELS_CHECK(cublasGemmBatchedEx(
-        lane.handle(), CUBLAS_OP_T, CUBLAS_OP_N, keys, n, head_dim, &alpha, lane.pointers().k, products.element, ld_k, lane.pointers().q,
-        products.element, ld_q, &zero, lane.pointers().scores, CUDA_R_32F, ld_scores, batches, products.compute, CUBLAS_GEMM_DEFAULT));
+    ANNULUS_KERNELS_CHECK(cublasGemmBatchedEx_64(lane.handle(), CUBLAS_OP_T, CUBLAS_OP_N, cols, rows, task.head_dim, &alpha,
+                                                 lane.pointers().k, products.element, ld_k, lane.pointers().q, products.element, ld_q,
+                                                 &zero, lane.pointers().scores, CUDA_R_32F, ld, batches, products.compute,
+                                                 CUBLAS_GEMM_DEFAULT));
   } else {
-    ANNULUS_KERNELS_CHECK(cublasGemmStridedBatchedEx(
-        lane.handle(), CUBLAS_OP_T, CUBLAS_OP_N, keys, n, head_dim, &alpha, k, products.element, ld_k, step.kv, q, products.element, ld_q,
-        step.q, &zero, scores, CUDA_R_32F, ld_scores, instance_stride, batches, products.compute, CUBLAS_GEMM_DEFAULT));
+    ANNULUS_KERNELS_CHECK(cublasGemmStridedBatchedEx_64(lane.handle(), CUBLAS_OP_T, CUBLAS_OP_N, cols, rows, task.head_dim, &alpha, k,
+                                                        products.element, ld_k, step.kv, q, products.element, ld_q, step.q, &zero, scores,
+                                                        CUDA_R_32F, ld, instance_stride, batches, products.compute, CUBLAS_GEMM_DEFAULT));
   }
 
   SoftmaxTile tile;
@@ -468,9 +464,9 @@ std::int64_t enqueue_tile(Chain& chain, const Lane& lane) {
   tile.ld = ld;
   tile.instance_stride = instance_stride;
   tile.instances = batches;
-  tile.rows = n;
-  tile.cols = keys;
-  tile.head_dim = head_dim;
+  tile.rows = to_int(rows);
+  tile.cols = to_int(cols);
+  tile.head_dim = to_int(task.head_dim);
   tile.map = chain.map;
   tile.max = static_cast<float*>(task.max) + start.stat;
   tile.sum = static_cast<float*>(task.sum) + start.stat;
@@ -489,15 +485,15 @@ std::int64_t enqueue_tile(Chain& chain, const Lane& lane) {
   softmax_tile(task.dtype, tile, lane.stream());
 
   if (chain.by_pointer) {
-    ANNULUS_KERNELS_CHECK(cublasGemmBatchedEx(lane.handle(), CUBLAS_OP_N, CUBLAS_OP_N, head_dim, n, keys, &one, lane.pointers().v,
-                                              products.element, ld_k, const_cast<const void**>(lane.pointers().scores), products.element,
-                                              ld_probabilities, &one, lane.pointers().acc, CUDA_R_32F, ld_acc, batches, products.compute,
-                                              CUBLAS_GEMM_DEFAULT));
+    ANNULUS_KERNELS_CHECK(cublasGemmBatchedEx_64(lane.handle(), CUBLAS_OP_N, CUBLAS_OP_N, task.head_dim, rows, cols, &one,
+                                                 lane.pointers().v, products.element, ld_k,
+                                                 const_cast<const void**>(lane.pointers().scores), products.element, ld_probabilities, &one,
+                                                 lane.pointers().acc, CUDA_R_32F, ld_acc, batches, products.compute, CUBLAS_GEMM_DEFAULT));
   } else {
-    ANNULUS_KERNELS_CHECK(cublasGemmStridedBatchedEx(lane.handle(), CUBLAS_OP_N, CUBLAS_OP_N, head_dim, n, keys, &one, v, products.element,
-                                                     ld_k, step.kv, scores, products.element, ld_probabilities,
-                                                     instance_stride * 4 / element_size, &one, acc, CUDA_R_32F, ld_acc, step.acc, batches,
-                                                     products.compute, CUBLAS_GEMM_DEFAULT));
+    ANNULUS_KERNELS_CHECK(cublasGemmStridedBatchedEx_64(lane.handle(), CUBLAS_OP_N, CUBLAS_OP_N, task.head_dim, rows, cols, &one, v,
+                                                        products.element, ld_k, step.kv, scores, products.element, ld_probabilities,
+                                                        instance_stride * 4 / element_size, &one, acc, CUDA_R_32F, ld_acc, step.acc,
+                                                        batches, products.compute, CUBLAS_GEMM_DEFAULT));
   }
   return rows * cols * chain.instances;
 }
