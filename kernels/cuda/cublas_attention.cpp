@@ -118,6 +118,9 @@ class Lane {
     tiling_ = tiling;
   }
 
+  /// The next use_memory() tells the library anew, even if memory comes to lie at the same place.
+  void forget_memory() { memory_ = nullptr; }
+
   cudaStream_t stream() const { return stream_; }
   cudaEvent_t event() const { return event_; }
   cublasHandle_t handle() const { return handle_; }
@@ -554,6 +557,15 @@ class CublasAttention::Implementation {
     ANNULUS_KERNELS_CHECK(cudaEventRecord(done_.get(), stream));
   }
 
+  void forget(const std::byte* workspace) {
+    for (Recording& each : recordings_) {
+      if (each.workspace == workspace) { drop_graph(each); }
+    }
+    std::erase_if(recordings_, [&](const Recording& each) { return each.workspace == workspace; });
+    for (Lane& lane : lanes_) { lane.forget_memory(); }
+  }
+
+  std::int64_t recordings() const { return static_cast<std::int64_t>(recordings_.size()); }
   std::int64_t graph_launches() const { return graph_launches_; }
 
  private:
@@ -708,7 +720,10 @@ class CublasAttention::Implementation {
 CublasAttention::CublasAttention(Submission submission) : implementation_(std::make_unique<Implementation>(submission)) {}
 CublasAttention::CublasAttention(CublasAttention&&) noexcept = default;
 CublasAttention& CublasAttention::operator=(CublasAttention&&) noexcept = default;
-CublasAttention::~CublasAttention() = default;
+CublasAttention::~CublasAttention() {
+  // Destroying a cuBLAS handle waits for the device too.
+  if (std::uncaught_exceptions() > exceptions_at_start_) { [[maybe_unused]] const Implementation* left = implementation_.release(); }
+}
 
 std::int64_t CublasAttention::workspace_bytes(const CublasTiling& tiling) { return tiling.streams * lane_bytes(tiling); }
 
@@ -720,6 +735,10 @@ void CublasAttention::attend(std::span<const AttendTask> tasks, const CublasTili
   if (tasks.empty()) { return; }
   implementation_->attend(tasks, tiling, static_cast<std::byte*>(workspace), stream);
 }
+
+void CublasAttention::forget(const void* workspace) { implementation_->forget(static_cast<const std::byte*>(workspace)); }
+
+std::int64_t CublasAttention::recordings() const { return implementation_->recordings(); }
 
 std::int64_t CublasAttention::graph_launches() const { return implementation_->graph_launches(); }
 

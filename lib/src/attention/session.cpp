@@ -140,12 +140,15 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
           std::make_unique<RingExecutor>(std::move(plans[index]), *backend_, *transports_[index], *queue_, comm.watchdog()));
     }
   });
-  for (const auto& executor : executors_) { executor->connect(); }
+  // Connecting sends, too: a rank on which it fails must end the job before it unwinds.
+  fail_fast(comm, [&] {
+    for (const auto& executor : executors_) { executor->connect(); }
+  });
 }
 
 Session::~Session() {
   // Executors own memory that transports may still touch: the transports let go first, unless the job is failing and peers may be gone.
-  if (std::uncaught_exceptions() == exceptions_at_start_ && executors_.size() == transports_.size() && queue_) {
+  if (!unwinding_.now() && executors_.size() == transports_.size() && queue_) {
     try {
       queue_->synchronize();
       for (const auto& transport : transports_) { transport->prepare({}); }

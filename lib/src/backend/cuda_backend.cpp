@@ -3,6 +3,7 @@
 
 #include <annulus/backend/cuda_devices.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/core/unwinding.hpp>
 #include <annulus/kernels/alike.hpp>
 #include <annulus/kernels/cuda.hpp>
 
@@ -79,15 +80,7 @@ class RecordedEvent final : public Event {
   RecordedEvent& operator=(const RecordedEvent&) = delete;
   ~RecordedEvent() override { pool_->give_back(std::move(event_)); }
 
-  bool reached() override {
-    const cudaError_t status = cudaEventQuery(event_.get());
-    if (status == cudaErrorNotReady) {
-      static_cast<void>(cudaGetLastError());
-      return false;
-    }
-    check_cuda(status, "cudaEventQuery");
-    return true;
-  }
+  bool reached() override { return is_reached(event_.get()); }
   void synchronize() override { ANNULUS_CUDA(cudaEventSynchronize(event_.get())); }
   double ms_since(const Event& earlier) const override {
     float elapsed_ms = 0.0F;
@@ -142,6 +135,7 @@ class CudaQueue final : public Queue {
   CudaQueue(const CudaQueue&) = delete;
   CudaQueue& operator=(const CudaQueue&) = delete;
   ~CudaQueue() override {
+    if (unwinding()) { return; }
     try {
       streams_->remove(stream_.get());
     } catch (const Error& error) { spdlog::error("{}", error.what()); }
@@ -204,6 +198,7 @@ class CudaBackend final : public Backend {
   CudaBackend(const CudaBackend&) = delete;
   CudaBackend& operator=(const CudaBackend&) = delete;
   ~CudaBackend() override {
+    if (unwinding()) { return; }
     const cudaError_t entered = cudaSetDevice(device_);
     if (entered != cudaSuccess) { log_failure(entered, "cudaSetDevice"); }
     workspace_.reset();
@@ -264,7 +259,8 @@ class CudaBackend final : public Backend {
   }
 
   void deallocate(std::byte* data, std::int64_t bytes, MemoryUse use) noexcept override {
-    if (data == nullptr) { return; }
+    // Freeing waits for the device, or stands behind what its streams have been given, and that may wait for a peer that is gone.
+    if (data == nullptr || unwinding()) { return; }
     memory_.in_use -= bytes;
     if (from_driver(use)) { driver_bytes_ -= bytes; }
     try {
@@ -376,6 +372,8 @@ class CudaBackend final : public Backend {
     const kernels::AttendTask& front = tasks.front();
     const std::int64_t bytes = workspace_bytes(front.head_dim, front.dtype);
     if (workspace_.bytes() < bytes) {
+      // Another one may come to lie where this one lay, but the chance is not worth the graphs' memory.
+      translated([&] { attention_->forget(workspace_.get()); });
       workspace_.reset();
       memory_.workspace = 0;
       workspace_ = allocate(bytes, MemoryUse::tensor);
@@ -428,7 +426,7 @@ class CudaBackend final : public Backend {
   std::shared_ptr<StreamSet> streams_;
   std::shared_ptr<EventPool> events_;
   std::unique_ptr<device_kernels::CublasAttention> attention_;
-  std::vector<kernels::AttendTask> alike_;  ///< those of a mixed list that share a mask
+  std::vector<kernels::AttendTask> alike_;  ///< a mixed list by masks
   Buffer workspace_;
 };
 

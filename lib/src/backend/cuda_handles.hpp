@@ -23,6 +23,21 @@ inline void check_cuda(cudaError_t status, const char* call, std::source_locatio
 
 #define ANNULUS_CUDA(call) ::annulus::check_cuda((call), #call)
 
+/// Whether a query was answered with success; false for "not ready", which CUDA keeps like an error in the slot that the next launch check
+/// reads, and which is cleared here.
+inline bool is_done(cudaError_t status, const char* query, std::source_location where = std::source_location::current()) {
+  if (status == cudaErrorNotReady) {
+    static_cast<void>(cudaGetLastError());
+    return false;
+  }
+  check_cuda(status, query, where);
+  return true;
+}
+
+/// Whether the work before an event is done. Never blocks.
+inline bool is_reached(cudaEvent_t event) { return is_done(cudaEventQuery(event), "cudaEventQuery"); }
+inline bool is_idle(cudaStream_t stream) { return is_done(cudaStreamQuery(stream), "cudaStreamQuery"); }
+
 /// Makes a device current for a scope.
 class DeviceGuard {
  public:
@@ -56,7 +71,7 @@ class CudaStream {
   }
   CudaStream(CudaStream&& other) noexcept : stream_(std::exchange(other.stream_, nullptr)) {}
   CudaStream& operator=(CudaStream&& other) noexcept {
-    std::swap(stream_, other.stream_);
+    CudaStream(std::move(other)).swap(*this);
     return *this;
   }
   CudaStream(const CudaStream&) = delete;
@@ -67,6 +82,8 @@ class CudaStream {
   cudaStream_t get() const { return stream_; }
 
  private:
+  void swap(CudaStream& other) noexcept { std::swap(stream_, other.stream_); }
+
   cudaStream_t stream_ = nullptr;
 };
 
@@ -76,7 +93,7 @@ class CudaEvent {
   explicit CudaEvent(unsigned flags = cudaEventDefault) { ANNULUS_CUDA(cudaEventCreateWithFlags(&event_, flags)); }
   CudaEvent(CudaEvent&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
   CudaEvent& operator=(CudaEvent&& other) noexcept {
-    std::swap(event_, other.event_);
+    CudaEvent(std::move(other)).swap(*this);
     return *this;
   }
   CudaEvent(const CudaEvent&) = delete;
@@ -87,6 +104,8 @@ class CudaEvent {
   cudaEvent_t get() const { return event_; }
 
  private:
+  void swap(CudaEvent& other) noexcept { std::swap(event_, other.event_); }
+
   cudaEvent_t event_ = nullptr;
 };
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/transport/communicator.hpp>
 
+#include <annulus/core/unwinding.hpp>
 #include <annulus/io/result_file.hpp>
 
 #include "message_chunks.hpp"
@@ -42,7 +43,7 @@ MpiEnvironment::MpiEnvironment(int* argc, char*** argv) {
 }
 
 MpiEnvironment::~MpiEnvironment() {
-  if (std::uncaught_exceptions() > exceptions_at_start_) { return; }
+  if (unwinding_.now()) { return; }
   MPI_Finalize();
 }
 
@@ -99,7 +100,7 @@ Communicator Communicator::duplicate() const {
     ANNULUS_MPI(MPI_Comm_dup(get(), &handle));
     copy.comm_ = std::shared_ptr<MPI_Comm>(new MPI_Comm(handle), [](MPI_Comm* owned) {
       // Freeing is collective: not while unwinding, when peers may be gone.
-      if (std::uncaught_exceptions() == 0) { MPI_Comm_free(owned); }
+      if (!unwinding()) { MPI_Comm_free(owned); }
       delete owned;
     });
   }

@@ -19,7 +19,7 @@ constexpr int kTag = 7;
 MpiTransport::MpiTransport(const Communicator& comm) : comm_(comm.duplicate()) {}
 
 MpiTransport::~MpiTransport() {
-  if (std::uncaught_exceptions() > exceptions_at_start_) { return; }
+  if (unwinding_.now()) { return; }
   try {
     complete_all();
   } catch (const std::exception& error) { comm_.abort(error.what()); }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/core/unwinding.hpp>
 #include <annulus/transport/communicator.hpp>
 #include <annulus/transport/transport.hpp>
 
@@ -33,7 +34,7 @@ class MpiTransport final : public Transport {
   void complete_all();
 
   Communicator comm_;
-  int exceptions_at_start_ = std::uncaught_exceptions();
+  Unwinding unwinding_;
   std::vector<MPI_Request> requests_;
   std::vector<Pending> pending_;  ///< one for each request
   std::int64_t step_ = 0;         ///< whose messages are in flight

@@ -2,6 +2,7 @@
 #include <annulus/transport/watchdog.hpp>
 
 #include <annulus/core/error.hpp>
+#include <annulus/core/unwinding.hpp>
 #include <annulus/transport/communicator.hpp>
 
 #include <fmt/format.h>
@@ -231,7 +232,7 @@ Watchdog::Watchdog(MPI_Comm comm, double timeout_s, std::string host, std::funct
 
 Watchdog::~Watchdog() {
   if (!thread_) { return; }
-  if (std::uncaught_exceptions() > 0) {
+  if (unwinding()) {
     // Peers may be gone: no collective call; the thread ends with the process that is about to end.
     thread_->thread.request_stop();
     thread_->thread.join();

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <span>
 #include <stdexcept>
@@ -75,7 +76,8 @@ enum class Submission {
 /// counted here.
 ///
 /// Owns streams, events, graphs and cuBLAS handles on the device that is current at construction; used by one host thread at a time, with
-/// that device current. Waits for the device only in its destructor and before it drops an old graph.
+/// that device current. Waits for the device only in its destructor and before it drops an old graph; its destructor does not wait, and
+/// leaves to the process's end what it owns, when an exception that came after its construction is on its way.
 class CublasAttention {
  public:
   explicit CublasAttention(Submission submission = Submission::graph);
@@ -96,11 +98,18 @@ class CublasAttention {
   /// @throws LibraryError if a call fails, std::invalid_argument if tiling or a task is out of range
   void attend(std::span<const AttendTask> tasks, const CublasTiling& tiling, void* workspace, std::int64_t bytes, CUstream_st* stream);
 
+  /// Drops what is recorded for a workspace that is about to be freed.
+  /// @throws LibraryError if the device has failed
+  void forget(const void* workspace);
+
+  /// Lists of tasks that are known, each of them a graph or on the way to become one.
+  std::int64_t recordings() const;
   /// Calls so far that were the launch of a graph.
   std::int64_t graph_launches() const;
 
  private:
   class Implementation;
+  int exceptions_at_start_ = std::uncaught_exceptions();
   std::unique_ptr<Implementation> implementation_;
 };
 

@@ -3,12 +3,12 @@
 
 #include <annulus/attention/executor.hpp>
 #include <annulus/core/config.hpp>
+#include <annulus/core/unwinding.hpp>
 #include <annulus/io/source.hpp>
 #include <annulus/transport/communicator.hpp>
 #include <annulus/transport/make_transport.hpp>
 
 #include <cstdint>
-#include <exception>
 #include <functional>
 #include <memory>
 #include <span>
@@ -74,7 +74,7 @@ class Session {
  private:
   const ResolvedConfig& resolved_;
   const Communicator& comm_;
-  int exceptions_at_start_ = std::uncaught_exceptions();
+  Unwinding unwinding_;
   std::unique_ptr<Backend> backend_;
   std::vector<std::unique_ptr<Transport>> transports_;
   std::unique_ptr<Queue> queue_;

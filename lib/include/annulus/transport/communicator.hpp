@@ -2,6 +2,7 @@
 #pragma once
 
 #include <annulus/core/error.hpp>
+#include <annulus/core/unwinding.hpp>
 #include <annulus/transport/watchdog.hpp>
 
 #include <mpi.h>
@@ -33,7 +34,7 @@ class MpiEnvironment {
   MpiEnvironment& operator=(const MpiEnvironment&) = delete;
 
  private:
-  int exceptions_at_start_ = std::uncaught_exceptions();
+  Unwinding unwinding_;
 };
 
 /// The processes of a job, for start-up and host scalars. Every collective counts as waiting for the watchdog. One process without MPI is
@@ -114,12 +115,13 @@ void together(const Communicator& comm, Body&& body) {
 }
 
 /// Runs `body` with messages in flight. An exception cannot be thrown across ranks there: it is logged with rank, host and what the
-/// watchdog knows of step and peer, before any owner is destroyed, and ends the job. Alone, it is thrown on.
+/// watchdog knows of step and peer, and ends the job. Owners belong outside of `body`: what it owns itself is destroyed before. Alone, the
+/// exception is thrown on, and so is what all ranks have agreed on.
 template <class Body>
 void fail_fast(const Communicator& comm, Body&& body) {
   try {
     std::forward<Body>(body)();
-  } catch (const std::exception& error) {
+  } catch (const AgreedError&) { throw; } catch (const std::exception& error) {
     if (comm.size() == 1) { throw; }
     comm.abort(comm.watchdog().describe() + error.what());
   }
