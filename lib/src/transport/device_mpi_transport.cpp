@@ -3,6 +3,7 @@
 
 #include <annulus/core/build_info.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/core/unwinding.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
 #include "gpu_identity.hpp"
@@ -28,13 +29,6 @@ constexpr int kTag = 17;
 constexpr auto kEagerTime = std::chrono::milliseconds(20);
 constexpr auto kNap = std::chrono::microseconds(50);
 
-bool is_reached(const CudaEvent& event) {
-  const cudaError_t status = cudaEventQuery(event.get());
-  if (status == cudaErrorNotReady) { return false; }
-  ANNULUS_CUDA(status);
-  return true;
-}
-
 /// Between two questions: gives the core away, and sleeps if nothing has moved for long.
 class Patience {
  public:
@@ -51,12 +45,15 @@ class Patience {
   Clock::time_point last_ = Clock::now();
 };
 
-void check_count(const MPI_Status& status, std::int64_t expected, std::int64_t step, std::int64_t peer) {
+/// Bytes that came.
+/// @throws RuntimeFailure unless they are as many as were due
+std::int64_t counted(const MPI_Status& status, std::int64_t expected, std::int64_t step, std::int64_t peer) {
   int count = 0;
   ANNULUS_MPI(MPI_Get_count(&status, MPI_BYTE, &count));
   if (count != expected) {
     throw RuntimeFailure(fmt::format("step {}: {} bytes came from rank {} where {} were due", step, count, peer, expected));
   }
+  return count;
 }
 
 }  // namespace
@@ -68,7 +65,7 @@ PinnedBuffer::PinnedBuffer(std::size_t bytes) {
 }
 
 PinnedBuffer::~PinnedBuffer() {
-  if (data_ != nullptr && std::uncaught_exceptions() == 0) { static_cast<void>(cudaFreeHost(data_)); }
+  if (data_ != nullptr && !unwinding()) { static_cast<void>(cudaFreeHost(data_)); }
 }
 
 /// A piece of a message in one pinned buffer.
@@ -96,14 +93,11 @@ class DeviceMpiTransport::Departure {
     }
     if (isent_ < copied_) {
       Chunk& chunk = buffer(isent_);
-      const cudaError_t status = cudaEventQuery(chunk.copied);
-      if (status == cudaSuccess) {
+      if (is_reached(chunk.copied)) {
         ANNULUS_MPI(MPI_Isend(chunk.staging, checked_narrow<int>(chunk.bytes), MPI_BYTE, checked_narrow<int>(message_.peer), kTag, comm,
                               &chunk.request));
         ++isent_;
         moved = true;
-      } else if (status != cudaErrorNotReady) {
-        ANNULUS_CUDA(status);
       }
     }
     if (offset_ < message_.bytes && copied_ - sent_ < std::ssize(buffers_)) {
@@ -141,12 +135,9 @@ class DeviceMpiTransport::Landing {
   bool advance(MPI_Comm comm, cudaStream_t stream) {
     bool moved = false;
     if (freed_ < received_) {
-      const cudaError_t status = cudaEventQuery(buffer(freed_).copied);
-      if (status == cudaSuccess) {
+      if (is_reached(buffer(freed_).copied)) {
         ++freed_;
         moved = true;
-      } else if (status != cudaErrorNotReady) {
-        ANNULUS_CUDA(status);
       }
     }
     if (received_ < posted_) {
@@ -155,7 +146,7 @@ class DeviceMpiTransport::Landing {
       MPI_Status status;
       ANNULUS_MPI(MPI_Test(&chunk.request, &done, &status));
       if (done != 0) {
-        check_count(status, chunk.bytes, step_, message_.peer);
+        bytes_came_ += counted(status, chunk.bytes, step_, message_.peer);
         ANNULUS_CUDA(
             cudaMemcpyAsync(message_.data + landed_, chunk.staging, static_cast<std::size_t>(chunk.bytes), cudaMemcpyHostToDevice, stream));
         ANNULUS_CUDA(cudaEventRecord(chunk.copied, stream));
@@ -177,6 +168,7 @@ class DeviceMpiTransport::Landing {
   }
   bool leaves_nothing_to_enqueue() const { return landed_ == message_.bytes; }
   bool finished() const { return leaves_nothing_to_enqueue() && freed_ == received_; }
+  std::int64_t bytes_came() const { return bytes_came_; }
 
  private:
   Chunk& buffer(std::int64_t chunk) { return buffers_[static_cast<std::size_t>(chunk) % kBuffersPerMessage]; }
@@ -184,11 +176,12 @@ class DeviceMpiTransport::Landing {
   Incoming message_;
   std::int64_t step_;
   std::array<Chunk, kBuffersPerMessage> buffers_;
-  std::int64_t offset_ = 0;    ///< bytes asked of MPI
-  std::int64_t landed_ = 0;    ///< bytes whose copy to the device is enqueued
-  std::int64_t posted_ = 0;    ///< chunks asked of MPI
-  std::int64_t received_ = 0;  ///< chunks that have come and whose copy is enqueued
-  std::int64_t freed_ = 0;     ///< chunks whose buffer is free again
+  std::int64_t offset_ = 0;      ///< bytes asked of MPI
+  std::int64_t bytes_came_ = 0;  ///< as MPI counted them
+  std::int64_t landed_ = 0;      ///< bytes whose copy to the device is enqueued
+  std::int64_t posted_ = 0;      ///< chunks asked of MPI
+  std::int64_t received_ = 0;    ///< chunks that have come and whose copy is enqueued
+  std::int64_t freed_ = 0;       ///< chunks whose buffer is free again
 };
 
 DeviceMpiTransport::DeviceMpiTransport(const Communicator& comm, int device, Path path)
@@ -197,13 +190,13 @@ DeviceMpiTransport::DeviceMpiTransport(const Communicator& comm, int device, Pat
       device_(device),
       out_(StreamPriority::high),
       in_(StreamPriority::high),
-      ledger_(comm_, "transfer by MPI") {
+      ledger_(comm_, "transfer by MPI", StepLedger::Counting::by_transport) {
   thread_ = std::thread([this] { run(); });
 }
 
 DeviceMpiTransport::~DeviceMpiTransport() {
-  const bool unwinding = std::uncaught_exceptions() > exceptions_at_start_;
-  if (!unwinding) {
+  const bool failing = unwinding_.now();
+  if (!failing) {
     const Watchdog::Wait wait = comm_.watchdog().waiting("the last transfers by MPI");
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return failure_ || (jobs_.empty() && !busy_); });
@@ -214,7 +207,7 @@ DeviceMpiTransport::~DeviceMpiTransport() {
   }
   changed_.notify_all();
   thread_.join();
-  if (unwinding) { return; }
+  if (failing) { return; }
   try {
     rethrow_failure();
     ledger_.drain();
@@ -320,6 +313,7 @@ void DeviceMpiTransport::move_staged(const Job& job) {
     if (!end_enqueued && for_all([](const auto& message) { return message.leaves_nothing_to_enqueue(); })) {
       ANNULUS_CUDA(cudaEventRecord(left_.get(), out_.get()));
       ANNULUS_CUDA(cudaStreamWaitEvent(in_.get(), left_.get(), cudaEventWaitDefault));
+      for (const Landing& message : landings) { job.entry->bytes_received += message.bytes_came(); }
       finish_step(job);
       end_enqueued = true;
     }
@@ -336,7 +330,7 @@ void DeviceMpiTransport::move_staged(const Job& job) {
 void DeviceMpiTransport::move_direct(const Job& job) {
   // MPI knows nothing of streams: the data must be there before it is asked to send, and the slot free before it may write.
   Patience patience;
-  while (!is_reached(job.entry->posted)) {
+  while (!is_reached(job.entry->posted.get())) {
     if (stop_) { return; }
     patience.pause();
   }
@@ -370,7 +364,9 @@ void DeviceMpiTransport::move_direct(const Job& job) {
       MPI_Status status;
       ANNULUS_MPI(MPI_Test(&requests[index], &done, &status));
       if (done == 0) { continue; }
-      if (index < expected.size()) { check_count(status, expected[index].bytes, job.entry->step, expected[index].peer); }
+      if (index < expected.size()) {
+        job.entry->bytes_received += counted(status, expected[index].bytes, job.entry->step, expected[index].peer);
+      }
       --open;
       moved = true;
     }

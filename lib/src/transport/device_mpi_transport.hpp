@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/core/unwinding.hpp>
 #include <annulus/transport/communicator.hpp>
 #include <annulus/transport/transport.hpp>
 
@@ -78,7 +79,7 @@ class DeviceMpiTransport final : public Transport {
   Communicator comm_;
   Path path_;
   int device_;
-  int exceptions_at_start_ = std::uncaught_exceptions();
+  Unwinding unwinding_;
   CudaStream out_;
   CudaStream in_;
   CudaEvent left_;  ///< all of a step's sends have left the device

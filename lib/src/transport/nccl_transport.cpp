@@ -67,12 +67,6 @@ void let_ranks_share_gpus(const Communicator& comm) {
   }
 }
 
-/// Passes `comm` on once NCCL may be called.
-const Communicator& with_environment(const Communicator& comm, int device, bool share_gpu) {
-  if (share_gpu && comm.max(ranks_on_gpu(comm, device)) > 1) { let_ranks_share_gpus(comm); }
-  return comm;
-}
-
 }  // namespace
 
 NcclCommunicator::NcclCommunicator(const Communicator& comm) : comm_(comm) {
@@ -91,9 +85,8 @@ NcclCommunicator::NcclCommunicator(const Communicator& comm) : comm_(comm) {
 
 NcclCommunicator::~NcclCommunicator() {
   if (handle_ == nullptr) { return; }
-  const bool unwinding = std::uncaught_exceptions() > exceptions_at_start_;
   const Watchdog::Wait wait = comm_.watchdog().waiting("NCCL shut-down");
-  const ncclResult_t result = unwinding ? ncclCommAbort(handle_) : ncclCommDestroy(handle_);
+  const ncclResult_t result = unwinding_.now() ? ncclCommAbort(handle_) : ncclCommDestroy(handle_);
   if (result != ncclSuccess) { spdlog::error("{}: NCCL shut-down failed: {}", comm_.name(), ncclGetErrorString(result)); }
 }
 
@@ -104,17 +97,21 @@ void NcclCommunicator::check_asynchronous() const {
 }
 
 NcclTransport::NcclTransport(const Communicator& comm, Backend& backend, int device, bool share_gpu)
-    : comm_(comm),
-      backend_(backend),
-      device_(device),
-      stream_(StreamPriority::high),
-      nccl_(with_environment(comm_, device, share_gpu)),
-      ledger_(comm_, "transfer by NCCL", [this] { nccl_.check_asynchronous(); }) {}
+    : comm_(comm), backend_(backend), device_(device) {
+  // What may fail on one rank alone comes before NCCL's start, in which the others would wait for it.
+  together(comm_, [&] {
+    stream_ = std::make_unique<CudaStream>(StreamPriority::high);
+    ledger_ =
+        std::make_unique<StepLedger>(comm_, "transfer by NCCL", StepLedger::Counting::by_receipts, [this] { nccl_->check_asynchronous(); });
+  });
+  if (share_gpu && comm_.max(ranks_on_gpu(comm_, device)) > 1) { let_ranks_share_gpus(comm_); }
+  nccl_ = std::make_unique<NcclCommunicator>(comm_);
+}
 
 NcclTransport::~NcclTransport() {
-  if (std::uncaught_exceptions() > exceptions_at_start_) { return; }
+  if (unwinding_.now()) { return; }
   try {
-    ledger_.drain();
+    ledger_->drain();
   } catch (const std::exception& error) { comm_.abort(error.what()); }
 }
 
@@ -137,21 +134,20 @@ void NcclTransport::prepare(std::span<const StepMessages> steps) {
   if (to.empty() && from.empty()) { return; }
 
   // The messages of a plan have two ends, so these first ones have too. One byte connects all channels of a pair.
-  Group group(nccl_.get());
+  Group group(nccl_->get());
   for (const std::int64_t peer : to) {
-    ANNULUS_NCCL(nccl_.get(), ncclSend(bytes.get() + landing_bytes, 1, ncclUint8, checked_narrow<int>(peer), nccl_.get(), stream_.get()));
+    ANNULUS_NCCL(nccl_->get(),
+                 ncclSend(bytes.get() + landing_bytes, 1, ncclUint8, checked_narrow<int>(peer), nccl_->get(), stream_->get()));
   }
   std::byte* landing = bytes.get();
   for (const std::int64_t peer : from) {
-    ANNULUS_NCCL(nccl_.get(), ncclRecv(landing++, 1, ncclUint8, checked_narrow<int>(peer), nccl_.get(), stream_.get()));
+    ANNULUS_NCCL(nccl_->get(), ncclRecv(landing++, 1, ncclUint8, checked_narrow<int>(peer), nccl_->get(), stream_->get()));
   }
   const Watchdog::Wait wait = comm_.watchdog().waiting("connecting by NCCL");
   group.end();
-  for (cudaError_t status = cudaErrorNotReady; status == cudaErrorNotReady;) {
+  while (!is_idle(stream_->get())) {
+    nccl_->check_asynchronous();
     std::this_thread::sleep_for(std::chrono::microseconds(100));
-    nccl_.check_asynchronous();
-    status = cudaStreamQuery(stream_.get());
-    if (status != cudaErrorNotReady) { ANNULUS_CUDA(status); }
   }
   connected_to_.merge(to);
   connected_from_.merge(from);
@@ -159,32 +155,32 @@ void NcclTransport::prepare(std::span<const StepMessages> steps) {
 
 void NcclTransport::post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) {
   const DeviceGuard guard(device_);
-  StepLedger::Entry& entry = ledger_.open(step, sends, receives, stream_of(queue));
+  StepLedger::Entry& entry = ledger_->open(step, sends, receives, stream_of(queue));
   if (entry.number == 0) { return; }
-  ANNULUS_CUDA(cudaStreamWaitEvent(stream_.get(), entry.posted.get(), cudaEventWaitDefault));
-  ledger_.begin(entry, stream_.get());
-  Group group(nccl_.get());
+  ANNULUS_CUDA(cudaStreamWaitEvent(stream_->get(), entry.posted.get(), cudaEventWaitDefault));
+  ledger_->begin(entry, stream_->get());
+  Group group(nccl_->get());
   for (const Outgoing& message : sends) {
     if (message.bytes == 0) { continue; }
-    ANNULUS_NCCL(nccl_.get(), ncclSend(message.data, checked_narrow<std::size_t>(message.bytes), ncclUint8,
-                                       checked_narrow<int>(message.peer), nccl_.get(), stream_.get()));
+    ANNULUS_NCCL(nccl_->get(), ncclSend(message.data, checked_narrow<std::size_t>(message.bytes), ncclUint8,
+                                        checked_narrow<int>(message.peer), nccl_->get(), stream_->get()));
   }
   for (const Incoming& message : receives) {
     if (message.bytes == 0) { continue; }
-    ANNULUS_NCCL(nccl_.get(), ncclRecv(message.data, checked_narrow<std::size_t>(message.bytes), ncclUint8,
-                                       checked_narrow<int>(message.peer), nccl_.get(), stream_.get()));
+    ANNULUS_NCCL(nccl_->get(), ncclRecv(message.data, checked_narrow<std::size_t>(message.bytes), ncclUint8,
+                                        checked_narrow<int>(message.peer), nccl_->get(), stream_->get()));
   }
   group.end();
-  ledger_.complete(entry, stream_.get());
+  ledger_->complete(entry, stream_->get());
 }
 
 void NcclTransport::wait(std::int64_t step, Queue& queue) {
   const DeviceGuard guard(device_);
-  ledger_.mark_waiting(step, stream_of(queue));
-  ledger_.wait(step, stream_of(queue));
+  ledger_->mark_waiting(step, stream_of(queue));
+  ledger_->wait(step, stream_of(queue));
 }
 
-StepTraffic NcclTransport::traffic(std::int64_t step) { return ledger_.traffic(step); }
+StepTraffic NcclTransport::traffic(std::int64_t step) { return ledger_->traffic(step); }
 
 std::unique_ptr<Transport> make_nccl_transport(const Communicator& comm, Backend& backend, bool share_gpu) {
   int device = 0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/core/unwinding.hpp>
 #include <annulus/transport/communicator.hpp>
 #include <annulus/transport/transport.hpp>
 
@@ -11,7 +12,7 @@
 #include <nccl.h>
 
 #include <cstdint>
-#include <exception>
+#include <memory>
 #include <set>
 #include <span>
 
@@ -34,7 +35,7 @@ class NcclCommunicator {
 
  private:
   Communicator comm_;
-  int exceptions_at_start_ = std::uncaught_exceptions();
+  Unwinding unwinding_;
   ncclComm_t handle_ = nullptr;
 };
 
@@ -59,10 +60,10 @@ class NcclTransport final : public Transport {
   Communicator comm_;
   Backend& backend_;
   int device_;
-  int exceptions_at_start_ = std::uncaught_exceptions();
-  CudaStream stream_;
-  NcclCommunicator nccl_;
-  StepLedger ledger_;  ///< after nccl_: its thread looks there
+  Unwinding unwinding_;
+  std::unique_ptr<CudaStream> stream_;
+  std::unique_ptr<NcclCommunicator> nccl_;
+  std::unique_ptr<StepLedger> ledger_;  ///< after nccl_: its thread looks there
   std::set<std::int64_t> connected_to_;
   std::set<std::int64_t> connected_from_;
 };

@@ -2,6 +2,7 @@
 #include "p2p_transport.hpp"
 
 #include <annulus/core/error.hpp>
+#include <annulus/core/unwinding.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
 #include "cuda_driver.hpp"
@@ -61,8 +62,6 @@ cudaIpcMemHandle_t handle_of(void* base) {
   ANNULUS_CUDA(cudaIpcGetMemHandle(&handle, base));
   return handle;
 }
-
-bool unwinding() { return std::uncaught_exceptions() > 0; }
 
 /// Why this rank cannot push to all others, or empty.
 std::string own_obstacle(const Communicator& comm, int own, const std::vector<std::string>& uuids) {
@@ -138,20 +137,18 @@ P2pTransport::DeviceWords::~DeviceWords() {
   if (!unwinding()) { static_cast<void>(cudaFree(data_)); }
 }
 
-P2pTransport::P2pTransport(const Communicator& comm, int device)
-    : comm_(comm.duplicate()),
-      device_(device),
-      peers_(static_cast<std::size_t>(comm.size())),
-      grants_(StreamPriority::high),
-      arrivals_(StreamPriority::high),
-      ledger_(comm_, "transfer by p2p") {
-  for (std::int64_t lane = 0; lane < std::clamp<std::int64_t>(comm_.size() - 1, 1, kMostLanes); ++lane) {
-    lanes_.emplace_back(StreamPriority::high);
-  }
+P2pTransport::Streams::Streams(std::int64_t lane_count) {
+  for (std::int64_t lane = 0; lane < lane_count; ++lane) { lanes.emplace_back(StreamPriority::high); }
+}
 
+P2pTransport::P2pTransport(const Communicator& comm, int device)
+    : comm_(comm.duplicate()), device_(device), peers_(static_cast<std::size_t>(comm.size())) {
+  // All that may fail on one rank alone is inside, so that no other waits for it in what follows.
   std::string own;
   together(comm_, [&] {
     static_cast<void>(CudaDriver::get());
+    streams_ = std::make_unique<Streams>(std::clamp<std::int64_t>(comm_.size() - 1, 1, kMostLanes));
+    ledger_ = std::make_unique<StepLedger>(comm_, "transfer by p2p", StepLedger::Counting::by_receipts);
     words_ = std::make_unique<DeviceWords>(2 * comm_.size());
     const PublishedAllocation published{handle_of(words_->get())};
     append(own, std::span(&published, 1));
@@ -168,10 +165,10 @@ P2pTransport::P2pTransport(const Communicator& comm, int device)
 }
 
 P2pTransport::~P2pTransport() {
-  if (std::uncaught_exceptions() > exceptions_at_start_) { return; }
+  if (unwinding_.now()) { return; }
   try {
     const DeviceGuard guard(device_);
-    ledger_.drain();
+    ledger_->drain();
     mappings_.clear();
     word_mappings_.clear();
     // Memory must not be freed while a peer has it mapped.
@@ -180,7 +177,7 @@ P2pTransport::~P2pTransport() {
 }
 
 void P2pTransport::release() {
-  ledger_.drain();
+  ledger_->drain();
   targets_.clear();
   mappings_.clear();
   comm_.barrier();
@@ -247,7 +244,7 @@ void P2pTransport::prepare(std::span<const StepMessages> steps) {
 
 void P2pTransport::post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) {
   const DeviceGuard guard(device_);
-  StepLedger::Entry& entry = ledger_.open(step, sends, receives, stream_of(queue));
+  StepLedger::Entry& entry = ledger_->open(step, sends, receives, stream_of(queue));
   if (entry.number == 0) { return; }
   const CudaDriver& driver = CudaDriver::get();
   const auto peer_of = [&](std::int64_t rank) -> Peer& { return peers_[static_cast<std::size_t>(rank)]; };
@@ -256,15 +253,15 @@ void P2pTransport::post(std::int64_t step, std::span<const Outgoing> sends, std:
   };
 
   // All grants come before anything that waits for one: see the class comment.
-  starts_when_posted(grants_);
+  starts_when_posted(streams_->grants);
   for (const Incoming& message : receives) {
     if (message.bytes == 0) { continue; }
     Peer& peer = peer_of(message.peer);
     ++peer.received;
-    driver.write_word(grants_.get(), granted(peer.words, comm_.rank()), peer.received);
+    driver.write_word(streams_->grants.get(), granted(peer.words, comm_.rank()), peer.received);
   }
 
-  starts_when_posted(arrivals_);
+  starts_when_posted(streams_->arrivals);
   for (const Outgoing& message : sends) {
     if (message.bytes == 0) { continue; }
     const auto target = targets_.find({step, message.peer});
@@ -275,27 +272,27 @@ void P2pTransport::post(std::int64_t step, std::span<const Outgoing> sends, std:
     const CudaStream& copies = lane(message.peer);
     starts_when_posted(copies);
     driver.wait_for_word(copies.get(), granted(words_->get(), message.peer), peer.sent);
-    ledger_.begin(entry, copies.get());
+    ledger_->begin(entry, copies.get());
     ANNULUS_CUDA(
         cudaMemcpyAsync(target->second.data, message.data, checked_narrow<std::size_t>(message.bytes), cudaMemcpyDefault, copies.get()));
     driver.write_word(copies.get(), arrived(peer.words, comm_.rank()), peer.sent);
-    ANNULUS_CUDA(cudaEventRecord(pushed_.get(), copies.get()));
-    ANNULUS_CUDA(cudaStreamWaitEvent(arrivals_.get(), pushed_.get(), cudaEventWaitDefault));
+    ANNULUS_CUDA(cudaEventRecord(streams_->pushed.get(), copies.get()));
+    ANNULUS_CUDA(cudaStreamWaitEvent(streams_->arrivals.get(), streams_->pushed.get(), cudaEventWaitDefault));
   }
   for (const Incoming& message : receives) {
     if (message.bytes == 0) { continue; }
-    driver.wait_for_word(arrivals_.get(), arrived(words_->get(), message.peer), peer_of(message.peer).received);
+    driver.wait_for_word(streams_->arrivals.get(), arrived(words_->get(), message.peer), peer_of(message.peer).received);
   }
-  ledger_.complete(entry, arrivals_.get());
+  ledger_->complete(entry, streams_->arrivals.get());
 }
 
 void P2pTransport::wait(std::int64_t step, Queue& queue) {
   const DeviceGuard guard(device_);
-  ledger_.mark_waiting(step, stream_of(queue));
-  ledger_.wait(step, stream_of(queue));
+  ledger_->mark_waiting(step, stream_of(queue));
+  ledger_->wait(step, stream_of(queue));
 }
 
-StepTraffic P2pTransport::traffic(std::int64_t step) { return ledger_.traffic(step); }
+StepTraffic P2pTransport::traffic(std::int64_t step) { return ledger_->traffic(step); }
 
 std::unique_ptr<Transport> make_p2p_transport(const Communicator& comm, Backend& backend) {
   const std::string obstacle = p2p_obstacle(comm, backend);

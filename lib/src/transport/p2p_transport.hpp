@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/core/unwinding.hpp>
 #include <annulus/transport/communicator.hpp>
 #include <annulus/transport/transport.hpp>
 
@@ -11,7 +12,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <map>
 #include <memory>
 #include <span>
@@ -75,6 +75,14 @@ class P2pTransport final : public Transport {
     std::uint32_t sent = 0;
     std::uint32_t received = 0;
   };
+  /// High priority, all of them.
+  struct Streams {
+    explicit Streams(std::int64_t lane_count);
+    CudaStream grants{StreamPriority::high};
+    CudaStream arrivals{StreamPriority::high};
+    std::vector<CudaStream> lanes;  ///< copies; a peer always has the same one
+    CudaEvent pushed;
+  };
   /// Step and peer of a message.
   using MessageKey = std::pair<std::int64_t, std::int64_t>;
   struct Target {
@@ -86,22 +94,19 @@ class P2pTransport final : public Transport {
   void map_targets(std::span<const StepMessages> steps, const std::vector<std::string>& published);
   std::uint32_t* arrived(std::uint32_t* words, std::int64_t sender) const { return words + sender; }
   std::uint32_t* granted(std::uint32_t* words, std::int64_t receiver) const { return words + comm_.size() + receiver; }
-  CudaStream& lane(std::int64_t peer) { return lanes_[static_cast<std::size_t>(peer) % lanes_.size()]; }
+  const CudaStream& lane(std::int64_t peer) const { return streams_->lanes[static_cast<std::size_t>(peer) % streams_->lanes.size()]; }
   void release();
 
   Communicator comm_;
   int device_;
-  int exceptions_at_start_ = std::uncaught_exceptions();
+  Unwinding unwinding_;
   std::unique_ptr<DeviceWords> words_;  ///< arrived[ranks], granted[ranks]
   std::vector<Peer> peers_;
   std::vector<IpcMapping> word_mappings_;
   std::vector<IpcMapping> mappings_;  ///< the peers' memory of the announced plan
   std::map<MessageKey, Target> targets_;
-  CudaStream grants_;
-  CudaStream arrivals_;
-  std::vector<CudaStream> lanes_;  ///< copies; a peer always has the same one
-  CudaEvent pushed_;
-  StepLedger ledger_;
+  std::unique_ptr<Streams> streams_;
+  std::unique_ptr<StepLedger> ledger_;
 };
 
 }  // namespace annulus

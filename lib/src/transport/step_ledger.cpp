@@ -31,8 +31,8 @@ float elapsed_ms(const CudaEvent& from, const CudaEvent& to) {
 
 }  // namespace
 
-StepLedger::StepLedger(const Communicator& comm, const char* operation, std::function<void()> check)
-    : comm_(comm), operation_(operation), check_(std::move(check)) {
+StepLedger::StepLedger(const Communicator& comm, const char* operation, Counting counting, std::function<void()> check)
+    : comm_(comm), operation_(operation), counting_(counting), check_(std::move(check)) {
   void* pinned = nullptr;
   ANNULUS_CUDA(cudaHostAlloc(&pinned, sizeof(Words), cudaHostAllocPortable));
   words_ = new (pinned) Words;
@@ -47,7 +47,7 @@ StepLedger::~StepLedger() {
   changed_.notify_all();
   thread_.join();
   // While unwinding the streams may still write there.
-  if (std::uncaught_exceptions() == exceptions_at_start_) { static_cast<void>(cudaFreeHost(words_)); }
+  if (!unwinding_.now()) { static_cast<void>(cudaFreeHost(words_)); }
 }
 
 std::uint32_t StepLedger::read(std::uint32_t& word) { return std::atomic_ref(word).load(std::memory_order_acquire); }
@@ -72,17 +72,19 @@ StepLedger::Entry& StepLedger::open(std::int64_t step, std::span<const Outgoing>
     if (message.bytes > 0) { peer = message.peer; }
   }
   // Who is waited for is rather the peer that a message should come from.
+  std::int64_t due = 0;
   for (const Incoming& message : receives) {
-    opened.bytes_received += message.bytes;
+    due += message.bytes;
     if (message.bytes > 0) { peer = message.peer; }
   }
-  if (opened.bytes_sent == 0 && opened.bytes_received == 0) { return opened; }
+  if (opened.bytes_sent == 0 && due == 0) { return opened; }
+  if (counting_ == Counting::by_receipts) { receipts_.post(step, sends, receives); }
 
   ANNULUS_CUDA(cudaEventRecord(opened.posted.get(), queue));
   opened.number = next_++;
   if (next_ == 0) { next_ = 1; }
   const std::scoped_lock lock(mutex_);
-  open_.push_back({opened.number, step, peer, opened.bytes_sent + opened.bytes_received});
+  open_.push_back({opened.number, step, peer, opened.bytes_sent + due});
   if (open_.size() == 1) { changed_.notify_all(); }
   return opened;
 }
@@ -113,7 +115,7 @@ StepTraffic StepLedger::traffic(std::int64_t step) {
   await(asked);
   StepTraffic traffic;
   traffic.bytes_sent = asked.bytes_sent;
-  traffic.bytes_received = asked.bytes_received;
+  traffic.bytes_received = counting_ == Counting::by_receipts ? receipts_.received(step) : asked.bytes_received;
   traffic.communication_ms = elapsed_ms(asked.posted, asked.done);
   traffic.end_ms = elapsed_ms(origin_, asked.done);
   traffic.begin_ms = asked.begins_used == 0 ? elapsed_ms(origin_, asked.posted) : traffic.end_ms;
@@ -129,13 +131,13 @@ void StepLedger::drain() {
     if (candidate.number != 0 && (last == nullptr || has_reached(candidate.number, last->number))) { last = &candidate; }
   }
   if (last != nullptr) { await(*last); }
+  receipts_.drain();
 }
 
 void StepLedger::await(const Entry& entry) {
   for (int look = 1; !has_reached(read(words_->completed), entry.number); ++look) {
     if (look % kLooksPerQuery == 0) {
-      const cudaError_t status = cudaEventQuery(entry.done.get());
-      if (status != cudaErrorNotReady) { ANNULUS_CUDA(status); }
+      static_cast<void>(is_reached(entry.done.get()));  // throws what has failed
       const std::scoped_lock lock(mutex_);
       if (failure_) { std::rethrow_exception(failure_); }
     }

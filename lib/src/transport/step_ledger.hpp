@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/core/unwinding.hpp>
 #include <annulus/transport/communicator.hpp>
 #include <annulus/transport/transport.hpp>
 
 #include "backend/cuda_handles.hpp"
+#include "receipts.hpp"
 
 #include <cuda_runtime.h>
 
@@ -34,16 +36,19 @@ class StepLedger {
     std::int64_t step = 0;
     std::uint32_t number = 0;  ///< of the transfer, counted over all steps and runs; 0: nothing to transfer
     std::int64_t bytes_sent = 0;
-    std::int64_t bytes_received = 0;
-    CudaEvent posted;               ///< on the queue, when it was posted
-    std::vector<CudaEvent> begins;  ///< on the streams that move the data
+    std::int64_t bytes_received = 0;  ///< noted by a transport that counts them itself, before complete()
+    CudaEvent posted;                 ///< on the queue, when it was posted
+    std::vector<CudaEvent> begins;    ///< on the streams that move the data
     std::size_t begins_used = 0;
     CudaEvent done;
   };
 
+  /// Who counts the bytes that come: the transport, or the ledger from what the senders say.
+  enum class Counting { by_transport, by_receipts };
+
   /// `operation` has static lifetime and names a wait in messages; `check` looks for asynchronous errors and throws, and runs on the
   /// ledger's thread while transfers are open. What it throws ends the job (with a single rank, the host's next wait throws it).
-  StepLedger(const Communicator& comm, const char* operation, std::function<void()> check = {});
+  StepLedger(const Communicator& comm, const char* operation, Counting counting, std::function<void()> check = {});
   /// Does not wait for transfers; see drain().
   ~StepLedger();
   StepLedger(const StepLedger&) = delete;
@@ -86,8 +91,10 @@ class StepLedger {
 
   Communicator comm_;
   const char* operation_;
+  Counting counting_;
+  Receipts receipts_{comm_};
   std::function<void()> check_;
-  int exceptions_at_start_ = std::uncaught_exceptions();
+  Unwinding unwinding_;
   Words* words_ = nullptr;     ///< pinned
   std::deque<Entry> entries_;  ///< by step; a deque keeps them in place
   CudaEvent origin_;           ///< the last post of step 1

@@ -32,8 +32,9 @@ struct StepMessages {
 /// What one step's messages took; complete once the step has been waited for and the queue synchronised.
 struct StepTraffic {
   std::int64_t bytes_sent = 0;
-  std::int64_t bytes_received = 0;  ///< counted from the completed receives
-  double communication_ms = 0;      ///< post to completion
+  /// Of completed transfers: MPI's own count, or the senders' account where device memory moves without one. Never the receiver's plan.
+  std::int64_t bytes_received = 0;
+  double communication_ms = 0;  ///< post to completion
   /// On a device timeline, milliseconds since the queue passed the last post(1): when the transfer could first run, and when it was
   /// complete. Both 0 where the transport keeps no timeline.
   double begin_ms = 0;
