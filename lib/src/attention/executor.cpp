@@ -51,7 +51,10 @@ RingExecutor::RingExecutor(RingPlan plan, Backend& backend, Transport& transport
   const std::int64_t stats = rows * problem.heads;
   const std::int64_t accumulator = backend.accumulator_bytes();
   q_ = backend.allocate(q_elements * size_of(problem.dtype), MemoryUse::tensor);
-  resident_ = backend.allocate(buffer_bytes(plan_, BufferId::resident), MemoryUse::tensor);
+  // Dense patterns are sent from here in place. A CUDA-aware MPI maps what it is given into the receiving process, which the memory of a
+  // pool does not allow.
+  const MemoryUse of_resident = transport.kind() == TransportKind::mpi ? MemoryUse::slot : MemoryUse::tensor;
+  resident_ = backend.allocate(buffer_bytes(plan_, BufferId::resident), of_resident);
   out_ = backend.allocate(q_elements * size_of(problem.dtype), MemoryUse::tensor);
   lse_ = backend.allocate(stats * static_cast<std::int64_t>(sizeof(float)), MemoryUse::tensor);
   for (std::int64_t index = 0; index < partial_count(plan_.pattern); ++index) {
