@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+// What stands in the file that users get: every row of /o and /lse of `annulus run`, read back.
+#include <annulus/io/source.hpp>
+#include <annulus/kernels/dtype.hpp>
+#include <annulus/verify/compare.hpp>
+#include <annulus_test.hpp>
+
+#include "../io/raw_dataset.hpp"
+#include "process.hpp"
+
+#include <hdf5.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+using namespace annulus;
+using annulus::test::ProcessResult;
+using annulus::test::RawDataset;
+using annulus::test::run_process;
+using annulus::test::TemporaryFolder;
+
+namespace {
+
+constexpr std::uint64_t kSeed = 41;
+
+struct Case {
+  std::string name;
+  Problem problem;
+  Pattern pattern;
+  std::vector<std::string> flags;  ///< that make this problem and pattern
+};
+
+Problem problem_of(std::int64_t seq_len, std::int64_t heads, std::int64_t kv_heads, DType dtype, bool causal) {
+  return {2, seq_len, heads, kv_heads, 8, dtype, causal, 0.25};
+}
+
+std::vector<std::string> flags_of(const Problem& problem, const std::vector<std::string>& more) {
+  std::vector<std::string> flags{"--batch",    std::to_string(problem.batch),
+                                 "--seq-len",  std::to_string(problem.seq_len),
+                                 "--heads",    std::to_string(problem.heads),
+                                 "--kv-heads", std::to_string(problem.kv_heads),
+                                 "--head-dim", std::to_string(problem.head_dim),
+                                 "--dtype",    std::string(to_string(problem.dtype)),
+                                 "--scale",    "0.25",
+                                 "--seed",     std::to_string(kSeed)};
+  if (problem.causal) { flags.emplace_back("--causal"); }
+  flags.insert(flags.end(), more.begin(), more.end());
+  return flags;
+}
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  const auto add = [&](const std::string& name, const Problem& problem, const Pattern& pattern, const std::vector<std::string>& more) {
+    all.push_back({name, problem, pattern, flags_of(problem, more)});
+  };
+  add("dense", problem_of(37, 2, 1, DType::fp32, false), dense_pattern(37), {});
+  add("causal bf16", problem_of(53, 3, 3, DType::bf16, true), dense_pattern(53), {"--backend", "reference"});
+  Pattern dilated;
+  dilated.branches = {{7, 1}, {19, 2}, {41, 3}};
+  dilated.offset = OffsetRule::head;
+  add("dilated, with rows that nothing covers", problem_of(41, 5, 5, DType::fp32, true), dilated,
+      {"--segment-lengths", "7,19,41", "--dilation-rates", "1,2,3", "--offset", "head"});
+  dilated.head_split = HeadSplit::all;
+  dilated.mixing = Mixing::mean;
+  add("fp16, every head in every branch", problem_of(41, 2, 2, DType::fp16, false), dilated,
+      {"--segment-lengths", "7,19,41", "--dilation-rates", "1,2,3", "--offset", "head", "--head-split", "all", "--mixing", "mean"});
+  // Fewer rows than ranks.
+  add("three rows", problem_of(3, 2, 2, DType::fp32, false), dense_pattern(3), {});
+  return all;
+}
+
+/// The file's rows, in the order of (batch, row).
+struct Rows {
+  std::vector<std::uint8_t> out;  ///< [row][head][head_dim] in the problem's dtype
+  std::vector<float> lse;         ///< [row][head]
+};
+
+Rows rows_in(const std::string& path, const Problem& problem) {
+  const RawDataset out(path, "/o");
+  const RawDataset lse(path, "/lse");
+  const auto size = [](std::int64_t extent) { return static_cast<hsize_t>(extent); };
+  REQUIRE(out.extents == std::vector<hsize_t>{size(problem.batch), size(problem.seq_len), size(problem.heads), size(problem.head_dim)});
+  REQUIRE(lse.extents == std::vector<hsize_t>{size(problem.batch), size(problem.heads), size(problem.seq_len)});
+  Rows rows{out.bytes, {}};
+  for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
+    for (std::int64_t row = 0; row < problem.seq_len; ++row) {
+      for (std::int64_t head = 0; head < problem.heads; ++head) {
+        rows.lse.push_back(lse.as<float>()[(batch * problem.heads + head) * problem.seq_len + row]);
+      }
+    }
+  }
+  return rows;
+}
+
+/// Largest difference between two files' outputs; infinite where one is finite and the other not.
+double largest_difference(const Problem& problem, const Rows& a, const Rows& b) {
+  return kernels::with_element(problem.dtype, [&](auto tag) {
+    using Element = decltype(tag);
+    const auto* first = reinterpret_cast<const Element*>(a.out.data());
+    const auto* second = reinterpret_cast<const Element*>(b.out.data());
+    double largest = 0;
+    for (std::size_t i = 0; i < a.out.size() / sizeof(Element); ++i) {
+      largest = std::max(largest, std::abs(static_cast<double>(kernels::to_float(first[i])) - static_cast<double>(kernels::to_float(second[i]))));
+    }
+    for (std::size_t i = 0; i < a.lse.size(); ++i) {
+      if (a.lse[i] == b.lse[i]) { continue; }  // also two that are -inf
+      largest = std::max(largest, std::abs(static_cast<double>(a.lse[i]) - static_cast<double>(b.lse[i])));
+    }
+    return largest;
+  });
+}
+
+/// One rounding of numbers near 1, of which the values are; 16-bit outputs may fall on either side of one.
+double rounding_of(DType dtype) {
+  switch (dtype) {
+    case DType::fp16:
+      return 0x1p-9;
+    case DType::bf16:
+      return 0x1p-6;
+    case DType::fp32:
+      break;
+  }
+  return 1e-5;
+}
+
+}  // namespace
+
+TEST_CASE("every row of /o and /lse is the oracle's and one rank's, from 1 to 4 ranks") {
+  for (const Case& each : cases()) {
+    const Problem& problem = each.problem;
+    std::vector<RowId> all;
+    for (std::int64_t index = 0; index < problem.batch * problem.seq_len; ++index) {
+      all.push_back({index / problem.seq_len, index % problem.seq_len});
+    }
+    const OracleRows oracle = oracle_rows(*make_generator(problem, kSeed), problem, each.pattern, all, false, 1);
+    Rows alone;
+    for (std::int64_t ranks = 1; ranks <= 4; ++ranks) {
+      INFO(each.name << " on " << ranks << " ranks");
+      const TemporaryFolder folder;
+      const std::string path = folder / "out.h5";
+      std::vector<std::string> command{ANNULUS_LAUNCH, std::to_string(ranks), ANNULUS_PROGRAM, "run", "--output", path};
+      command.insert(command.end(), each.flags.begin(), each.flags.end());
+      const ProcessResult result = run_process(command, 60);
+      INFO(result.err);
+      REQUIRE(result.exit_code == 0);
+
+      const Rows rows = rows_in(path, problem);
+      const ErrorSums sums = compare_rows(problem, all, rows.out.data(), rows.lse.data(), oracle);
+      require_all_compared(problem, static_cast<std::int64_t>(all.size()), sums);
+      const Verdict verdict = judge(problem, sums);
+      INFO(verdict.reason);
+      CHECK(verdict.passed);
+      if (ranks == 1) { alone = rows; }
+      CHECK(largest_difference(problem, rows, alone) <= rounding_of(problem.dtype));
+    }
+  }
+}
