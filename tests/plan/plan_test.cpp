@@ -7,6 +7,7 @@
 #include <annulus/verify/random_problem.hpp>
 #include <annulus_test.hpp>
 
+#include <algorithm>
 #include <numeric>
 
 using namespace annulus;
@@ -191,4 +192,52 @@ TEST_CASE("the proof catches plans that are wrong") {
   auto short_message = good;
   short_message[0].steps[1].sends[0].bytes -= 2;
   CHECK_THROWS_AS(prove_coverage(short_message), AssertionFailure);
+}
+
+TEST_CASE("the proof catches buffers that are larger than needed") {
+  const Problem problem = problem_of(24, 2, 2, false);
+  auto plans = plans_of(problem, dense_pattern(24), Schedule::ring, 3);
+  REQUIRE_NOTHROW(prove_coverage(plans));
+  plans[1].slot_bytes[0] += 2;
+  CHECK_THROWS_AS(prove_coverage(plans), AssertionFailure);
+  plans[1].slot_bytes[0] -= 2;
+  plans[2].send_bytes[1] += 100;
+  CHECK_THROWS_AS(prove_coverage(plans), AssertionFailure);
+}
+
+TEST_CASE("the proof follows rows through a shard of several pieces") {
+  const Problem problem = problem_of(24, 2, 2, true);
+  const auto good = plans_of(problem, dense_pattern(24), Schedule::ring, 2);
+  // The same rows as two pieces instead of one.
+  auto pieces = good;
+  pieces[0].shard.pieces = {{range(0, 5), 0}, {range(5, 12), 5}};
+  REQUIRE_NOTHROW(prove_coverage(pieces));
+
+  auto swapped = pieces;
+  swapped[0].shard.pieces = {{range(0, 5), 7}, {range(5, 12), 0}};
+  CHECK_THROWS_AS(prove_coverage(swapped), AssertionFailure);
+
+  auto shifted = pieces;
+  shifted[0].shard.pieces[1].global = range(6, 13);
+  CHECK_THROWS_AS(prove_coverage(shifted), AssertionFailure);
+
+  auto gap = pieces;
+  gap[0].shard.pieces[1].local_first = 6;
+  CHECK_THROWS_AS(prove_coverage(gap), AssertionFailure);
+
+  auto twice = pieces;
+  twice[1].shard.pieces[0].global = range(11, 23);
+  CHECK_THROWS_AS(prove_coverage(twice), AssertionFailure);
+}
+
+TEST_CASE("the proof catches a send of what was never packed") {
+  Pattern pattern;
+  pattern.branches = {{32, 2}};
+  auto plans = plans_of(problem_of(32, 2, 2, false), pattern, Schedule::ring, 4);
+  REQUIRE_NOTHROW(prove_coverage(plans));
+  const auto packing =
+      std::find_if(plans[0].steps.begin(), plans[0].steps.end(), [](const Step& step) { return !step.packs.empty(); });
+  REQUIRE(packing != plans[0].steps.end());
+  packing->packs.clear();
+  CHECK_THROWS_AS(prove_coverage(plans), AssertionFailure);
 }

@@ -52,6 +52,7 @@ class RankMemory {
       refuse_overlap(target, reads, number);
       refuse_overlap(target, writes, number);
       writes.push_back(target);
+      evict(target);
       content_[{pack.to, pack.to_offset_bytes}] = key_of(what);
     }
     for (const Message& message : step.sends) {
@@ -75,12 +76,7 @@ class RankMemory {
       refuse_overlap(target, reads, number);
       refuse_overlap(target, writes, number);
       writes.push_back(target);
-      // Whatever stood there is gone from now on.
-      for (auto entry = content_.begin(); entry != content_.end();) {
-        const auto& [where, what] = *entry;
-        const Range old = range_of(where.first, where.second, std::get<6>(what));
-        entry = target.overlaps(old) ? content_.erase(entry) : std::next(entry);
-      }
+      evict(target);
     }
   }
 
@@ -95,6 +91,16 @@ class RankMemory {
     }
   }
 
+  /// At the end: no buffer for messages is larger than what was ever in use of it.
+  void check_sizes() const {
+    for (const BufferId buffer : {BufferId::slot_0, BufferId::slot_1, BufferId::send_0, BufferId::send_1}) {
+      const auto used = used_.find(buffer);
+      const std::int64_t needed = used == used_.end() ? 0 : used->second;
+      ANNULUS_ASSERT(buffer_bytes(plan_, buffer) == needed, "rank {}: a buffer of {} bytes is used up to byte {}", plan_.rank,
+                     buffer_bytes(plan_, buffer), needed);
+    }
+  }
+
   void expect_content(std::int64_t index, BufferId buffer, std::int64_t offset, std::int64_t number) const {
     const auto found = content_.find({buffer, offset});
     ANNULUS_ASSERT(found != content_.end() && found->second == key_of(block(index)),
@@ -102,9 +108,18 @@ class RankMemory {
   }
 
  private:
-  Range range_of(BufferId buffer, std::int64_t offset, std::int64_t bytes) const {
+  Range range_of(BufferId buffer, std::int64_t offset, std::int64_t bytes) {
     ANNULUS_ASSERT(offset >= 0 && offset + bytes <= buffer_bytes(plan_, buffer), "rank {}: a range ends past its buffer", plan_.rank);
+    std::int64_t& used = used_[buffer];
+    used = std::max(used, offset + bytes);
     return {buffer, offset, offset + bytes};
+  }
+  /// Whatever stood in `target` is gone from now on.
+  void evict(const Range& target) {
+    std::erase_if(content_, [&](const auto& entry) {
+      const auto& [where, what] = entry;
+      return target.overlaps({where.first, where.second, where.second + std::get<6>(what)});
+    });
   }
   void refuse_overlap(const Range& target, const std::vector<Range>& others, std::int64_t number) const {
     for (const Range& other : others) {
@@ -114,6 +129,7 @@ class RankMemory {
 
   const RingPlan& plan_;
   std::map<std::pair<BufferId, std::int64_t>, BlockKey> content_;
+  std::map<BufferId, std::int64_t> used_;  ///< where the last range of a buffer ends
 };
 
 /// Whether a work item's mask shows key `k` to query `q`, both global positions.
@@ -219,20 +235,44 @@ class PairCounter {
   std::vector<int> counts_;
 };
 
-/// The keys a work item reads must be the rows it says, in the block or shard it says.
+/// The global row that a rank keeps as its local row, through whichever piece of its shard holds that; -1 if none does.
+std::int64_t global_row(const Shard& shard, std::int64_t local) {
+  for (const ShardPiece& piece : shard.pieces) {
+    const std::int64_t at = local - piece.local_first;
+    if (at >= 0 && at < piece.global.count) { return piece.global[at]; }
+  }
+  return -1;
+}
+
+/// Every token must be a local row of one rank, and every local row of a rank one token.
+void check_shards(std::span<const RingPlan> plans) {
+  std::vector<int> owners(static_cast<std::size_t>(plans.front().problem.seq_len), 0);
+  for (const RingPlan& plan : plans) {
+    std::int64_t rows = 0;
+    for (const ShardPiece& piece : plan.shard.pieces) { rows += piece.global.count; }
+    ANNULUS_ASSERT(rows == plan.local_rows, "the pieces of rank {} hold {} rows, its shard {}", plan.rank, rows, plan.local_rows);
+    for (std::int64_t local = 0; local < plan.local_rows; ++local) {
+      const std::int64_t row = global_row(plan.shard, local);
+      ANNULUS_ASSERT(row >= 0 && row < plan.problem.seq_len, "local row {} of rank {} lies in no piece of its shard", local, plan.rank);
+      ++owners[static_cast<std::size_t>(row)];
+    }
+  }
+  for (std::size_t row = 0; row < owners.size(); ++row) {
+    ANNULUS_ASSERT(owners[row] == 1, "global row {} is owned {} times", row, owners[row]);
+  }
+}
+
+/// The rows and keys that a work item uses must be those it says, in the block or shard it says.
 void check_stored_rows(const RingPlan& plan, const WorkItem& item) {
   for (std::int64_t row = 0; row < item.q_global.count; ++row) {
-    const Progression piece = plan.shard.pieces.at(0).global;
-    ANNULUS_ASSERT(plan.shard.pieces.size() != 1 || piece[item.q_local[row]] == item.q_global[row],
-                   "local query row {} is not global row {}", item.q_local[row], item.q_global[row]);
+    ANNULUS_ASSERT(global_row(plan.shard, item.q_local[row]) == item.q_global[row], "local query row {} is not global row {}",
+                   item.q_local[row], item.q_global[row]);
   }
+  const KvBlock* block = item.keys.block < 0 ? nullptr : &plan.blocks.at(static_cast<std::size_t>(item.keys.block));
   for (std::int64_t row = 0; row < item.k_global.count; ++row) {
-    const bool resident = item.keys.block < 0;
-    if (resident && plan.shard.pieces.size() != 1) { continue; }
-    const Progression stored =
-        resident ? plan.shard.pieces.at(0).global : plan.blocks.at(static_cast<std::size_t>(item.keys.block)).rows_global;
-    ANNULUS_ASSERT(stored[item.k_stored[row]] == item.k_global[row], "stored key row {} is not global row {}", item.k_stored[row],
-                   item.k_global[row]);
+    const std::int64_t stored = item.k_stored[row];
+    const std::int64_t found = block == nullptr ? global_row(plan.shard, stored) : block->rows_global[stored];
+    ANNULUS_ASSERT(found == item.k_global[row], "stored key row {} is not global row {}", stored, item.k_global[row]);
   }
 }
 
@@ -292,6 +332,7 @@ Coverage prove_coverage(std::span<const RingPlan> plans) {
   ANNULUS_EXPECTS(!plans.empty(), "no plans to prove");
   for (const RingPlan& plan : plans) { coverage.steps = std::max(coverage.steps, static_cast<std::int64_t>(plan.steps.size())); }
   PairCounter pairs(plans.front().problem, plans.front().pattern);
+  check_shards(plans);
   std::vector<RankMemory> memories;
   for (const RingPlan& plan : plans) {
     memories.emplace_back(plan);
@@ -311,6 +352,7 @@ Coverage prove_coverage(std::span<const RingPlan> plans) {
       for (const Message& message : current.sends) { coverage.bytes_moved += message.bytes; }
     }
   }
+  for (const RankMemory& memory : memories) { memory.check_sizes(); }
   coverage.pairs = pairs.check();
   return coverage;
 }
