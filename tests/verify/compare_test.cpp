@@ -52,6 +52,16 @@ Checked correct_run() {
   return run;
 }
 
+TEST_CASE("a row that was not compared, or compared twice, is no checked row") {
+  const Checked run = correct_run();
+  ErrorSums sums = run.sums();
+  CHECK_NOTHROW(require_all_compared(run.problem, 30, sums));
+  CHECK_THROWS_WITH(require_all_compared(run.problem, 31, sums),
+                    test::contains_text("31 rows of 2 heads x head_dim 4 are 248 output elements, and 240 were compared"));
+  sums.add(run.sums());
+  CHECK_THROWS_AS(require_all_compared(run.problem, 30, sums), AssertionFailure);
+}
+
 TEST_CASE("the oracle's own answer passes and uncovered rows are counted") {
   const Checked run = correct_run();
 

@@ -42,17 +42,29 @@ std::vector<RowId> rows_to_check(const Problem& problem, std::int64_t wanted, st
   return rows;
 }
 
-/// Compares the rows that one executor owns.
+/// Where a rank keeps a row, from the partition's definition and not from the plan that is being checked; negative if it does not own it.
+std::int64_t local_row(PartitionKind partition, std::int64_t seq_len, std::int64_t ranks, std::int64_t rank, std::int64_t row) {
+  switch (partition) {
+    case PartitionKind::contiguous:
+      break;
+  }
+  const std::int64_t spare = seq_len % ranks;  // the first ranks own one more
+  const std::int64_t first = rank * (seq_len / ranks) + std::min(rank, spare);
+  const std::int64_t rows = seq_len / ranks + (rank < spare ? 1 : 0);
+  return row >= first && row < first + rows ? row - first : -1;
+}
+
+/// Compares the rows that one executor's rank owns.
 ErrorSums compare_owned(RingExecutor& executor, const std::vector<RowId>& rows, const Session& session) {
   const Problem& problem = session.problem();
   std::vector<RowId> owned;
   std::vector<std::int64_t> local;
   for (const RowId& row : rows) {
-    for (const ShardPiece& piece : executor.plan().shard.pieces) {
-      if (!piece.global.contains(row.row)) { continue; }
-      owned.push_back(row);
-      local.push_back(piece.local_first + (row.row - piece.global.first) / piece.global.stride);
-    }
+    const std::int64_t at =
+        local_row(session.resolved().config.partition, problem.seq_len, session.ranks(), executor.plan().rank, row.row);
+    if (at < 0) { continue; }
+    owned.push_back(row);
+    local.push_back(at);
   }
   if (owned.empty()) { return {}; }
   const std::int64_t row_bytes = problem.heads * problem.head_dim * size_of(problem.dtype);
@@ -98,6 +110,7 @@ CaseReport check_session(Session& session, std::int64_t rows) {
     std::memcpy(&theirs, part.data(), sizeof(theirs));
     sums.add(theirs);
   }
+  require_all_compared(problem, static_cast<std::int64_t>(chosen.size()), sums);
   CaseReport report;
   report.sums = sums;
   report.verdict = judge(problem, sums);

@@ -34,6 +34,10 @@ struct ErrorSums {
 /// position.
 ErrorSums compare_rows(const Problem& problem, std::span<const RowId> rows, const void* out, const float* lse, const OracleRows& oracle);
 
+/// That the sums are of `rows` whole rows, so that no row which a report counts as checked was left out by every rank or taken by two.
+/// @throws AssertionFailure with both numbers
+void require_all_compared(const Problem& problem, std::int64_t rows, const ErrorSums& sums);
+
 struct Verdict {
   bool passed = false;
   double rms_error = 0;
