@@ -3,6 +3,7 @@
 #include <annulus/core/error.hpp>
 #include <annulus/io/result_file.hpp>
 #include <annulus/transport/communicator.hpp>
+#include <annulus/transport/gpu_transports.hpp>
 
 #include "commands.hpp"
 #include "config_file.hpp"
@@ -194,6 +195,7 @@ int run_main(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit then is an error that names the file
   std::signal(SIGTERM, remove_and_end);
   std::signal(SIGINT, remove_and_end);
+  if (invocation.config.share_gpu) { prepare_gpu_sharing(); }
   std::optional<MpiEnvironment> mpi;
   if (!serial && under_launcher()) { mpi.emplace(&argc, &argv); }
   const Communicator comm = mpi ? Communicator::world(invocation.config.timeout_s) : Communicator::single();

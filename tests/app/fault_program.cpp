@@ -5,6 +5,7 @@
 #include <annulus/attention/result_sink.hpp>
 #include <annulus/attention/session.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/transport/gpu_transports.hpp>
 
 #include <fmt/format.h>
 
@@ -65,6 +66,7 @@ int main(int argc, char** argv) {
     remove_unfinished_results();
     ::_exit(128 + SIGTERM);
   });
+  prepare_gpu_sharing();
   MpiEnvironment mpi(&argc, &argv);
   const Communicator comm = Communicator::world(std::atof(argv[4]));
   const Fault fault{std::atoll(argv[1]), std::atoll(argv[2]), argv[3]};

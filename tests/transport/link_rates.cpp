@@ -505,6 +505,9 @@ int measure(const Communicator& comm, const Options& options) {
 
 int run(int argc, char** argv) {
   constexpr int kSkipped = 77;
+  if (std::any_of(argv, argv + argc, [](const char* argument) { return std::string_view(argument) == "--share-gpu"; })) {
+    prepare_gpu_sharing();
+  }
   const MpiEnvironment mpi(&argc, &argv);
   const Communicator comm = Communicator::world(kTimeoutSeconds);
   const Report report(comm.rank() == 0);

@@ -24,4 +24,6 @@ std::unique_ptr<Transport> make_device_mpi_transport(const Communicator& /*comm*
 std::string p2p_obstacle(const Communicator& /*comm*/, Backend& /*backend*/) { return "this binary has no CUDA"; }
 bool has_nccl_transport() { return false; }
 
+void prepare_gpu_sharing() {}
+
 }  // namespace annulus

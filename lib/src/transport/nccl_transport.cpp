@@ -10,12 +10,16 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <array>
 #include <chrono>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <source_location>
 #include <string>
+#include <string_view>
 #include <thread>
+#include <unistd.h>
 #include <vector>
 
 namespace annulus {
@@ -49,27 +53,36 @@ class Group {
   bool open_ = true;
 };
 
+/// NCCL takes two ranks of one host on one GPU for a mistake. Since 2.30 a switch allows it; before, ranks that claim hosts of their own are
+/// not compared. @returns the variable that says so
+const char* sharing_variable() {
+  int version = 0;
+  ANNULUS_NCCL(nullptr, ncclGetVersion(&version));
+  return version >= NCCL_VERSION(2, 30, 0) ? "NCCL_MULTI_RANK_GPU_ENABLE" : "NCCL_HOSTID";
+}
+
 /// Sets a variable that NCCL reads unless the user has.
 void set_default(const char* name, const std::string& value) {
   if (setenv(name, value.c_str(), 0) != 0) { throw RuntimeFailure(fmt::format("cannot set {} in the environment", name)); }
 }
 
-/// NCCL takes two ranks of one host on one GPU for a mistake. Since 2.30 a switch allows it; before, ranks that claim hosts of their own
-/// are not compared. Must run before the first call that reads the environment. Collective.
-void let_ranks_share_gpus(const Communicator& comm) {
-  int version = 0;
-  ANNULUS_NCCL(nullptr, ncclGetVersion(&version));
-  if (version >= NCCL_VERSION(2, 30, 0)) {
-    set_default("NCCL_MULTI_RANK_GPU_ENABLE", "1");
-  } else {
-    set_default("NCCL_HOSTID", fmt::format("{}-{}", comm.host(), comm.rank()));
-    if (comm.min(comm.host_size()) == comm.size()) { set_default("NCCL_SOCKET_IFNAME", "lo"); }
+/// The number at the start of an environment variable; 0 if there is none.
+std::int64_t number_in(const char* variable) {
+  const char* text = std::getenv(variable);
+  return text == nullptr ? 0 : std::strtoll(text, nullptr, 10);
+}
+
+/// Ranks that the launcher has started on this host; 0 if it does not say.
+std::int64_t ranks_on_this_host() {
+  for (const char* name : {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"}) {
+    if (const std::int64_t ranks = number_in(name); ranks > 0) { return ranks; }
   }
+  return 0;
 }
 
 }  // namespace
 
-NcclCommunicator::NcclCommunicator(const Communicator& comm) : comm_(comm) {
+NcclCommunicator::NcclCommunicator(const Communicator& comm) : comm_(comm.share()) {
   ncclUniqueId id{};
   together(comm_, [&] {
     if (comm_.rank() == 0) { ANNULUS_NCCL(nullptr, ncclGetUniqueId(&id)); }
@@ -97,14 +110,19 @@ void NcclCommunicator::check_asynchronous() const {
 }
 
 NcclTransport::NcclTransport(const Communicator& comm, Backend& backend, int device, bool share_gpu)
-    : comm_(comm), backend_(backend), device_(device) {
+    : comm_(comm.share()), backend_(backend), device_(device) {
   // What may fail on one rank alone comes before NCCL's start, in which the others would wait for it.
   together(comm_, [&] {
     stream_ = std::make_unique<CudaStream>(StreamPriority::high);
     ledger_ =
         std::make_unique<StepLedger>(comm_, "transfer by NCCL", StepLedger::Counting::by_receipts, [this] { nccl_->check_asynchronous(); });
   });
-  if (share_gpu && comm_.max(ranks_on_gpu(comm_, device)) > 1) { let_ranks_share_gpus(comm_); }
+  const bool shared = share_gpu && comm_.max(ranks_on_gpu(comm_, device)) > 1;
+  together(comm_, [&] {
+    if (shared && std::getenv(sharing_variable()) == nullptr) {
+      throw RuntimeFailure(fmt::format("ranks share a GPU, and {} was not set for NCCL when this process started; set it", sharing_variable()));
+    }
+  });
   nccl_ = std::make_unique<NcclCommunicator>(comm_);
 }
 
@@ -190,5 +208,25 @@ std::unique_ptr<Transport> make_nccl_transport(const Communicator& comm, Backend
 }
 
 bool has_nccl_transport() { return true; }
+
+void prepare_gpu_sharing() {
+  int gpus = 0;
+  if (cudaGetDeviceCount(&gpus) != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());
+    return;
+  }
+  // Enough for a GPU each. A single one may be each rank's own or everybody's, and nobody can be asked yet: then what was asked for is meant.
+  const std::int64_t ranks = ranks_on_this_host();
+  if (ranks > 0 && gpus >= ranks) { return; }
+  if (std::string_view(sharing_variable()) == "NCCL_HOSTID") {
+    std::array<char, 256> host{};
+    static_cast<void>(gethostname(host.data(), host.size() - 1));
+    // Containers may have one name and equal process ids, but no two processes the same moment as well.
+    set_default("NCCL_HOSTID", fmt::format("{}-{}-{}", host.data(), getpid(), std::chrono::steady_clock::now().time_since_epoch().count()));
+    if (ranks > 0 && ranks == number_in("OMPI_COMM_WORLD_SIZE")) { set_default("NCCL_SOCKET_IFNAME", "lo"); }
+  } else {
+    set_default("NCCL_MULTI_RANK_GPU_ENABLE", "1");
+  }
+}
 
 }  // namespace annulus

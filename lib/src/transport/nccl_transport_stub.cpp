@@ -11,4 +11,6 @@ std::unique_ptr<Transport> make_nccl_transport(const Communicator& /*comm*/, Bac
 
 bool has_nccl_transport() { return false; }
 
+void prepare_gpu_sharing() {}
+
 }  // namespace annulus

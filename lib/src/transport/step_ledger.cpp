@@ -32,7 +32,7 @@ float elapsed_ms(const CudaEvent& from, const CudaEvent& to) {
 }  // namespace
 
 StepLedger::StepLedger(const Communicator& comm, const char* operation, Counting counting, std::function<void()> check)
-    : comm_(comm), operation_(operation), counting_(counting), check_(std::move(check)) {
+    : comm_(comm.share()), operation_(operation), counting_(counting), check_(std::move(check)) {
   void* pinned = nullptr;
   ANNULUS_CUDA(cudaHostAlloc(&pinned, sizeof(Words), cudaHostAllocPortable));
   words_ = new (pinned) Words;

@@ -38,13 +38,15 @@ class MpiEnvironment {
 };
 
 /// The processes of a job, for start-up and host scalars. Every collective counts as waiting for the watchdog. One process without MPI is
-/// a communicator of size 1 on which everything is local. Copying shares the handle; duplicate() is collective.
+/// a communicator of size 1 on which everything is local. Not copied: share() and duplicate() say which of the two is meant.
 class Communicator {
  public:
   /// One process; never touches MPI.
   static Communicator single();
   /// All processes of the job, with a watchdog of `timeout_s` seconds (0: none). Collective.
   static Communicator world(double timeout_s);
+  Communicator(Communicator&&) = default;
+  Communicator& operator=(Communicator&&) = default;
 
   std::int64_t rank() const { return rank_; }
   std::int64_t size() const { return size_; }
@@ -59,6 +61,8 @@ class Communicator {
 
   /// A communicator over the same processes with its own message space, sharing the watchdog. Collective.
   Communicator duplicate() const;
+  /// The same communicator for another owner: same message space, freed with the last of them.
+  Communicator share() const { return *this; }
 
   void barrier() const;
   void broadcast(std::span<std::byte> data, std::int64_t root) const;
@@ -85,6 +89,8 @@ class Communicator {
 
  private:
   Communicator() = default;
+  Communicator(const Communicator&) = default;
+  Communicator& operator=(const Communicator&) = default;
   std::shared_ptr<MPI_Comm> comm_;  ///< empty: no MPI
   std::shared_ptr<Watchdog> watchdog_;
   std::string host_;

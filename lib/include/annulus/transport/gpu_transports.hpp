@@ -11,9 +11,14 @@
 
 namespace annulus {
 
-/// NCCL: grouped sends and receives of a step on a stream of its own; any hosts. With `share_gpu`, ranks that share a GPU are made to look
-/// like hosts of their own to NCCL, which otherwise refuses them, and NCCL then goes through sockets. Collective; the backend must outlive
-/// the transport.
+/// Tells NCCL, through the environment, that ranks may share GPUs, where this host has fewer than the launcher started ranks on it (or it is
+/// not known): then NCCL takes them for hosts of their own and goes through sockets. Call it in a process that is to use `share_gpu`, before
+/// MPI_Init and any thread, since others may read the environment from then on. Does nothing in a build without nccl.
+/// @throws RuntimeFailure if the environment cannot be changed
+void prepare_gpu_sharing();
+
+/// NCCL: grouped sends and receives of a step on a stream of its own; any hosts. `share_gpu`: ranks may share a GPU, which NCCL otherwise
+/// refuses; prepare_gpu_sharing() must have been called. Collective; the backend must outlive the transport.
 /// @throws NotCompiled; RuntimeFailure if NCCL does not start
 std::unique_ptr<Transport> make_nccl_transport(const Communicator& comm, Backend& backend, bool share_gpu);
 
