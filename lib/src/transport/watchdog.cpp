@@ -100,8 +100,8 @@ struct Watchdog::Thread {
   }
 
   Answer self() const {
-    return {round, owner.depth_.load() > 0 ? 1 : 0, owner.step_.load(), owner.peer_.load(),
-            static_cast<std::int64_t>(owner.progress_.load())};
+    const Waited wait = owner.oldest_wait();
+    return {round, wait.operation != nullptr ? 1 : 0, wait.step, wait.peer, static_cast<std::int64_t>(owner.progress_.load())};
   }
 
   void send(int peer, Tag tag, const Answer& message) {
@@ -112,7 +112,7 @@ struct Watchdog::Thread {
   /// Measures how long this rank has depended on others without progress, and asks them when that is too long.
   void watch() {
     const std::uint64_t progress = owner.progress_.load();
-    const bool depends = owner.depth_.load() > 0 || owner.exposed_.load() > 0;
+    const bool depends = owner.oldest_wait().operation != nullptr || owner.exposed_.load() > 0;
     if (!depends || progress != seen_progress) {
       seen_progress = progress;
       quiet_since = Clock::now();
@@ -181,8 +181,9 @@ struct Watchdog::Thread {
     std::string who;
     for (int peer = 0; peer < size; ++peer) {
       const Answer& answer = *answers[static_cast<std::size_t>(peer)];
-      who += fmt::format("{}rank {} in step {} for {}", who.empty() ? "" : ", ", peer, answer.step,
-                         answer.peer < 0 ? std::string("all") : fmt::format("rank {}", answer.peer));
+      who += fmt::format("{}rank {} for {}, {}", who.empty() ? "" : "; ", peer,
+                         answer.peer < 0 ? std::string("all") : fmt::format("rank {}", answer.peer),
+                         answer.step < 0 ? std::string("outside the ring") : fmt::format("in step {}", answer.step));
     }
     end_job(leader, fmt::format("{}all ranks wait for each other without progress for {:g} s: {}", situation, timeout_s, who));
   }
@@ -248,40 +249,41 @@ Watchdog::~Watchdog() {
   MPI_Comm_free(&thread_->comm);
 }
 
-Watchdog::Wait Watchdog::waiting(const char* operation, std::int64_t peer, std::int64_t bytes) {
-  if (depth_.fetch_add(1) == 0) {
-    operation_.store(operation);
-    peer_.store(peer);
-    bytes_.store(bytes);
-    progress();
-  }
-  return {this, &Watchdog::end_wait};
+Watchdog::Wait Watchdog::waiting(const char* operation, std::int64_t peer, std::int64_t bytes, std::int64_t step) {
+  const std::scoped_lock lock(mutex_);
+  if (waits_.empty()) { progress(); }
+  waits_.push_back({next_++, operation, peer, bytes, step});
+  return {this, waits_.back().number};
 }
 
 Watchdog::Wait Watchdog::exposed() {
   exposed_.fetch_add(1);
   progress();
-  return {this, &Watchdog::end_exposed};
+  return {this, 0};
 }
 
-void Watchdog::end_exposed() { exposed_.fetch_sub(1); }
-
-void Watchdog::end_wait() {
-  if (depth_.fetch_sub(1) == 1) {
-    operation_.store(nullptr);
-    peer_.store(-1);
-    bytes_.store(0);
+void Watchdog::end(std::uint64_t number) {
+  if (number == 0) {
+    exposed_.fetch_sub(1);
+    return;
   }
+  const std::scoped_lock lock(mutex_);
+  std::erase_if(waits_, [&](const Waited& wait) { return wait.number == number; });
+}
+
+Watchdog::Waited Watchdog::oldest_wait() const {
+  const std::scoped_lock lock(mutex_);
+  Waited oldest = waits_.empty() ? Waited() : waits_.front();
+  if (oldest.step < 0) { oldest.step = step_.load(); }
+  return oldest;
 }
 
 std::string Watchdog::describe() const {
-  std::string text = in_step(step_.load());
-  const char* operation = operation_.load();
-  if (operation != nullptr) {
-    const std::int64_t peer = peer_.load();
-    text += fmt::format("{}{}", operation, peer >= 0 ? fmt::format(" with rank {}", peer) : std::string());
-    const std::int64_t bytes = bytes_.load();
-    if (bytes > 0) { text += fmt::format(" ({} bytes)", bytes); }
+  const Waited wait = oldest_wait();
+  std::string text = in_step(wait.step);
+  if (wait.operation != nullptr) {
+    text += fmt::format("{}{}", wait.operation, wait.peer >= 0 ? fmt::format(" with rank {}", wait.peer) : std::string());
+    if (wait.bytes > 0) { text += fmt::format(" ({} bytes)", wait.bytes); }
     text += ": ";
   }
   return text;

@@ -7,10 +7,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <thread>
 #include <utility>
+#include <vector>
 
 namespace annulus {
 
@@ -31,30 +33,34 @@ class Watchdog {
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
 
-  /// Marks the lifetime of a wait. Nested waits count as the outer one.
+  /// Marks the lifetime of a wait. Waits of several threads, or nested ones, may end in any order; the oldest stands for them all.
   class Wait {
    public:
-    Wait(Watchdog* owner, void (Watchdog::*end)()) : owner_(owner), end_(end) {}
-    Wait(Wait&& other) noexcept : owner_(std::exchange(other.owner_, nullptr)), end_(other.end_) {}
+    Wait(Watchdog* owner, std::uint64_t number) : owner_(owner), number_(number) {}
+    Wait(Wait&& other) noexcept : owner_(std::exchange(other.owner_, nullptr)), number_(other.number_) {}
     Wait& operator=(Wait&&) = delete;
     Wait(const Wait&) = delete;
     Wait& operator=(const Wait&) = delete;
     ~Wait() {
-      if (owner_ != nullptr) { (owner_->*end_)(); }
+      if (owner_ != nullptr) { owner_->end(number_); }
     }
 
    private:
     Watchdog* owner_;
-    void (Watchdog::*end_)();
+    std::uint64_t number_;
   };
 
-  /// This rank now waits for a peer (-1: for all of them). `operation` must be a string with static lifetime.
-  [[nodiscard]] Wait waiting(const char* operation, std::int64_t peer = -1, std::int64_t bytes = 0);
+  /// This rank now waits for a peer (-1: for all of them), in the ring step `step` (-1: the one it is in). `operation` must be a string with
+  /// static lifetime.
+  [[nodiscard]] Wait waiting(const char* operation, std::int64_t peer = -1, std::int64_t bytes = 0, std::int64_t step = -1);
   /// While it lasts, transfers with peers are open though this rank may be computing: a host can stand inside a call to a device that
   /// itself stands behind a peer, and then cannot say that it waits. Peers that still answer are never blamed for it.
   [[nodiscard]] Wait exposed();
-  /// Something arrived or was finished: the clock starts again.
+  /// Something arrived or was finished: the clock starts again. Long work of the rank's own says so every second or so; without it the others
+  /// take ten timeouts of it for a hang.
   void progress() { progress_.fetch_add(1, std::memory_order_relaxed); }
+  /// For work that knows no watchdog: adding to it is progress. Lives as long as the watchdog.
+  std::atomic<std::uint64_t>& progress_counter() { return progress_; }
   /// The ring step this rank is in, for messages; -1: outside the ring.
   void set_step(std::int64_t step) { step_.store(step, std::memory_order_relaxed); }
 
@@ -63,16 +69,23 @@ class Watchdog {
 
  private:
   struct Thread;
-  void end_wait();
-  void end_exposed();
+  struct Waited {
+    std::uint64_t number = 0;
+    const char* operation = nullptr;
+    std::int64_t peer = -1;
+    std::int64_t bytes = 0;
+    std::int64_t step = -1;
+  };
+  void end(std::uint64_t number);
+  /// The oldest wait; one without an operation if there is none.
+  Waited oldest_wait() const;
 
   std::atomic<std::uint64_t> progress_{0};
   std::atomic<std::int64_t> step_{-1};
-  std::atomic<std::int64_t> peer_{-1};
-  std::atomic<std::int64_t> bytes_{0};
-  std::atomic<const char*> operation_{nullptr};  ///< what is waited for; null: not waiting
-  std::atomic<int> depth_{0};                    ///< nested waits
-  std::atomic<int> exposed_{0};                  ///< holders of exposed()
+  std::atomic<int> exposed_{0};  ///< holders of exposed()
+  mutable std::mutex mutex_;     ///< of what follows
+  std::vector<Waited> waits_;    ///< by age
+  std::uint64_t next_ = 1;
   std::unique_ptr<Thread> thread_;
 };
 
