@@ -282,6 +282,7 @@ void attend(const AttendTask& task, const Settings& settings, void* workspace) {
 #pragma omp for schedule(dynamic, 1)
     for (std::int64_t item = 0; item < items; ++item) {
       if (!Item(task, ops, cut, tiles, item).run()) { complete = false; }
+      if (settings.progress != nullptr) { settings.progress->fetch_add(1, std::memory_order_relaxed); }
     }
   }
   if (!complete) {

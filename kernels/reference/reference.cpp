@@ -73,7 +73,7 @@ void attend_row(const AttendTask& task, std::int64_t q_row, const Element* q, co
 }
 
 template <class Element>
-void attend_as(const AttendTask& task) {
+void attend_as(const AttendTask& task, std::atomic<std::uint64_t>* progress) {
   const auto* q = static_cast<const Element*>(task.q);
   const auto* k = static_cast<const Element*>(task.k);
   const auto* v = static_cast<const Element*>(task.v);
@@ -92,6 +92,7 @@ void attend_as(const AttendTask& task) {
             const std::int64_t kv_at = b * kv.batch + s * kv.segment + kv_head * kv.kv_head;
             const std::int64_t stat_at = at(task.stat_strides);
             attend_row(task, row, q + at(task.q_strides), k + kv_at, v + kv_at, acc + at(task.acc_strides), max[stat_at], sum[stat_at]);
+            if (progress != nullptr) { progress->fetch_add(1, std::memory_order_relaxed); }
           }
         }
       }
@@ -160,8 +161,8 @@ void pack(const PackTask& task) {
   }
 }
 
-void attend(const AttendTask& task) {
-  with_element(task.dtype, [&](auto tag) { attend_as<decltype(tag)>(task); });
+void attend(const AttendTask& task, std::atomic<std::uint64_t>* progress) {
+  with_element(task.dtype, [&](auto tag) { attend_as<decltype(tag)>(task, progress); });
 }
 
 void merge(const MergeTask& task) {

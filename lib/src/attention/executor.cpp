@@ -229,6 +229,7 @@ void RingExecutor::load(const TensorSource& source) {
             backend_.upload(queue_, rows, staging.data(), count * row_bytes);
             queue_.synchronize();
           }
+          watchdog_.progress();
         }
       }
     }

@@ -156,6 +156,7 @@ void write_result(const Session& session, ResultFile* file, const std::vector<st
     if (executor == nullptr && comm.rank() != 0) { continue; }
     for_each_chunk(session, rank, [&](Chunk& chunk) {
       if (executor != nullptr) { chunk.read(*executor); }
+      comm.watchdog().progress();
       if (comm.rank() != 0) {
         comm.send(chunk.output, 0, kOutputTag);
         comm.send(std::as_bytes(std::span(chunk.lse)), 0, kLseTag);

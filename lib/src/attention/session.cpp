@@ -109,6 +109,7 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   options.threads = checked_narrow<int>(config.threads);
   options.tile_rows = config.tile_rows;
   options.memory_pool = config.memory_pool;
+  options.progress = &comm.watchdog().progress_counter();
   std::int64_t sharing = comm.host_size();
   if (config.backend == BackendKind::cuda) {
     options.device = assign_gpu(comm, config.share_gpu);

@@ -78,7 +78,7 @@ std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options) {
   ANNULUS_EXPECTS(options.tile_rows >= 0 && options.tile_rows <= cpu::kMaxTileRows,
                   "tile-rows {} is not in 0..{} (0 lets the kernel choose)", options.tile_rows, cpu::kMaxTileRows);
   if (!cpu::supported()) { throw RuntimeFailure("backend cpu: this CPU has neither AVX2 (with FMA and F16C) nor AVX-512"); }
-  return std::make_unique<CpuBackend>(cpu::Settings{options.threads, options.tile_rows});
+  return std::make_unique<CpuBackend>(cpu::Settings{options.threads, options.tile_rows, options.progress});
 }
 
 }  // namespace annulus

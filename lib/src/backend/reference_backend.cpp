@@ -8,6 +8,7 @@ namespace {
 
 class ReferenceBackend final : public HostBackend {
  public:
+  explicit ReferenceBackend(std::atomic<std::uint64_t>* progress) : progress_(progress) {}
   BackendKind kind() const override { return BackendKind::reference; }
   std::string describe() const override { return "reference: fp64, plain loops, 1 thread"; }
   std::int64_t accumulator_bytes() const override { return sizeof(double); }
@@ -25,7 +26,7 @@ class ReferenceBackend final : public HostBackend {
   void attend(Queue& /*queue*/, std::span<const kernels::AttendTask> tasks) override {
     for (const auto& task : tasks) {
       check_task(task);
-      kernels::reference::attend(task);
+      kernels::reference::attend(task, progress_);
     }
   }
   void merge(Queue& /*queue*/, const kernels::MergeTask& task) override {
@@ -36,10 +37,15 @@ class ReferenceBackend final : public HostBackend {
     check_task(task);
     kernels::reference::finish(task);
   }
+
+ private:
+  std::atomic<std::uint64_t>* progress_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_reference_backend(const BackendOptions& /*options*/) { return std::make_unique<ReferenceBackend>(); }
+std::unique_ptr<Backend> make_reference_backend(const BackendOptions& options) {
+  return std::make_unique<ReferenceBackend>(options.progress);
+}
 
 }  // namespace annulus

@@ -88,7 +88,7 @@ ErrorSums compare_owned(RingExecutor& executor, const std::vector<RowId>& rows, 
   }
   const OracleRows oracle =
       oracle_rows(*session.resolved().source, problem, session.pattern(), owned, session.backend().rounds_probabilities(problem.dtype),
-                  static_cast<int>(session.resolved().config.threads));
+                  static_cast<int>(session.resolved().config.threads), &session.comm().watchdog().progress_counter());
   return compare_rows(problem, owned, out.data(), lse.data(), oracle);
 }
 

@@ -249,13 +249,14 @@ enum class Pass {
 class Oracle {
  public:
   Oracle(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows, bool round_probabilities,
-         int threads)
+         int threads, std::atomic<std::uint64_t>* progress)
       : source_(source),
         problem_(problem),
         pattern_(pattern),
         rows_(rows.begin(), rows.end()),
         round_probabilities_(round_probabilities),
         threads_(threads),
+        progress_(progress),
         places_(rows.size()),
         window_(source, problem_),
         scratch_(static_cast<std::size_t>(threads)) {
@@ -389,6 +390,7 @@ class Oracle {
     }
     for_each_parallel(static_cast<std::int64_t>(units.size()), threads_, [&](std::int64_t worker, std::int64_t index) {
       run_unit(pass, units[static_cast<std::size_t>(index)], scratch_[static_cast<std::size_t>(worker)]);
+      if (progress_ != nullptr) { progress_->fetch_add(1, std::memory_order_relaxed); }
     });
     for (const Unit& unit : units) {
       value_squares_ += unit.value_squares;
@@ -522,6 +524,7 @@ class Oracle {
   std::vector<RowId> rows_;  // sorted by batch and row
   bool round_probabilities_;
   int threads_;
+  std::atomic<std::uint64_t>* progress_;
   std::vector<std::int64_t> places_;  // rows_[i] is the caller's rows[places_[i]]
   KeyWindow window_;
   std::vector<Scratch> scratch_;
@@ -536,7 +539,7 @@ class Oracle {
 }  // namespace
 
 OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows,
-                       bool round_probabilities, int threads) {
+                       bool round_probabilities, int threads, std::atomic<std::uint64_t>* progress) {
   validate(problem);
   if (!pattern.branches.empty()) { validate(pattern); }
   const Problem& held = source.problem();
@@ -550,7 +553,7 @@ OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const
     ANNULUS_EXPECTS(id.batch >= 0 && id.batch < problem.batch && id.row >= 0 && id.row < problem.seq_len,
                     "row {} of batch {} lies outside batch {} x seq_len {}", id.row, id.batch, problem.batch, problem.seq_len);
   }
-  return Oracle(source, problem, pattern, rows, round_probabilities, threads).compute();
+  return Oracle(source, problem, pattern, rows, round_probabilities, threads, progress).compute();
 }
 
 }  // namespace annulus

@@ -6,6 +6,7 @@
 #include <annulus/kernels/built_for.hpp>
 #include <annulus/kernels/tasks.hpp>
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 
@@ -18,6 +19,7 @@ inline constexpr std::int64_t kMaxTileRows = 1024;
 struct Settings {
   int threads = 1;             ///< OpenMP threads, >= 1
   std::int64_t tile_rows = 0;  ///< query rows of a tile, up to kMaxTileRows; 0 is the default of 64
+  std::atomic<std::uint64_t>* progress = nullptr;  ///< attend() adds to it while it works; may be null
 };
 
 /// Whether this CPU has the instructions that the kernels need (AVX2 with FMA and F16C).

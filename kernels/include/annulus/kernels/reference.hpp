@@ -4,6 +4,7 @@
 
 #include <annulus/kernels/tasks.hpp>
 
+#include <atomic>
 #include <cstdint>
 
 namespace annulus::kernels::reference {
@@ -17,9 +18,9 @@ void pack(const PackTask& task);
 /// Folds dense attention into a running fp64 partial as AttendTask says; q, k, v in task.dtype.
 ///
 /// A row that sees no key is left untouched. A score of -inf contributes nothing; NaN and +inf make the row NaN.
-/// acc, max and sum must not alias q, k or v.
+/// acc, max and sum must not alias q, k or v. Adds to `progress`, unless it is null, after every row.
 /// Source: Milakov & Gimelshein 2018, online softmax, algorithm 3.
-void attend(const AttendTask& task);
+void attend(const AttendTask& task, std::atomic<std::uint64_t>* progress = nullptr);
 
 /// Folds one fp64 partial into another as MergeTask says.
 void merge(const MergeTask& task);

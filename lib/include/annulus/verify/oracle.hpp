@@ -6,6 +6,7 @@
 #include <annulus/core/problem.hpp>
 #include <annulus/io/source.hpp>
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -35,8 +36,9 @@ struct RowId {
 /// Pure: nothing is in flight at return. Rows may come in any order and repeat; a row's result does not depend on the other rows or on
 /// `threads`. Memory: the rows asked for and 64 MiB of K and V, whatever seq_len; only segments that hold a row are read, from one thread.
 /// Maxima are found in a first pass over the keys and sums in a second, in key order, both in fp64 and for the plain run in fp32.
+/// Adds to `progress`, unless it is null, while it works.
 /// @throws InvalidArgument if the extents are not the source's, a row lies outside, or problem or pattern is not valid
 OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows,
-                       bool round_probabilities, int threads);
+                       bool round_probabilities, int threads, std::atomic<std::uint64_t>* progress = nullptr);
 
 }  // namespace annulus
