@@ -22,6 +22,13 @@ std::string host_name() {
   return name.data();
 }
 
+/// Communicators whose owners were destroyed while unwinding. If all ranks had agreed on what was thrown they can still be freed, by all of
+/// them in this order, before MPI ends.
+std::vector<MPI_Comm>& left_behind() {
+  static std::vector<MPI_Comm> handles;
+  return handles;
+}
+
 }  // namespace
 
 void check_mpi(int status, const char* call, std::source_location where) {
@@ -44,6 +51,7 @@ MpiEnvironment::MpiEnvironment(int* argc, char*** argv) {
 
 MpiEnvironment::~MpiEnvironment() {
   if (unwinding_.now()) { return; }
+  for (MPI_Comm& handle : left_behind()) { MPI_Comm_free(&handle); }
   MPI_Finalize();
 }
 
@@ -100,7 +108,11 @@ Communicator Communicator::duplicate() const {
     ANNULUS_MPI(MPI_Comm_dup(get(), &handle));
     copy.comm_ = std::shared_ptr<MPI_Comm>(new MPI_Comm(handle), [](MPI_Comm* owned) {
       // Freeing is collective: not while unwinding, when peers may be gone.
-      if (!unwinding()) { MPI_Comm_free(owned); }
+      if (unwinding()) {
+        left_behind().push_back(*owned);
+      } else {
+        MPI_Comm_free(owned);
+      }
       delete owned;
     });
   }
