@@ -205,18 +205,25 @@ int run_main(int argc, char** argv) {
         "this Slurm step has {} tasks but each is a world of its own: start it with srun --mpi=pmix, or with mpirun", slurm_tasks()));
   }
   try {
-    comm.agree(failure);
-    const ExitCode code = execute(invocation, comm);
-    together(comm, finish_output);
+    ExitCode code = ExitCode::passed;
+    // Whatever one rank alone knows of ends the job, whether it is an error of ours or of the standard library.
+    fail_fast(comm, [&] {
+      try {
+        comm.agree(failure);
+        code = execute(invocation, comm);
+        together(comm, finish_output);
+      } catch (const AgreedError&) {
+        throw;
+      } catch (...) {
+        flush_output();  // what was reported until then
+        throw;
+      }
+    });
     return static_cast<int>(code);
   } catch (const AgreedError& error) {
     // Every rank is here with the same code; one prints.
     return error.reporter() ? report(Error(error.code(), comm.size() > 1 ? comm.name() + ": " + error.what() : error.what()))
                             : static_cast<int>(error.code());
-  } catch (const Error& error) {
-    flush_output();
-    if (comm.size() > 1) { comm.abort(error.what()); }
-    return report(error);
   }
 }
 

@@ -130,6 +130,9 @@ void fail_fast(const Communicator& comm, Body&& body) {
   } catch (const AgreedError&) { throw; } catch (const std::exception& error) {
     if (comm.size() == 1) { throw; }
     comm.abort(comm.watchdog().describe() + error.what());
+  } catch (...) {
+    if (comm.size() == 1) { throw; }
+    comm.abort(comm.watchdog().describe() + "an exception of an unknown type");
   }
 }
 
