@@ -104,7 +104,8 @@ double largest_difference(const Problem& problem, const Rows& a, const Rows& b) 
     const auto* second = reinterpret_cast<const Element*>(b.out.data());
     double largest = 0;
     for (std::size_t i = 0; i < a.out.size() / sizeof(Element); ++i) {
-      largest = std::max(largest, std::abs(static_cast<double>(kernels::to_float(first[i])) - static_cast<double>(kernels::to_float(second[i]))));
+      largest =
+          std::max(largest, std::abs(static_cast<double>(kernels::to_float(first[i])) - static_cast<double>(kernels::to_float(second[i]))));
     }
     for (std::size_t i = 0; i < a.lse.size(); ++i) {
       if (a.lse[i] == b.lse[i]) { continue; }  // also two that are -inf

@@ -235,8 +235,7 @@ TEST_CASE("the proof catches a send of what was never packed") {
   pattern.branches = {{32, 2}};
   auto plans = plans_of(problem_of(32, 2, 2, false), pattern, Schedule::ring, 4);
   REQUIRE_NOTHROW(prove_coverage(plans));
-  const auto packing =
-      std::find_if(plans[0].steps.begin(), plans[0].steps.end(), [](const Step& step) { return !step.packs.empty(); });
+  const auto packing = std::find_if(plans[0].steps.begin(), plans[0].steps.end(), [](const Step& step) { return !step.packs.empty(); });
   REQUIRE(packing != plans[0].steps.end());
   packing->packs.clear();
   CHECK_THROWS_AS(prove_coverage(plans), AssertionFailure);

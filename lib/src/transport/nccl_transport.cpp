@@ -53,8 +53,8 @@ class Group {
   bool open_ = true;
 };
 
-/// NCCL takes two ranks of one host on one GPU for a mistake. Since 2.30 a switch allows it; before, ranks that claim hosts of their own are
-/// not compared. @returns the variable that says so
+/// NCCL takes two ranks of one host on one GPU for a mistake. Since 2.30 a switch allows it; before, ranks that claim hosts of their own
+/// are not compared. @returns the variable that says so
 const char* sharing_variable() {
   int version = 0;
   ANNULUS_NCCL(nullptr, ncclGetVersion(&version));
@@ -120,7 +120,8 @@ NcclTransport::NcclTransport(const Communicator& comm, Backend& backend, int dev
   const bool shared = share_gpu && comm_.max(ranks_on_gpu(comm_, device)) > 1;
   together(comm_, [&] {
     if (shared && std::getenv(sharing_variable()) == nullptr) {
-      throw RuntimeFailure(fmt::format("ranks share a GPU, and {} was not set for NCCL when this process started; set it", sharing_variable()));
+      throw RuntimeFailure(
+          fmt::format("ranks share a GPU, and {} was not set for NCCL when this process started; set it", sharing_variable()));
     }
   });
   nccl_ = std::make_unique<NcclCommunicator>(comm_);
@@ -215,7 +216,8 @@ void prepare_gpu_sharing() {
     static_cast<void>(cudaGetLastError());
     return;
   }
-  // Enough for a GPU each. A single one may be each rank's own or everybody's, and nobody can be asked yet: then what was asked for is meant.
+  // Enough for a GPU each. A single one may be each rank's own or everybody's, and nobody can be asked yet: then what was asked for is
+  // meant.
   const std::int64_t ranks = ranks_on_this_host();
   if (ranks > 0 && gpus >= ranks) { return; }
   if (std::string_view(sharing_variable()) == "NCCL_HOSTID") {

@@ -60,8 +60,7 @@ ErrorSums compare_owned(RingExecutor& executor, const std::vector<RowId>& rows, 
   std::vector<RowId> owned;
   std::vector<std::int64_t> local;
   for (const RowId& row : rows) {
-    const std::int64_t at =
-        local_row(session.resolved().config.partition, problem.seq_len, session.ranks(), executor.plan().rank, row.row);
+    const std::int64_t at = local_row(session.resolved().config.partition, problem.seq_len, session.ranks(), executor.plan().rank, row.row);
     if (at < 0) { continue; }
     owned.push_back(row);
     local.push_back(at);

@@ -141,8 +141,8 @@ ErrorSums compare_rows(const Problem& problem, std::span<const RowId> rows, cons
 
 void require_all_compared(const Problem& problem, std::int64_t rows, const ErrorSums& sums) {
   const std::int64_t expected = rows * problem.heads * problem.head_dim;
-  ANNULUS_ASSERT(sums.count == expected, "{} rows of {} heads x head_dim {} are {} output elements, and {} were compared", rows, problem.heads,
-                 problem.head_dim, expected, sums.count);
+  ANNULUS_ASSERT(sums.count == expected, "{} rows of {} heads x head_dim {} are {} output elements, and {} were compared", rows,
+                 problem.heads, problem.head_dim, expected, sums.count);
 }
 
 Verdict judge(const Problem& problem, const ErrorSums& sums) {

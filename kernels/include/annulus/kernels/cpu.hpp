@@ -17,8 +17,8 @@ inline constexpr std::int64_t kMaxTileRows = 1024;
 
 /// How the work is cut.
 struct Settings {
-  int threads = 1;             ///< OpenMP threads, >= 1
-  std::int64_t tile_rows = 0;  ///< query rows of a tile, up to kMaxTileRows; 0 is the default of 64
+  int threads = 1;                                 ///< OpenMP threads, >= 1
+  std::int64_t tile_rows = 0;                      ///< query rows of a tile, up to kMaxTileRows; 0 is the default of 64
   std::atomic<std::uint64_t>* progress = nullptr;  ///< attend() adds to it while it works; may be null
 };
 

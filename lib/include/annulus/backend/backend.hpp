@@ -140,11 +140,11 @@ class Backend {
 struct BackendOptions {
   BackendKind kind = BackendKind::cpu;
   KernelKind kernel = KernelKind::cublas;
-  int threads = 1;                                ///< of the cpu and reference backends
-  std::atomic<std::uint64_t>* progress = nullptr; ///< the cpu and reference backends count what attend() has done there; may be null
-  std::int64_t tile_rows = 0;                     ///< query rows of a tile; 0 lets the kernel choose
-  int device = 0;                                 ///< of the cuda backend
-  MemoryPooling memory_pool = MemoryPooling::on;  ///< of the cuda backend
+  int threads = 1;                                 ///< of the cpu and reference backends
+  std::atomic<std::uint64_t>* progress = nullptr;  ///< the cpu and reference backends count what attend() has done there; may be null
+  std::int64_t tile_rows = 0;                      ///< query rows of a tile; 0 lets the kernel choose
+  int device = 0;                                  ///< of the cuda backend
+  MemoryPooling memory_pool = MemoryPooling::on;   ///< of the cuda backend
 };
 
 /// @throws NotCompiled if this binary lacks the backend, with what it has

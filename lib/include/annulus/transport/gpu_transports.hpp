@@ -11,9 +11,9 @@
 
 namespace annulus {
 
-/// Tells NCCL, through the environment, that ranks may share GPUs, where this host has fewer than the launcher started ranks on it (or it is
-/// not known): then NCCL takes them for hosts of their own and goes through sockets. Call it in a process that is to use `share_gpu`, before
-/// MPI_Init and any thread, since others may read the environment from then on. Does nothing in a build without nccl.
+/// Tells NCCL, through the environment, that ranks may share GPUs, where this host has fewer than the launcher started ranks on it (or it
+/// is not known): then NCCL takes them for hosts of their own and goes through sockets. Call it in a process that is to use `share_gpu`,
+/// before MPI_Init and any thread, since others may read the environment from then on. Does nothing in a build without nccl.
 /// @throws RuntimeFailure if the environment cannot be changed
 void prepare_gpu_sharing();
 

@@ -50,14 +50,14 @@ class Watchdog {
     std::uint64_t number_;
   };
 
-  /// This rank now waits for a peer (-1: for all of them), in the ring step `step` (-1: the one it is in). `operation` must be a string with
-  /// static lifetime.
+  /// This rank now waits for a peer (-1: for all of them), in the ring step `step` (-1: the one it is in). `operation` must be a string
+  /// with static lifetime.
   [[nodiscard]] Wait waiting(const char* operation, std::int64_t peer = -1, std::int64_t bytes = 0, std::int64_t step = -1);
   /// While it lasts, transfers with peers are open though this rank may be computing: a host can stand inside a call to a device that
   /// itself stands behind a peer, and then cannot say that it waits. Peers that still answer are never blamed for it.
   [[nodiscard]] Wait exposed();
-  /// Something arrived or was finished: the clock starts again. Long work of the rank's own says so every second or so; without it the others
-  /// take ten timeouts of it for a hang.
+  /// Something arrived or was finished: the clock starts again. Long work of the rank's own says so every second or so; without it the
+  /// others take ten timeouts of it for a hang.
   void progress() { progress_.fetch_add(1, std::memory_order_relaxed); }
   /// For work that knows no watchdog: adding to it is progress. Lives as long as the watchdog.
   std::atomic<std::uint64_t>& progress_counter() { return progress_; }
