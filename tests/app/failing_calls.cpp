@@ -2,11 +2,13 @@
 // File systems that cannot do everything, and disks that fail: LD_PRELOAD=<this> FAIL_RENAMEAT2=22 FAIL_LINK=38 program ...
 // Each variable is the errno that calls of its name end with: FAIL_RENAMEAT2 (with flags), FAIL_RENAME, FAIL_LINK, FAIL_FLOCK, FAIL_FSYNC,
 // FAIL_FALLOCATE; FAIL_WRITE after the first FAIL_WRITE_AFTER bytes that go to unfinished results. FAIL_RANK: only on this rank of a job.
+// RAISE_IN_FSYNC: a signal that the process gets when it syncs.
 // Without its variable a call is the real one.
 #include <array>
 #include <atomic>
 #include <bit>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -72,6 +74,7 @@ int flock(int descriptor, int operation) {
   return real<int(int, int)>("flock")(descriptor, operation);
 }
 int fsync(int descriptor) {
+  if (const long signal = number("RAISE_IN_FSYNC", 0); signal != 0) { raise(static_cast<int>(signal)); }
   if (fails("FAIL_FSYNC")) { return -1; }
   return real<int(int)>("fsync")(descriptor);
 }

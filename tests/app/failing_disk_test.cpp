@@ -5,6 +5,7 @@
 #include "program.hpp"
 
 #include <cerrno>
+#include <csignal>
 #include <fstream>
 #include <string>
 #include <sys/stat.h>
@@ -117,6 +118,17 @@ TEST_CASE("a complete result that cannot be published is kept and named, exit co
       if (ranks == 1) { CHECK(read_text(folder / names[0]).size() + 1000 > bytes); }
     }
   }
+}
+
+TEST_CASE("a complete result that a signal meets on its way to its place is kept and named") {
+  const TemporaryFolder folder;
+  const ProcessResult result = annulus_with(with_small("run", {"--output", folder / "o.h5"}),
+                                            {"LD_PRELOAD=" ANNULUS_FAILING_CALLS, "RAISE_IN_FSYNC=" + std::to_string(SIGTERM)});
+  INFO(result.err);
+  CHECK(result.exit_code == 128 + SIGTERM);
+  REQUIRE(folder.names().size() == 1);
+  CHECK(result.err.find("the complete result is kept as '" + (folder / folder.names()[0]) + "'") != std::string::npos);
+  CHECK(read_text(folder / folder.names()[0]).size() + 1000 > usual_bytes());
 }
 
 TEST_CASE("no room is told before the input is read where it can be reserved") {

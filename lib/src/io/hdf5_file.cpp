@@ -21,8 +21,9 @@ Hdf5File::Hdf5File(UnfinishedPath& place) : place_(place) {
   if (!file_) {
     const std::string reason = innermost_hdf5_error();
     const char* locking = std::getenv("HDF5_USE_FILE_LOCKING");
-    throw RuntimeFailure(fmt::format("{}: '{}' cannot be created: {}{}", describe(), place_.temporary(), reason,
-                                     locking == nullptr ? "" : fmt::format(" (HDF5_USE_FILE_LOCKING is {}; FALSE does without locks)", locking)));
+    throw RuntimeFailure(
+        fmt::format("{}: '{}' cannot be created: {}{}", describe(), place_.temporary(), reason,
+                    locking == nullptr ? "" : fmt::format(" (HDF5_USE_FILE_LOCKING is {}; FALSE does without locks)", locking)));
   }
 }
 

@@ -34,12 +34,6 @@ std::string temporary_name(const std::string& path) {
   return (target.parent_path() / fmt::format(".{}.partial-{:08x}{:08x}", name, device(), device())).string();
 }
 
-std::optional<FileId> id_of(const std::string& path) {
-  struct stat status{};
-  if (::lstat(path.c_str(), &status) != 0) { return std::nullopt; }
-  return FileId{status.st_dev, status.st_ino};
-}
-
 }  // namespace
 
 UnfinishedPath::UnfinishedPath(const std::string& path, bool force)
@@ -100,11 +94,11 @@ void UnfinishedPath::adopt_replaced() const noexcept {
 
 /// Renames the temporary file to its place; 0 or the error.
 int UnfinishedPath::move_into_place() const noexcept {
-  const bool ours = published_ && id_of(place_.path) == published_;
+  const bool ours = published_ && is_file(place_.path.c_str(), *published_);
   const int error = force_ || ours ? (::rename(temporary_.c_str(), place_.path.c_str()) == 0 ? 0 : errno)
                                    : rename_to_absent(temporary_.c_str(), place_.path.c_str());
   // A server that answers a repeated request may report the failure of what it has already done.
-  return error != 0 && id_of(place_.path) == file_ ? 0 : error;
+  return error != 0 && is_file(place_.path.c_str(), file_) ? 0 : error;
 }
 
 /// Leaves the complete temporary file where it is and says so.
@@ -116,6 +110,8 @@ void UnfinishedPath::keep(const std::string& what) {
 
 void UnfinishedPath::publish() {
   ANNULUS_ASSERT(slot_ >= 0, "{} is published twice", describe());
+  // Syncing may take long. What was published before serves as well, and is in its place.
+  if (!published_) { mark_complete(slot_); }
   adopt_replaced();
   if (const int error = sync_file(descriptor_); error != 0) { keep(fmt::format("cannot be synced: {}", system_message(error))); }
   const int error = move_into_place();

@@ -18,12 +18,18 @@ namespace {
 
 struct Slot {
   std::atomic<pid_t> owner{0};  ///< 0: free; kClaimed: being filled; else the process that writes the file (a forked child does not)
+  std::atomic<bool> complete{false};
   FileId file;
   std::array<char, PATH_MAX> path{};
 };
 constexpr pid_t kClaimed = -1;
 std::array<Slot, 8> slots;
-static_assert(std::atomic<pid_t>::is_always_lock_free);
+static_assert(std::atomic<pid_t>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
+
+/// write() to standard error; where that fails, nothing can be said.
+void say(const char* text) noexcept {
+  if (::write(STDERR_FILENO, text, std::strlen(text)) < 0) { return; }
+}
 
 }  // namespace
 
@@ -33,6 +39,7 @@ int enter_unfinished(const std::string& path, FileId file) {
     if (!slots[n].owner.compare_exchange_strong(free_slot, kClaimed)) { continue; }
     std::memcpy(slots[n].path.data(), path.c_str(), path.size() + 1);
     slots[n].file = file;
+    slots[n].complete.store(false);
     slots[n].owner.store(::getpid());
     return static_cast<int>(n);
   }
@@ -40,17 +47,30 @@ int enter_unfinished(const std::string& path, FileId file) {
   return -1;
 }
 
+void mark_complete(int place) noexcept { slots[static_cast<std::size_t>(place)].complete.store(true); }
+
 void leave_unfinished(int place) noexcept { slots[static_cast<std::size_t>(place)].owner.store(0); }
 
-void unlink_own(const char* path, FileId file) noexcept {
+bool is_file(const char* path, FileId file) noexcept {
   struct stat status{};
-  if (::lstat(path, &status) == 0 && FileId{status.st_dev, status.st_ino} == file) { ::unlink(path); }
+  return ::lstat(path, &status) == 0 && FileId{status.st_dev, status.st_ino} == file;
+}
+
+void unlink_own(const char* path, FileId file) noexcept {
+  if (is_file(path, file)) { ::unlink(path); }
 }
 
 void remove_unfinished_results() noexcept {
   const int saved_errno = errno;
   for (const Slot& slot : slots) {
-    if (slot.owner.load() == ::getpid()) { unlink_own(slot.path.data(), slot.file); }
+    if (slot.owner.load() != ::getpid()) { continue; }
+    if (!slot.complete.load()) {
+      unlink_own(slot.path.data(), slot.file);
+    } else if (is_file(slot.path.data(), slot.file)) {
+      say("annulus: interrupted while the result was put in its place; the complete result is kept as '");
+      say(slot.path.data());
+      say("'\n");
+    }
   }
   errno = saved_errno;
 }

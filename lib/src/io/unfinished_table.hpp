@@ -19,8 +19,14 @@ struct FileId {
 /// @return its place in the table
 int enter_unfinished(const std::string& path, FileId file);
 
+/// Says that the file is complete: remove_unfinished_results() then leaves it and names it on standard error.
+void mark_complete(int place) noexcept;
+
 /// Takes an entry out; its file is nobody's to remove any more.
 void leave_unfinished(int place) noexcept;
+
+/// Whether `path` is `file` itself, and not another that has taken its name. Async-signal-safe.
+bool is_file(const char* path, FileId file) noexcept;
 
 /// Unlinks `path` if it is `file` itself, and not another that has taken its name. Async-signal-safe.
 void unlink_own(const char* path, FileId file) noexcept;

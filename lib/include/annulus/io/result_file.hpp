@@ -75,7 +75,8 @@ class ResultFile {
 /// Checks what can be known before any work: whether a result could be put at `path`. @throws InvalidArgument
 void check_result_path(const std::string& path, bool force);
 
-/// Unlinks the temporary files of this process's unfinished results, if they are still the files that it created. Async-signal-safe.
+/// Unlinks the temporary files of this process's unfinished results, if they are still the files that it created;
+/// one that is complete and on its way to its place is left, and named on standard error. Async-signal-safe.
 void remove_unfinished_results() noexcept;
 
 /// Writes a Q, K, V input file with the generator's values, made by `threads` threads; same atomic rule as ResultFile. `scale` becomes its
