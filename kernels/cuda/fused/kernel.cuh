@@ -47,7 +47,6 @@ struct Plan {
   static constexpr int kKeys = kShape.keys;
   static constexpr int kStages = kShape.stages;
   static constexpr bool kQueryInRegisters = kShape.query_in_registers;
-  static constexpr int kPolynomial = kShape.polynomial;
   static constexpr int kThreads = 128 * (kGroups + 1);
   static constexpr int kWarps = 4 * kGroups;
   static constexpr int kPanels = (kHeadDim + 63) / 64;
@@ -68,9 +67,9 @@ struct Plan {
   static constexpr int kListAt = kBarrierAt + 8 * kBarriers;
   static constexpr int kBytes = kListAt + 16;
 
-  // 64 Ki registers for the threads of the block; a launch bound of one block gives each the same share to begin with.
+  // Of 64 Ki registers a launch bound of one block gives every thread the same share, a multiple of 8, to begin with; the sum stays the same.
   static constexpr int kProducerRegisters = kGroups == 2 ? 40 : 32;
-  static constexpr int kConsumerRegisters = kGroups == 2 ? 232 : 160;
+  static constexpr int kConsumerRegisters = kGroups == 2 ? 232 : kGroups == 3 ? 160 : 112;
 
   static_assert(kBlockRows % kKeys == 0);
   static_assert(kBytes <= 227 * 1024, "shared memory of an SM");
@@ -124,7 +123,7 @@ struct Places {
       barrier_init(query_empty(i), 4);
     }
     for (int i = 0; i < P::kSlots; ++i) {
-      barrier_init(slot_full(i), 1);
+      barrier_init(slot_full(i), 2);  // what stands in the slot, and the tile
       barrier_init(slot_empty(i), P::kWarps + 1);
     }
     barrier_init(tail_full(), 1);
@@ -135,70 +134,20 @@ struct Places {
   }
 };
 
-/// The key tiles of a query tile, in the order in which they are streamed, and the part of it that one warpgroup computes. Warpgroups whose
-/// rows lie in different blocks start at different key tiles: the stream serves the last one first, the others join when it comes to them.
-struct Walk {
-  int start;   // key tile streamed first
-  int length;  // of the stream
-  int skip;    // at its beginning, not for this warpgroup
-  int count;   // after those, for this warpgroup
+/// What all lanes of a warp hold alike, told to the assembler: unless it knows, all that is counted by loops of such lengths, the stage and
+/// with it every descriptor of a product, is computed in each lane.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(~0U, value, 0); }
 
-  /// Key tiles there are.
-  template <int kIndex>
-  __device__ static int tiles(const Tile& tile) {
-    return (tile.k_rows + Plan<kIndex>::kKeys - 1) / Plan<kIndex>::kKeys;
-  }
-
-  template <int kIndex>
-  __device__ static int reach(const Tile& tile, int group) {
-    const int row = tile.diagonal + kGroupRows * group;
-    int end = tile.k_rows;
-    if ((tile.flags & kCausal) != 0) {
-      end = row + kGroupRows;
-    } else if ((tile.flags & kArrival) == 0) {
-      end = (row / kBlockRows - (row % kBlockRows < 0 ? 1 : 0) + 1) * kBlockRows;
-    }
-    end = min(max(end, 0), tile.k_rows);
-    return (end + Plan<kIndex>::kKeys - 1) / Plan<kIndex>::kKeys;
-  }
-
-  template <int kIndex>
-  __device__ static Walk of(const Tile& tile, int group) {
-    Walk walk;
-    const int all = tiles<kIndex>(tile);
-    const int last_group = min((tile.q_rows - 1) / kGroupRows, Plan<kIndex>::kGroups - 1);
-    const int own = reach<kIndex>(tile, group);
-    const int highest = reach<kIndex>(tile, last_group);
-    const int lowest = reach<kIndex>(tile, 0);
-    if ((tile.flags & kAbove) != 0) {
-      walk.start = all - 1;
-      walk.length = all - lowest;
-      walk.skip = 0;
-      walk.count = all - own;
-    } else {
-      const bool round = (tile.flags & (kDown | kCausal)) == 0;
-      walk.start = highest > 0 ? highest - 1 : all - 1;
-      walk.length = round ? all + highest - lowest : highest;
-      walk.skip = highest - own;
-      walk.count = round ? all : own;
-    }
-    if (group > last_group) {
-      walk.skip = 0;
-      walk.count = 0;
-    }
-    return walk;
-  }
-  /// The key tile after this one: the one below, and below 0 the last.
-  template <int kIndex>
-  __device__ static int next(const Tile& tile, int key_tile) {
-    return key_tile > 0 ? key_tile - 1 : tiles<kIndex>(tile) - 1;
-  }
-  /// Whether rows past the last key lie in this key tile.
-  template <int kIndex>
-  __device__ static bool ragged(const Tile& tile, int key_tile) {
-    return (key_tile + 1) * Plan<kIndex>::kKeys > tile.k_rows;
-  }
-};
+/// The key tile streamed after this one: the one below, and below 0 the last.
+template <int kIndex>
+__device__ int next_key_tile(const Tile& tile, int key_tile) {
+  return key_tile > 0 ? key_tile - 1 : (tile.k_rows + Plan<kIndex>::kKeys - 1) / Plan<kIndex>::kKeys - 1;
+}
+/// Whether rows past the last key lie in this key tile.
+template <int kIndex>
+__device__ bool ragged(const Tile& tile, int key_tile) {
+  return (key_tile + 1) * Plan<kIndex>::kKeys > tile.k_rows;
+}
 
 /// Position in the rings of K and V: a stage, and the parity of its present use.
 template <int kStages>
@@ -222,18 +171,22 @@ struct Producer {
 
   __device__ int draw() const { return atomicAdd(args.ticket, 1) - args.ticket_base; }
 
-  /// Hands the next slot to the consumers: tile `index` if mode >= 0.
+  /// Fills the next slot: with tile `index`, on its way at return, if mode >= 0.
   __device__ void post(int index, int mode) {
     barrier_wait(places.slot_empty(posted), ((posted / P::kSlots) & 1) ^ 1);
     Slot& slot = places.slot(posted);
-    if (mode >= 0) {
-      const int4* from = reinterpret_cast<const int4*>(args.tiles + index);
-      int4* to = reinterpret_cast<int4*>(&slot.tile);
-      for (int i = 0; i < static_cast<int>(sizeof(Tile) / 16); ++i) { to[i] = from[i]; }
-    }
     slot.index = index;
     slot.mode = mode;
     barrier_arrive(places.slot_full(posted));
+    if (mode >= 0) {
+      const SharedAddress to = shared_address(&slot.tile);
+      const auto* from = reinterpret_cast<const std::uint8_t*>(args.tiles + index);
+#pragma unroll
+      for (int i = 0; i < static_cast<int>(sizeof(Tile)); i += 16) { copy_16_bytes(to + i, from + i); }
+      barrier_arrive_after_copies(places.slot_full(posted));
+    } else {
+      barrier_arrive(places.slot_full(posted));
+    }
     ++posted;
   }
 
@@ -247,8 +200,11 @@ struct Producer {
     }
   }
 
-  /// Copies what slot `n` needs: Q of all warpgroups, then K and V in the order of need: K0, K1, V0, K2, V1, ..
-  __device__ void stream(int n) {
+  /// Copies what slot `n` needs: Q of all warpgroups, then K and V in the order of need: K0, K1, V0, K2, V1, .. On the way, if `draws`, it
+  /// draws the next tile and posts it, and returns its index: so late that the block which is free first gets the longest tile left, and so
+  /// early that neither the ticket nor the tile is waited for.
+  __device__ int stream(int n, bool draws) {
+    barrier_wait(places.slot_full(n), (n / P::kSlots) & 1);
     const Tile& tile = places.slot(n).tile;
     for (int group = 0; group < P::kGroups; ++group) {
       barrier_wait(places.query_empty(group), (streamed & 1) ^ 1);
@@ -259,45 +215,51 @@ struct Producer {
       }
     }
     ++streamed;
-    const Walk walk = Walk::of<kIndex>(tile, 0);
+    const int length = tile.length;
     const CUtensorMap* keys = &maps.map[tile.kv_map];
     const CUtensorMap* values = &maps.map[tile.kv_map + 1];
-    int key_tile = walk.start;
+    int key_tile = tile.start;
     Ring<P::kStages> ahead = ring;
     auto copy_k = [&] {
       copy_keys(tile, keys, key_tile, places.key(ahead.stage()), places.key_full(ahead.stage()), places.key_empty(ahead.stage()),
                 ahead.parity());
       ++ahead.step;
     };
-    if (walk.length > 0) { copy_k(); }
-    for (int i = 0; i < walk.length; ++i) {
+    constexpr int kDrawAhead = 4;  // key tiles before the last
+    constexpr int kPostAhead = 2;
+    const int draw_at = max(length - 1 - kDrawAhead, 0);
+    const int post_at = max(length - 1 - kPostAhead, 0);
+    int following = -1;
+    if (length > 0) { copy_k(); }
+    for (int i = 0; i < max(length, 1); ++i) {
+      if (draws && i == draw_at) { following = draw(); }
+      if (draws && i == post_at) { post_drawn(following); }
+      if (length == 0) { break; }
       const int value_tile = key_tile;
-      if (i + 1 < walk.length) {
-        key_tile = Walk::next<kIndex>(tile, key_tile);
+      if (i + 1 < length) {
+        key_tile = next_key_tile<kIndex>(tile, key_tile);
         copy_k();
       }
-      const SharedAddress full = Walk::ragged<kIndex>(tile, value_tile) ? places.tail_full() : places.value_full(ring.stage());
+      const SharedAddress full = ragged<kIndex>(tile, value_tile) ? places.tail_full() : places.value_full(ring.stage());
       copy_keys(tile, values, value_tile, places.value(ring.stage()), full, places.value_empty(ring.stage()), ring.parity());
       ++ring.step;
     }
+    return following;
   }
 
+  __device__ void post_drawn(int index) { post(index, index < args.tile_count ? kCompute : kDrain); }
+
   __device__ void run() {
-    // A tile's record is posted, and the ticket after it drawn, before the tile ahead of it is streamed.
     int index = draw();
-    post(index, index < args.tile_count ? kCompute : kDrain);
-    for (int n = 0; index < args.tile_count; ++n) {
-      index = draw();
-      post(index, index < args.tile_count ? kCompute : kDrain);
-      stream(n);
-    }
+    post_drawn(index);
+    for (int n = 0; index < args.tile_count; ++n) { index = stream(n, true); }
     barrier_wait(places.drained(), 0);
     for (int again = *places.redo_head(); again >= 0;) {
       std::uint32_t* entry = args.redo + 2 * static_cast<std::int64_t>(again);
       const int warps = static_cast<int>(atomicExch(entry, 0U));
       const int next = static_cast<int>(atomicAdd(entry + 1, 0U));
       post(again, warps);
-      stream(posted - 1);
+      stream(posted - 1, false);
       again = next;
     }
     post(-1, kStop);
@@ -319,10 +281,10 @@ __device__ __forceinline__ void sweep(const Places<kIndex>& places) {
     if (mode == kStop) { return; }
     if (mode != kDrain) {
       const Tile& tile = slot.tile;
-      const Walk walk = Walk::of<kIndex>(tile, 0);
-      int key_tile = walk.start;
-      for (int i = 0; i < walk.length; ++i, ++ring.step, key_tile = Walk::next<kIndex>(tile, key_tile)) {
-        if (!Walk::ragged<kIndex>(tile, key_tile)) { continue; }
+      const int length = tile.length;
+      int key_tile = tile.start;
+      for (int i = 0; i < length; ++i, ++ring.step, key_tile = next_key_tile<kIndex>(tile, key_tile)) {
+        if (!ragged<kIndex>(tile, key_tile)) { continue; }
         barrier_wait(places.tail_full(), swept & 1);
         ++swept;
         const int kept = tile.k_rows % P::kKeys;
@@ -349,7 +311,7 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
   constexpr int kKeys = P::kKeys;
   const int thread = static_cast<int>(threadIdx.x) % 128;
   const int lane = thread % 32;
-  const int warp = group * 4 + __shfl_sync(~0U, thread / 32, 0);
+  const int warp = group * 4 + uniform(thread / 32);
   const int quad = lane % 4;
   const int row = group * kGroupRows + thread / 32 * 16 + lane / 4;  // this lane's rows of the tile: this one and the one 8 below
   const float c = args.scale_log2;
@@ -360,7 +322,6 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
   std::uint32_t q[P::kSteps * 4];  // unused registers vanish where Q stays in shared memory
 
   Ring<P::kStages> ring;
-  int queries = 0;  // tiles whose Q this warpgroup has taken
   auto release = [&](SharedAddress barrier) {
     if (lane == 0) { barrier_arrive(barrier); }
   };
@@ -368,7 +329,7 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
   for (int n = 0;; ++n) {
     barrier_wait(places.slot_full(n), (n / P::kSlots) & 1);
     const Slot& slot = places.slot(n);
-    const int mode = __shfl_sync(~0U, slot.mode, 0);
+    const int mode = uniform(slot.mode);
     if (mode == kStop) { break; }
     if (mode == kDrain) {
       __syncwarp();
@@ -378,20 +339,17 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
     }
     const bool careful = mode != kCompute;
     const Tile& tile = slot.tile;
-    Walk walk = Walk::of<kIndex>(tile, group);
-    // For the assembler every lane's own until told otherwise, and with them all that is counted by loops of these lengths: the stage, and
-    // so every descriptor of a product.
-    walk.skip = __shfl_sync(~0U, walk.skip, 0);
-    walk.count = __shfl_sync(~0U, walk.count, 0);
+    const int skip = uniform(tile.skip[group]);
+    const int count = uniform(tile.count[group]);
     // Keys below this are seen by all rows of the warpgroup.
-    const int unmasked = (tile.flags & kCausal) != 0 ? min(tile.k_rows, tile.diagonal + group * kGroupRows + 1) : tile.k_rows;
+    const int unmasked = uniform((tile.flags & kCausal) != 0 ? min(tile.k_rows, tile.diagonal + group * kGroupRows + 1) : tile.k_rows);
 
     // The state that comes in. b is the maximum times c, or 0 with its bit in `unset` if the row has seen no key; l are this lane's sums.
     float b0;
     float b1;
     float l0;
     float l1;
-    const bool carried = (tile.flags & kFirst) == 0 && group * kGroupRows < tile.q_rows && (walk.count > 0 || (tile.flags & kLast) != 0);
+    const bool carried = (tile.flags & kFirst) == 0 && group * kGroupRows < tile.q_rows && (count > 0 || (tile.flags & kLast) != 0);
     const float4* const carry = static_cast<const float4*>(args.partial) + tile.partial + group * P::kPartialVectors + thread;
     load_or_zero(b0, b1, l0, l1, carry + kHeadDim / 8 * 128, carried);
 #pragma unroll
@@ -463,8 +421,7 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
     };
     auto probability = [&](int i) {
       const float x = fmaf(s[i], c, (i & 2) == 0 ? -b0 : -b1);
-      return i % 16 < 4 * ((P::kPolynomial + 3) / 4) && i % 4 < (P::kPolynomial < 4 ? P::kPolynomial : 4) ? exp2_polynomial(x)
-                                                                                                          : exp2_fast(x);
+      return exp2_fast(x);
     };
     /// Scores to probabilities, and this lane's sums of them.
     auto exponentials = [&](float& t0, float& t1) {
@@ -541,8 +498,8 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
       if constexpr (!P::kQueryInRegisters) { release(places.query_empty(group)); }
     };
 
-    barrier_wait(places.query_full(group), queries & 1);
-    ++queries;
+    // Every slot but the drain, which stands before the careful ones, has brought a Q.
+    barrier_wait(places.query_full(group), (careful ? n - 1 : n) & 1);
     if constexpr (P::kQueryInRegisters) {
       const int query_row = thread / 32 * 16 + lane % 16;
 #pragma unroll
@@ -556,26 +513,26 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
       release(places.query_empty(group));
     }
 
-    pass_over(walk.skip);
-    int key_tile = walk.start;
-    for (int i = 0; i < walk.skip; ++i) { key_tile = Walk::next<kIndex>(tile, key_tile); }
+    pass_over(skip);
+    int key_tile = uniform(tile.start);
+    for (int i = 0; i < skip; ++i) { key_tile = next_key_tile<kIndex>(tile, key_tile); }
 
-    if (walk.count > 0) {
+    if (count > 0) {
       barrier_wait(places.key_full(ring.stage()), ring.parity());
       products_fence();
       issue_scores(ring.stage());
       products_wait<0>();
       pin(s);
       release(places.key_empty(ring.stage()));
-      if (walk.count == 1) { release_query(); }
+      if (count == 1) { release_query(); }
       softmax(key_tile);
       convert();
       barrier_wait(places.value_full(ring.stage()), ring.parity());
 
-      for (int i = 1; i < walk.count; ++i) {
+      for (int i = 1; i < count; ++i) {
         const int previous = ring.stage();
         ++ring.step;
-        key_tile = Walk::next<kIndex>(tile, key_tile);
+        key_tile = next_key_tile<kIndex>(tile, key_tile);
         barrier_wait(places.key_full(ring.stage()), ring.parity());
         pin(s);
         pin(o);
@@ -586,7 +543,7 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
         products_wait<1>();
         pin(s);
         release(places.key_empty(ring.stage()));
-        if (i + 1 == walk.count) { release_query(); }
+        if (i + 1 == count) { release_query(); }
         softmax(key_tile);
         // The exponentials are to be made under the product with V. The assembler would hoist the wait below over them to the top of its
         // basic block; the wait for V's copy, needed anyway, is a loop, and so a border that it does not cross.
@@ -608,12 +565,11 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
       release_query();
     }
     // --- what comes out ---
-    const Walk walked = Walk::of<kIndex>(tile, group);
-    pass_over(__shfl_sync(~0U, walked.length - walked.skip - walked.count, 0));
+    const bool attended = tile.count[group] > 0;
+    pass_over(uniform(tile.length - tile.skip[group] - tile.count[group]));
     const int flags = tile.flags;
     const bool live0 = row < tile.q_rows;
     const bool live1 = row + 8 < tile.q_rows;
-    const bool attended = walked.count > 0;
     bool writes = true;
     if (mode == kCompute) {
       const bool over = (live0 && !within<Element>(l0)) || (live1 && !within<Element>(l1));
@@ -633,18 +589,21 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
     if (writes && (flags & kLast) != 0) {
       l0 += __shfl_xor_sync(~0U, l0, 1), l1 += __shfl_xor_sync(~0U, l1, 1);
       l0 += __shfl_xor_sync(~0U, l0, 2), l1 += __shfl_xor_sync(~0U, l1, 2);
+      // Read anew, and unsigned below: the assembler would keep both in registers through the loop, and head_dim 256 has none left.
+      const int quad_again = lane_number() % 4;
+      const std::int64_t below = static_cast<std::uint32_t>(row);
       constexpr float kLn2 = 0.6931471805599453F;
-      if (quad == 0) {
-        if (live0) { args.lse[tile.lse + row * tile.lse_pitch] = l0 == 0.0F ? -INFINITY : (b0 + log2f(l0)) * kLn2; }
-        if (live1) { args.lse[tile.lse + (row + 8) * tile.lse_pitch] = l1 == 0.0F ? -INFINITY : (b1 + log2f(l1)) * kLn2; }
+      if (quad_again == 0) {
+        if (live0) { args.lse[tile.lse + below * tile.lse_pitch] = l0 == 0.0F ? -INFINITY : (b0 + log2f(l0)) * kLn2; }
+        if (live1) { args.lse[tile.lse + (below + 8) * tile.lse_pitch] = l1 == 0.0F ? -INFINITY : (b1 + log2f(l1)) * kLn2; }
       }
       const float i0 = l0 == 0.0F ? 0.0F : 1.0F / l0;
       const float i1 = l1 == 0.0F ? 0.0F : 1.0F / l1;
-      Element* const out0 = static_cast<Element*>(args.out) + tile.out + row * tile.out_pitch;
+      Element* const out0 = static_cast<Element*>(args.out) + tile.out + below * tile.out_pitch;
       Element* const out1 = out0 + 8 * tile.out_pitch;
       // Neighbouring lanes exchange a word, so that each stores 8 bytes and a quad a whole sector.
-      const bool odd = (quad & 1) != 0;
-      const int column = 4 * (quad >> 1) + (odd ? 8 : 0);
+      const bool odd = (quad_again & 1) != 0;
+      const int column = 4 * (quad_again >> 1) + (odd ? 8 : 0);
 #pragma unroll
       for (int g = 0; g + 1 < kHeadDim / 8; g += 2) {
         const std::uint32_t a = pack_pair<Element>(o[4 * g] * i0, o[4 * g + 1] * i0);
@@ -663,8 +622,8 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
         if (8 * g < args.head_dim) {
           const std::uint32_t a = pack_pair<Element>(o[4 * g] * i0, o[4 * g + 1] * i0);
           const std::uint32_t a8 = pack_pair<Element>(o[4 * g + 2] * i1, o[4 * g + 3] * i1);
-          if (live0) { *reinterpret_cast<std::uint32_t*>(out0 + 8 * g + 2 * quad) = a; }
-          if (live1) { *reinterpret_cast<std::uint32_t*>(out1 + 8 * g + 2 * quad) = a8; }
+          if (live0) { *reinterpret_cast<std::uint32_t*>(out0 + 8 * g + 2 * quad_again) = a; }
+          if (live1) { *reinterpret_cast<std::uint32_t*>(out1 + 8 * g + 2 * quad_again) = a8; }
         }
       }
     }
@@ -680,13 +639,12 @@ __global__ void __launch_bounds__(Plan<kIndex>::kThreads, 1)
   using P = Plan<kIndex>;
   extern __shared__ __align__(1024) std::uint8_t memory[];
   const Places<kIndex> places{memory, shared_address(memory)};
-  // Every lane of a warp has the same; the compiler must know.
-  const int group = __shfl_sync(~0U, static_cast<int>(threadIdx.x) / 128, 0);
+  const int group = uniform(static_cast<int>(threadIdx.x) / 128);
   if (threadIdx.x == 0) { places.initialise(); }
   __syncthreads();
   if (group == P::kGroups) {
     give_registers<P::kProducerRegisters>();
-    const int warp = __shfl_sync(~0U, static_cast<int>(threadIdx.x) / 32, 0) - P::kWarps;
+    const int warp = uniform(static_cast<int>(threadIdx.x) / 32) - P::kWarps;
     if (warp == 1) {
       sweep<kIndex>(places);
     } else if (threadIdx.x == P::kGroups * 128) {

@@ -77,25 +77,45 @@ void check(const Record& record, std::span<const Operand> operands) {
   }
 }
 
-/// Key tiles that the tile streams, the measure of its length.
-std::int64_t length_of(const Tile& tile, const TileShape& shape) {
-  const std::int64_t rows = std::min<std::int64_t>(tile.q_rows, static_cast<std::int64_t>(kGroupRows) * shape.warpgroups);
-  std::int64_t keys = tile.k_rows;
-  const std::int64_t own = static_cast<std::int64_t>(tile.diagonal) + rows;
-  if ((tile.flags & (kCausal | kDown)) != 0) { keys = std::clamp<std::int64_t>(own, 0, keys); }
-  if ((tile.flags & kAbove) != 0) { keys -= std::clamp<std::int64_t>(own, 0, keys); }
-  return ceil_div(keys, shape.keys);
+/// Key tiles at or below the own place of a warpgroup's rows.
+std::int32_t reach(const Tile& tile, const TileShape& shape, int group) {
+  const std::int64_t row = static_cast<std::int64_t>(tile.diagonal) + static_cast<std::int64_t>(kGroupRows) * group;
+  std::int64_t end = tile.k_rows;
+  if ((tile.flags & kCausal) != 0) {
+    end = row + kGroupRows;
+  } else if ((tile.flags & kArrival) == 0) {
+    const std::int64_t block = row >= 0 ? row / kBlockRows : -ceil_div(-row, kBlockRows);
+    end = (block + 1) * kBlockRows;
+  }
+  return static_cast<std::int32_t>(ceil_div(std::clamp<std::int64_t>(end, 0, tile.k_rows), shape.keys));
+}
+
+/// Fills in what is streamed and who computes what.
+void set_walk(Tile& tile, const TileShape& shape) {
+  const auto all = static_cast<std::int32_t>(ceil_div(tile.k_rows, shape.keys));
+  const int last_group = std::min((tile.q_rows - 1) / kGroupRows, shape.warpgroups - 1);
+  const std::int32_t highest = reach(tile, shape, last_group);
+  const std::int32_t lowest = reach(tile, shape, 0);
+  const bool above = (tile.flags & kAbove) != 0;
+  const bool round = !above && (tile.flags & (kDown | kCausal)) == 0;
+  tile.start = above || highest == 0 ? all - 1 : highest - 1;
+  tile.length = above ? all - lowest : round ? all + highest - lowest : highest;
+  for (int group = 0; group <= last_group; ++group) {
+    const std::int32_t own = reach(tile, shape, group);
+    tile.skip[group] = static_cast<std::uint8_t>(above ? 0 : highest - own);  // warpgroups are a few key tiles apart
+    tile.count[group] = above ? all - own : round ? all : own;
+  }
 }
 
 /// The tiles of each section by falling length; equal ones stay in order, as neighbours read the same keys.
-std::vector<Tile> longest_first(const std::vector<Tile>& tiles, const std::vector<std::size_t>& sections, const TileShape& shape) {
+std::vector<Tile> longest_first(const std::vector<Tile>& tiles, const std::vector<std::size_t>& sections) {
   struct Place {
-    std::int64_t length;
+    std::int32_t length;
     std::size_t index;
   };
   std::vector<Place> places;
   places.reserve(tiles.size());
-  for (std::size_t i = 0; i < tiles.size(); ++i) { places.push_back({length_of(tiles[i], shape), i}); }
+  for (std::size_t i = 0; i < tiles.size(); ++i) { places.push_back({tiles[i].length, i}); }
   for (std::size_t i = 0; i + 1 < sections.size(); ++i) {
     std::sort(places.begin() + static_cast<std::ptrdiff_t>(sections[i]), places.begin() + static_cast<std::ptrdiff_t>(sections[i + 1]),
               [](const Place& a, const Place& b) { return a.length != b.length ? a.length > b.length : a.index < b.index; });
@@ -179,13 +199,14 @@ TileList make_tiles(std::span<const Record> records, std::span<const Operand> op
         tile.lse = (static_cast<std::int64_t>(record.q_batch) * q.heads + head) * q.rows + token;
         tile.lse_pitch = record.q_stride;
         tile.partial = (record.partial + h * units + row / kGroupRows) * vectors;
+        set_walk(tile, shape);
         list.tiles.push_back(tile);
       }
     }
   }
   if (!unequal) { sections.assign(1, 0); }
   sections.push_back(list.tiles.size());
-  list.tiles = longest_first(list.tiles, sections, shape);
+  list.tiles = longest_first(list.tiles, sections);
   return list;
 }
 

@@ -19,6 +19,13 @@ __device__ __forceinline__ SharedAddress shared_address(const void* pointer) {
   return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
 }
 
+/// Lane of this thread in its warp; a value that is not kept from one call to the next.
+__device__ __forceinline__ int lane_number() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+
 // --- Barriers in shared memory (8 bytes each). A phase ends when all arrivals and all announced bytes have come. -------------------
 
 __device__ __forceinline__ void barrier_init(SharedAddress barrier, std::uint32_t arrivals) {
@@ -53,6 +60,15 @@ __device__ __forceinline__ void store_zeros(SharedAddress to) {
 }
 /// Ordinary writes and reads of shared memory before this come before what the copy engine and the tensor cores do after it.
 __device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/// Copies 16 bytes from global to shared memory in the background.
+__device__ __forceinline__ void copy_16_bytes(SharedAddress to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+/// Arrives when the copies of this thread have come.
+__device__ __forceinline__ void barrier_arrive_after_copies(SharedAddress barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
 
 // --- Bulk tensor copies ------------------------------------------------------------------------------------------------------------
 
@@ -128,23 +144,6 @@ __device__ __forceinline__ std::uint32_t pack_pair<__half>(float low, float high
   std::uint32_t pair;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
-}
-
-/// 2^x on the multiply pipe, for a share of the exponentials where the special function unit is the limit: x = n + f with n the nearest
-/// integer, a cubic for 2^f on [-1/2, 1/2] (minimax with 2^0 = 1, relative error 1.01e-4), n added to the exponent. x is bounded: 2^-127
-/// is 0, and what is above 2^127 stays there, so that a sum past its threshold still shows; a NaN gives a huge negative number, which shows
-/// as well.
-__device__ __forceinline__ float exp2_polynomial(float x) {
-  constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  float bounded;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(bounded) : "f"(x), "f"(-127.0F));
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(bounded) : "f"(bounded), "f"(127.0F));
-  const float rounded = bounded + kRound;
-  const float f = bounded - (rounded - kRound);
-  float power = fmaf(f, 0.0550088F, 0.24221088F);
-  power = fmaf(power, f, 0.69328293F);
-  power = fmaf(power, f, 1.0F);
-  return __uint_as_float((__float_as_uint(rounded) << 23U) + __float_as_uint(power));
 }
 
 }  // namespace annulus::kernels::cuda::fused

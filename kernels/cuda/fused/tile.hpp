@@ -9,23 +9,22 @@ namespace annulus::kernels::cuda::fused {
 /// How one head_dim is computed. A query tile is 64 rows for each consumer warpgroup, a key tile `keys` rows, a power of two.
 struct TileShape {
   int head_dim;             ///< a multiple of 8; smaller ones that are multiples of 8 use the next shape
-  int warpgroups;           ///< consumers, 2 or 3; one more warpgroup copies
+  int warpgroups;           ///< consumers, 2 to 4; one more warpgroup copies
   int keys;                 ///< rows of a key tile
   int stages;               ///< key tiles in flight, and as many of V
   bool query_in_registers;  ///< Q is the register operand of the scores
-  int polynomial;           ///< of every 16 exponentials, how many go to the multiply pipe
 };
 
 /// The one table. A shape stands or falls with registers and shared memory: README.md of this folder says what each line gave up.
 inline constexpr TileShape kTileShapes[] = {
-    {.head_dim = 16, .warpgroups = 3, .keys = 128, .stages = 2, .query_in_registers = true, .polynomial = 4},
-    {.head_dim = 24, .warpgroups = 3, .keys = 128, .stages = 2, .query_in_registers = true, .polynomial = 4},
-    {.head_dim = 32, .warpgroups = 3, .keys = 128, .stages = 2, .query_in_registers = true, .polynomial = 4},
-    {.head_dim = 48, .warpgroups = 3, .keys = 128, .stages = 2, .query_in_registers = true, .polynomial = 0},
-    {.head_dim = 64, .warpgroups = 3, .keys = 128, .stages = 2, .query_in_registers = false, .polynomial = 0},
-    {.head_dim = 96, .warpgroups = 2, .keys = 128, .stages = 2, .query_in_registers = true, .polynomial = 0},
-    {.head_dim = 128, .warpgroups = 2, .keys = 128, .stages = 2, .query_in_registers = true, .polynomial = 0},
-    {.head_dim = 256, .warpgroups = 2, .keys = 64, .stages = 2, .query_in_registers = false, .polynomial = 0},
+    {.head_dim = 16, .warpgroups = 3, .keys = 128, .stages = 2, .query_in_registers = true},
+    {.head_dim = 24, .warpgroups = 4, .keys = 64, .stages = 2, .query_in_registers = true},
+    {.head_dim = 32, .warpgroups = 3, .keys = 128, .stages = 2, .query_in_registers = true},
+    {.head_dim = 48, .warpgroups = 3, .keys = 128, .stages = 2, .query_in_registers = true},
+    {.head_dim = 64, .warpgroups = 3, .keys = 128, .stages = 2, .query_in_registers = false},
+    {.head_dim = 96, .warpgroups = 2, .keys = 128, .stages = 2, .query_in_registers = true},
+    {.head_dim = 128, .warpgroups = 2, .keys = 128, .stages = 2, .query_in_registers = true},
+    {.head_dim = 256, .warpgroups = 2, .keys = 64, .stages = 2, .query_in_registers = false},
 };
 
 /// Rows of a warpgroup's part of a query tile.
@@ -45,8 +44,13 @@ enum TileFlags : std::int32_t {
   kAbove = 32,   ///< what lies above the own block only
 };
 
+/// Most consumer warpgroups of a shape.
+inline constexpr int kMaxGroups = 4;
+
 /// The work of one query tile: at most 64 x warpgroups rows of one query head against a range of rows of one KV head.
-/// Rows are told as tensor maps see them: number `row` of residue class `residue` (tensor_maps.hpp).
+/// Rows are told as tensor maps see them: number `row` of residue class `residue` (tensor_maps.hpp). Key tiles are streamed from number
+/// `start` down, and below 0 from the last on. Warpgroups whose rows lie in different blocks start at different key tiles: the stream serves
+/// the last one first, the others join when it comes to them.
 struct Tile {
   std::int32_t q_map = 0;   ///< map of Q
   std::int32_t kv_map = 0;  ///< map of K; V's is the next
@@ -66,9 +70,13 @@ struct Tile {
   std::int64_t out_pitch = 0;
   std::int64_t lse = 0;  ///< element of LSE of row 0
   std::int64_t lse_pitch = 0;
+  std::int32_t start = 0;   ///< key tile streamed first
+  std::int32_t length = 0;  ///< key tiles streamed
+  std::int32_t count[kMaxGroups] = {};  ///< key tiles that each warpgroup computes,
+  std::uint8_t skip[kMaxGroups] = {};   ///< after these of the stream
   std::int64_t partial = 0;  ///< first float4 of the partial of row 0's warpgroup; those of the next warpgroups follow
 };
-static_assert(sizeof(Tile) == 96 && sizeof(Tile) % 16 == 0, "copied 16 bytes at a time");
+static_assert(sizeof(Tile) == 128 && sizeof(Tile) % 16 == 0, "copied 16 bytes at a time");
 
 /// float4 that the partial of 64 rows takes: O in the order of registers, then (maximum, maximum, sum, sum) of each lane's two rows.
 constexpr std::int64_t partial_vectors(int head_dim) { return static_cast<std::int64_t>(head_dim / 8 + 1) * 128; }
