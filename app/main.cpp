@@ -7,7 +7,9 @@
 
 #include "commands.hpp"
 #include "config_file.hpp"
+#include "launcher.hpp"
 #include "options.hpp"
+#include "same_job.hpp"
 #include "standard_output.hpp"
 
 #include <CLI/CLI.hpp>
@@ -19,14 +21,12 @@
 #include <array>
 #include <csignal>
 #include <cstdio>
-#include <cstdlib>
 #include <exception>
 #include <map>
 #include <optional>
 #include <sstream>
 #include <string>
 #include <string_view>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -93,21 +93,6 @@ Draft gather_options(const Subcommand& sub) {
   return draft;
 }
 
-/// Whether a launcher started this process, so that MPI must be entered. Without one MPI is not touched: inside a batch script it would
-/// abort.
-bool under_launcher() {
-  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "PALS_RANKID"}) {
-    if (std::getenv(name) != nullptr) { return true; }
-  }
-  return false;
-}
-
-/// Tasks of the Slurm step this process belongs to; 1 outside one.
-std::int64_t slurm_tasks() {
-  const char* text = std::getenv("SLURM_STEP_NUM_TASKS");
-  return text == nullptr ? 1 : std::strtoll(text, nullptr, 10);
-}
-
 int report(const Error& error) {
   flush_output();  // what was found before it failed
   print_error(error.what());
@@ -145,22 +130,21 @@ int run_main(int argc, char** argv) {
   parser.set_version_flag("--version", std::string(build_info().version));
   parser.require_subcommand(1);
   std::array<Subcommand, 6> subcommands;
-  const std::array<std::tuple<Command, const char*, const char*>, 6> names{{
-      {Command::run, "run", "compute one attention from a file or generated input; write outputs, timings and provenance"},
-      {Command::check, "check", "run and compare with an independent fp64 oracle"},
-      {Command::bench, "bench", "check, then time: warm-up and repetitions; one configuration or a sweep"},
-      {Command::plan, "plan", "print memory, traffic and FLOPs for any number of ranks, without running"},
-      {Command::info, "info", "versions, backends, transports, kernels, GPUs and their links, and which rank runs where"},
-      {Command::generate, "generate", "write a random Q, K, V file, the same for any number of ranks"},
+  const std::array<std::pair<Command, const char*>, 6> names{{
+      {Command::run, "compute one attention from a file or generated input; write outputs, timings and provenance"},
+      {Command::check, "run and compare with an independent fp64 oracle"},
+      {Command::bench, "check, then time: warm-up and repetitions; one configuration or a sweep"},
+      {Command::plan, "print memory, traffic and FLOPs for any number of ranks, without running"},
+      {Command::info, "versions, backends, transports, kernels, GPUs and their links, and which rank runs where"},
+      {Command::generate, "write a random Q, K, V file, the same for any number of ranks"},
   }};
   for (std::size_t i = 0; i < names.size(); ++i) {
-    const auto& [command, name, help] = names[i];
+    const auto& [command, help] = names[i];
     subcommands[i].command = command;
-    subcommands[i].parser = parser.add_subcommand(name, help);
+    subcommands[i].parser = parser.add_subcommand(std::string(to_string(command)), help);
     add_options(subcommands[i]);
   }
-  const char* rank_text = std::getenv("OMPI_COMM_WORLD_RANK") != nullptr ? std::getenv("OMPI_COMM_WORLD_RANK") : std::getenv("PMIX_RANK");
-  const bool speaks = rank_text == nullptr || std::string_view(rank_text) == "0";
+  const bool speaks = launched_rank() == 0;
   const Subcommand* chosen = nullptr;
   Invocation invocation;
   std::exception_ptr failure;
@@ -197,8 +181,17 @@ int run_main(int argc, char** argv) {
   std::signal(SIGINT, remove_and_end);
   if (invocation.config.share_gpu) { prepare_gpu_sharing(); }
   std::optional<MpiEnvironment> mpi;
-  if (!serial && under_launcher()) { mpi.emplace(&argc, &argv); }
-  const Communicator comm = mpi ? Communicator::world(invocation.config.timeout_s) : Communicator::single();
+  if (!serial && under_launcher()) {
+    mpi.emplace(&argc, &argv, invocation.config.timeout_s, [siblings = Siblings()]() mutable { return siblings.missing(); });
+  }
+  std::optional<Communicator> world;
+  try {
+    world = mpi ? Communicator::world(invocation.config.timeout_s) : Communicator::single();
+  } catch (const AgreedError& error) {
+    // Ranks of other versions: all of them know, and none goes on.
+    return error.reporter() ? report(error) : static_cast<int>(error.code());
+  }
+  const Communicator& comm = *world;
   const bool lost_peers = comm.size() == 1 && slurm_tasks() > 1 && std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr;
   if (lost_peers && !serial) {
     throw InvalidArgument(fmt::format(
@@ -210,6 +203,7 @@ int run_main(int argc, char** argv) {
     fail_fast(comm, [&] {
       try {
         comm.agree(failure);
+        require_same_invocation(invocation, comm);
         code = execute(invocation, comm);
         together(comm, finish_output);
       } catch (const AgreedError&) {

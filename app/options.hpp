@@ -4,16 +4,36 @@
 
 #include <annulus/core/config.hpp>
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
 namespace annulus::app {
 
 enum class Command { run, check, bench, plan, info, generate };
+
+}  // namespace annulus::app
+
+namespace annulus {
+
+template <>
+struct EnumNames<app::Command> {
+  static constexpr std::array<std::pair<app::Command, std::string_view>, 6> values{{{app::Command::run, "run"},
+                                                                                    {app::Command::check, "check"},
+                                                                                    {app::Command::bench, "bench"},
+                                                                                    {app::Command::plan, "plan"},
+                                                                                    {app::Command::info, "info"},
+                                                                                    {app::Command::generate, "generate"}}};
+};
+
+}  // namespace annulus
+
+namespace annulus::app {
 
 /// A value as flags and files give it.
 using Value = std::variant<std::int64_t, double, bool, std::string, std::vector<std::int64_t>, std::vector<std::string>>;

@@ -229,6 +229,20 @@ TEST_CASE("help, plan and print-config work inside a batch script, where no laun
   CHECK(annulus_with({"info"}, batch).exit_code == 0);
 }
 
+TEST_CASE("under every launcher the rank that it calls 0 speaks for commands that need no MPI, and the others are silent") {
+  for (const std::string variable : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "PALS_RANKID"}) {
+    for (const std::vector<std::string>& arguments : {std::vector<std::string>{"plan"}, {"--help"}, {"run", "--print-config"}}) {
+      INFO(variable << " " << arguments.front());
+      const ProcessResult first = annulus_with(arguments, {variable + "=0"});
+      const ProcessResult second = annulus_with(arguments, {variable + "=1"});
+      CHECK(first.exit_code == 0);
+      CHECK_FALSE(first.out.empty());
+      CHECK(second.exit_code == 0);
+      CHECK(second.out.empty());
+    }
+  }
+}
+
 TEST_CASE("a world of one process in a Slurm step of more tasks is refused, naming --mpi=pmix") {
   const ProcessResult result =
       annulus_with(with_small("run"), {"SLURM_JOB_ID=77", "SLURM_STEP_ID=0", "SLURM_STEP_NUM_TASKS=4", "SLURM_PROCID=1"});

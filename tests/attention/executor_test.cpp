@@ -107,6 +107,8 @@ TEST_CASE("changing future keys leaves causal outputs unchanged, bit for bit, on
     Changed(std::shared_ptr<const TensorSource> inner, std::int64_t cut) : inner_(std::move(inner)), cut_(cut) {}
     const Problem& problem() const override { return inner_->problem(); }
     std::string describe() const override { return "changed"; }
+    std::string identity() const override { return describe(); }
+    std::uint64_t fingerprint(Tensor /*tensor*/, std::int64_t /*part*/, std::int64_t /*parts*/) const override { return 0; }
     void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override {
       inner_->read(tensor, batch, first, count, dtype, out);
       if (tensor == Tensor::q) { return; }

@@ -5,6 +5,8 @@
 #include <annulus/plan/cost.hpp>
 #include <annulus/transport/gpu_assignment.hpp>
 
+#include "same_problem.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -76,7 +78,8 @@ std::int64_t default_threads(const Communicator& comm) {
 
 ResolvedConfig resolve(Config config, const Communicator& comm) {
   ResolvedConfig resolved;
-  if (config.threads == 0) { config.threads = default_threads(comm); }
+  const std::int64_t threads = default_threads(comm);  // collective, and ranks may differ in whether they were told a number
+  if (config.threads == 0) { config.threads = threads; }
   together(comm, [&] {
     resolved.source = open_source(config);
     ANNULUS_EXPECTS(config.virtual_ranks == 1 || comm.size() == 1, "--virtual-ranks {} runs in one process, and this job has {}",
@@ -89,6 +92,7 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
   });
   resolved.ranks = config.transport == TransportKind::loopback ? config.virtual_ranks : comm.size();
   resolved.config = std::move(config);
+  require_same_problem(resolved, comm);
   return resolved;
 }
 

@@ -4,6 +4,7 @@
 
 #include "element_convert.hpp"
 #include "hdf5_handle.hpp"
+#include "hdf5_sample.hpp"
 #include "hdf5_types.hpp"
 
 #include <algorithm>
@@ -115,6 +116,12 @@ class Hdf5Input final : public TensorSource {
 
   const Problem& problem() const override { return problem_; }
   std::string describe() const override { return fmt::format("file {}", path_); }
+  std::string identity() const override { return file_identity(path_); }
+
+  std::uint64_t fingerprint(Tensor tensor, std::int64_t part, std::int64_t parts) const override {
+    const InputDataset& input = dataset(tensor);
+    return sample_fingerprint({input.dataset.get(), input.type.get(), input.dtype, input.extents}, part, parts);
+  }
 
   void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override {
     ANNULUS_EXPECTS(batch >= 0 && batch < problem_.batch && first >= 0 && count >= 0 && count <= problem_.seq_len - first,

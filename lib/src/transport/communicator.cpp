@@ -1,15 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/transport/communicator.hpp>
 
+#include <annulus/core/build_info.hpp>
 #include <annulus/core/unwinding.hpp>
 #include <annulus/io/result_file.hpp>
+#include <annulus/transport/greeting.hpp>
 
 #include "message_chunks.hpp"
 
 #include <array>
+#include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <numeric>
+#include <thread>
 #include <unistd.h>
 
 namespace annulus {
@@ -40,9 +46,77 @@ void check_mpi(int status, const char* call, std::source_location where) {
                                    std::string(text.data(), static_cast<std::size_t>(length))));
 }
 
-MpiEnvironment::MpiEnvironment(int* argc, char*** argv) {
+namespace {
+
+/// No start of a job is given less than this, however short its timeout: a loaded machine takes seconds to start its processes.
+constexpr double kStartSeconds = 20.0;
+
+/// Ends the process if MPI_Init, which waits for every other process of the job, does not return: some of them may never call it.
+class StartGuard {
+ public:
+  StartGuard(double timeout_s, const std::function<std::optional<std::string>()>& obstacle)
+      : thread_([this, timeout_s, obstacle](const std::stop_token& stop) { watch(stop, timeout_s, obstacle); }) {}
+
+ private:
+  void watch(const std::stop_token& stop, double timeout_s, const std::function<std::optional<std::string>()>& obstacle) {
+    constexpr auto kPoll = std::chrono::milliseconds(100);
+    const auto start = std::chrono::steady_clock::now();
+    std::unique_lock lock(mutex_);
+    while (!ended_.wait_for(lock, stop, kPoll, [] { return false; }) && !stop.stop_requested()) {
+      if (obstacle) {
+        if (const std::optional<std::string> found = obstacle()) { end(ExitCode::bad_input, *found); }
+      }
+      const double limit = std::max(timeout_s, kStartSeconds);
+      if (timeout_s > 0 && std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() > limit) {
+        end(ExitCode::runtime_failure,
+            fmt::format("MPI_Init has not returned within {:g} s: a process of this job has not started, or does not enter MPI", limit));
+      }
+    }
+  }
+
+  [[noreturn]] static void end(ExitCode code, const std::string& message) {
+    fmt::print(stderr, "annulus: {}: {}\n", host_name(), message);
+    std::fflush(stderr);
+    std::_Exit(static_cast<int>(code));
+  }
+
+  std::mutex mutex_;
+  std::condition_variable_any ended_;
+  std::jthread thread_;  ///< last: it uses the others
+};
+
+/// Every rank's greeting. Nothing may come before this exchange: another version might answer something else.
+std::vector<Greeting> exchange_greetings(int size, double timeout_s) {
+  const BuildInfo& build = build_info();
+  const Greeting own = greeting_of(build.version, build.git);
+  std::vector<Greeting> all(static_cast<std::size_t>(size));
+  constexpr int kBytes = sizeof(Greeting);
+  constexpr const char* kAdvice = "a rank runs another program, or an annulus of another version";
+  try {
+    MPI_Request request = MPI_REQUEST_NULL;
+    ANNULUS_MPI(MPI_Iallgather(own.data(), kBytes, MPI_CHAR, all.data(), kBytes, MPI_CHAR, MPI_COMM_WORLD, &request));
+    const auto start = std::chrono::steady_clock::now();
+    const double limit = std::max(timeout_s, kStartSeconds);
+    for (int done = 0; done == 0;) {
+      ANNULUS_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE));
+      if (done != 0) { break; }
+      if (timeout_s > 0 && std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() > limit) {
+        throw RuntimeFailure(fmt::format("not every rank has answered within {:g} s", limit));
+      }
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
+  } catch (const RuntimeFailure& error) { throw RuntimeFailure(fmt::format("the first exchange failed: {}; {}", error.what(), kAdvice)); }
+  return all;
+}
+
+}  // namespace
+
+MpiEnvironment::MpiEnvironment(int* argc, char*** argv, double timeout_s, const std::function<std::optional<std::string>()>& obstacle) {
   int provided = 0;
-  ANNULUS_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &provided));
+  {
+    const StartGuard guard(timeout_s, obstacle);
+    ANNULUS_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &provided));
+  }
   ANNULUS_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
   if (provided < MPI_THREAD_MULTIPLE) {
     throw RuntimeFailure("this MPI library does not provide MPI_THREAD_MULTIPLE, which the watchdog needs");
@@ -75,6 +149,9 @@ Communicator Communicator::world(double timeout_s) {
   if (size == 1) {
     comm.watchdog_ = std::make_shared<Watchdog>();
     return comm;
+  }
+  if (const auto difference = difference_of(exchange_greetings(size, timeout_s))) {
+    throw AgreedError(ExitCode::bad_input, *difference, rank == 0);
   }
   MPI_Comm host_comm = MPI_COMM_NULL;
   ANNULUS_MPI(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &host_comm));

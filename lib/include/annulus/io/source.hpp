@@ -27,6 +27,16 @@ class TensorSource {
 
   /// For messages: "file x.h5" or "generator, seed 1".
   virtual std::string describe() const = 0;
+
+  /// What the values are read from, as text that two processes have alike only if they read the very same thing: a file by its machine,
+  /// device and number there, a generator by its seed.
+  virtual std::string identity() const = 0;
+
+  /// A number that tells whether sources of equal problems hold equal values: the sum, modulo 2^64, of a hash of every sampled value and
+  /// its place. Of a file all values of a small tensor as stored, else those of the first and the last row and of at least 4,096 places
+  /// that depend on the shape alone. The sample is shared by `parts` callers; their sums add up to the same number however many they are.
+  /// @throws RuntimeFailure if reading fails
+  virtual std::uint64_t fingerprint(Tensor tensor, std::int64_t part, std::int64_t parts) const = 0;
 };
 
 /// Standard normal values that depend on (seed, tensor, global element index) alone, so that any number of ranks sees the same problem.

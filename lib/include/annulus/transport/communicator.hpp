@@ -10,7 +10,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <source_location>
 #include <span>
 #include <string>
@@ -27,7 +29,9 @@ void check_mpi(int status, const char* call, std::source_location where = std::s
 /// Initialises MPI (MPI_THREAD_MULTIPLE, MPI_ERRORS_RETURN) and finalises it; at most one per process.
 class MpiEnvironment {
  public:
-  MpiEnvironment(int* argc, char*** argv);
+  /// Ends the process with a sentence if the other processes of the job do not enter MPI too: after `timeout_s` (0: never; never less than
+  /// 20 s), or as soon as `obstacle`, which is asked ten times a second on another thread, has a reason.
+  MpiEnvironment(int* argc, char*** argv, double timeout_s = 0, const std::function<std::optional<std::string>()>& obstacle = {});
   /// Finalises, except while unwinding or when a failure is on its way: then peers may be gone and finalising could hang.
   ~MpiEnvironment();
   MpiEnvironment(const MpiEnvironment&) = delete;
@@ -44,6 +48,7 @@ class Communicator {
   /// One process; never touches MPI.
   static Communicator single();
   /// All processes of the job, with a watchdog of `timeout_s` seconds (0: none). Collective.
+  /// @throws AgreedError if they run different versions of this program, RuntimeFailure if some do not answer at all
   static Communicator world(double timeout_s);
   Communicator(Communicator&&) = default;
   Communicator& operator=(Communicator&&) = default;

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "same_problem.hpp"
+
+#include <annulus/core/error.hpp>
+#include <annulus/kernels/cpu.hpp>
+#include <annulus/transport/agreement.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <map>
+#include <vector>
+
+namespace annulus {
+
+namespace {
+
+template <class Number>
+std::string list_of(const std::vector<Branch>& branches, Number Branch::* member) {
+  std::string text;
+  for (const Branch& branch : branches) { text += fmt::format("{}{}", text.empty() ? "" : ",", branch.*member); }
+  return text;
+}
+
+/// What shapes the plan or the numbers, by the names of the options. Threads and the timeout do neither, and nodes may differ in them.
+std::vector<Fact> facts_of(const ResolvedConfig& resolved) {
+  const Config& config = resolved.config;
+  const Problem& problem = config.problem;
+  const Pattern& pattern = config.pattern;
+  const auto text = [](auto value) { return fmt::format("{}", value); };
+  std::vector<Fact> facts{
+      {"batch", text(problem.batch)},
+      {"seq-len", text(problem.seq_len)},
+      {"heads", text(problem.heads)},
+      {"kv-heads", text(problem.kv_heads)},
+      {"head-dim", text(problem.head_dim)},
+      {"dtype", text(to_string(problem.dtype))},
+      {"causal", text(problem.causal)},
+      {"scale", text(problem.scale)},
+      {"segment-lengths", list_of(pattern.branches, &Branch::segment_length)},
+      {"dilation-rates", list_of(pattern.branches, &Branch::dilation_rate)},
+      {"offset", text(to_string(pattern.offset))},
+      {"head-split", text(to_string(pattern.head_split))},
+      {"mixing", text(to_string(pattern.mixing))},
+      {"ragged", text(to_string(pattern.ragged))},
+      {"scale-by-branches", text(pattern.scale_by_branches)},
+      {"partition", text(to_string(config.partition))},
+      {"schedule", text(to_string(config.schedule))},
+      {"transport", text(to_string(config.transport))},
+      {"backend", text(to_string(config.backend))},
+      {"kernel", text(to_string(config.kernel))},
+      {"tile-rows", text(config.tile_rows)},
+      {"virtual-ranks", text(config.virtual_ranks)},
+      {"share-gpu", text(config.share_gpu)},
+      {"memory-pool", text(to_string(config.memory_pool))},
+      // Copies of one file may have other names on other nodes: what they hold is compared below.
+      {"input", config.input.empty() ? resolved.source->describe() : "an input file"},
+      {"input's dtype", text(to_string(resolved.source->problem().dtype))},
+  };
+  if (config.backend == BackendKind::cpu) { facts.push_back({"instruction set and product library", kernels::cpu::describe()}); }
+  return facts;
+}
+
+/// Compares what several files hold by a sample that the ranks of each file share, so that a chunk is read by one of them.
+void require_same_values(const ResolvedConfig& resolved, const Communicator& comm) {
+  std::string own;
+  together(comm, [&] { own = resolved.source->identity(); });
+  const std::vector<std::string> identities = comm.all_gather(own);
+  if (std::all_of(identities.begin(), identities.end(), [&](const std::string& identity) { return identity == own; })) { return; }
+
+  constexpr std::array<std::pair<Tensor, const char*>, 3> kTensors{
+      {{Tensor::q, "values of /q"}, {Tensor::k, "values of /k"}, {Tensor::v, "values of /v"}}};
+  using Sums = std::array<std::uint64_t, kTensors.size()>;
+  const auto sharing = std::count(identities.begin(), identities.end(), own);
+  const auto part = std::count(identities.begin(), identities.begin() + comm.rank(), own);
+  Sums sums{};
+  together(comm, [&] {
+    for (std::size_t i = 0; i < sums.size(); ++i) { sums[i] = resolved.source->fingerprint(kTensors[i].first, part, sharing); }
+  });
+  Sums whole{};
+  const std::vector<std::string> parts = comm.all_gather(std::string(reinterpret_cast<const char*>(sums.data()), sizeof(sums)));
+  for (std::size_t rank = 0; rank < parts.size(); ++rank) {
+    if (identities[rank] != own) { continue; }
+    Sums theirs{};
+    std::memcpy(theirs.data(), parts[rank].data(), sizeof(theirs));
+    for (std::size_t i = 0; i < whole.size(); ++i) { whole[i] += theirs[i]; }
+  }
+  std::vector<Fact> facts;
+  for (std::size_t i = 0; i < whole.size(); ++i) {
+    facts.push_back({.name = kTensors[i].second, .value = fmt::format("with hash {:016x}", whole[i]), .note = resolved.source->describe()});
+  }
+  require_same(comm, facts);
+}
+
+}  // namespace
+
+void require_same_problem(const ResolvedConfig& resolved, const Communicator& comm) {
+  if (comm.size() == 1) { return; }
+  require_same(comm, facts_of(resolved));
+  require_same_values(resolved, comm);
+}
+
+}  // namespace annulus
