@@ -4,6 +4,8 @@
 #include <annulus/verify/check.hpp>
 #include <annulus_test.hpp>
 
+#include "verify/memory_source.hpp"
+
 #include <cmath>
 #include <memory>
 #include <random>
@@ -178,4 +180,27 @@ TEST_CASE("settings that contradict each other are refused") {
   config.input = ANNULUS_TEST_DATA "/attention_sample.h5";
   config.given.insert("seq-len");
   CHECK_THROWS_WITH(resolve(config, comm), test::contains_text("contradicts the input file"));
+}
+
+TEST_CASE("values among the subnormal numbers are attended as exactly as their format can hold") {
+  const Communicator comm = Communicator::single();
+  for (const BackendKind backend : {BackendKind::cpu, BackendKind::reference}) {
+    for (const float size : {1e-38F, 1e-41F, 1e-44F}) {
+      const ResolvedConfig resolved = [&] {
+        ResolvedConfig made = resolve(config_of(100, 3, DType::fp32, backend), comm);
+        const test::MemorySource::Value scattered = test::scattered_values(5);
+        made.source = std::make_shared<test::MemorySource>(
+            made.source->problem(), [=](Tensor tensor, std::int64_t batch, std::int64_t token, std::int64_t head, std::int64_t dim) {
+              return scattered(tensor, batch, token, head, dim) * (tensor == Tensor::v ? size : 1.0F);
+            });
+        return made;
+      }();
+      Session session(resolved, comm);
+      session.load();
+      session.run();
+      const CaseReport report = check_session(session, 0);
+      INFO(to_string(backend) << " " << size << ": " << report.verdict.reason);
+      CHECK(report.verdict.passed);
+    }
+  }
 }

@@ -76,6 +76,21 @@ TEST_CASE("the oracle's own answer passes and uncovered rows are counted") {
   CHECK(sums.value_count > 0);
 }
 
+TEST_CASE("outputs among the subnormal numbers pass when they are rounded exactly and fail when they are off by more") {
+  Checked run = correct_run();
+  for (double& value : run.oracle.out) { value *= 1e-41; }
+  for (std::size_t i = 0; i < run.out.size(); ++i) {
+    run.out[i] = static_cast<float>(run.oracle.out[i]);
+    run.oracle.plain_out[i] = run.out[i];
+  }
+  run.oracle.value_squares *= 1e-82;
+
+  CHECK(run.verdict().passed);
+
+  for (float& value : run.out) { value += 4 * std::numeric_limits<float>::denorm_min(); }
+  CHECK_FALSE(run.verdict().passed);
+}
+
 TEST_CASE("one NaN or infinity fails and is named") {
   const float value = GENERATE(values<float>({kNan, kInfinity, -kInfinity}));
   Checked run = correct_run();

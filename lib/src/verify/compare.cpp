@@ -15,9 +15,10 @@ namespace {
 
 constexpr double kFp32Tolerance = 2e-6;  // of RMS(O), or of a tenth of RMS(V) where O nearly cancels
 constexpr double kValueShare = 0.1;
-constexpr double kPlainFactor = 1.2;  // 16-bit: of the plain run's error
-constexpr double kFloor = 0x1p-24;    // 16-bit: of RMS(O), for outputs that the plain run happens to hit exactly
-constexpr double kLargeScore = 64.0;  // from here a rounding of an fp32 score moves its exponential by more than kFp32Tolerance
+constexpr double kPlainFactor = 1.2;    // 16-bit: of the plain run's error
+constexpr double kFloor = 0x1p-24;      // 16-bit: of RMS(O), for outputs that the plain run happens to hit exactly
+constexpr double kFp32Step = 0x1p-149;  // between subnormal fp32 numbers, to which sums in fp32 are rounded however small they are
+constexpr double kLargeScore = 64.0;    // from here a rounding of an fp32 score moves its exponential by more than kFp32Tolerance
 constexpr double kLargeScoreFactor = 2.0;
 constexpr double kElementFactor = 16.0;  // largest errors of two sound runs differ by less; a wrong row is off by far more
 constexpr double kLseFloor = 1e-5;
@@ -161,6 +162,7 @@ Verdict judge(const Problem& problem, const ErrorSums& sums) {
       verdict.limit = kPlainFactor * verdict.plain_rms_error + kFloor * output_rms;
       break;
   }
+  verdict.limit += kFp32Step;
   verdict.element_limit = kElementFactor * std::max(sums.max_plain_error, verdict.limit);
   verdict.lse_limit = kLseFloor + kLseShare * sums.max_score;
 

@@ -52,6 +52,7 @@ struct Verdict {
 /// The limits: fp32: rms_error <= 2e-6 * max(RMS(O), 0.1 RMS(V)); 16-bit: rms_error <= 1.2 * plain_rms_error + a floor of one part in 2^24
 /// of RMS(O); with scores beyond what fp32 resolves (max_score > 64) fp32 may use 2 * plain_rms_error instead where larger. No element may
 /// be off by more than 16 times the larger of the plain run's largest error and the RMS limit: a mean over many rows hides one wrong row.
+/// Each limit has one step of the subnormal fp32 numbers (2^-149) on top: no sum in fp32 is finer.
 /// LSE: max error <= 1e-5 + 2^-21 * max_score. Any mismatch of non-finite values fails.
 Verdict judge(const Problem& problem, const ErrorSums& sums);
 
