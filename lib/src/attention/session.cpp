@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/attention/session.hpp>
 
+#include <annulus/core/affinity.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/core/thread_stacks.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/transport/gpu_assignment.hpp>
 
@@ -11,7 +13,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <sched.h>
 
 namespace annulus {
 
@@ -61,26 +62,29 @@ Config resolve_without_input(Config config) {
 }
 
 std::int64_t default_threads(const Communicator& comm) {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) { return 1; }
-  std::string mine(sizeof(allowed), '\0');
-  std::memcpy(mine.data(), &allowed, sizeof(allowed));
+  CpuMask mine;
+  together(comm, [&] { mine = allowed_cpus(); });
+  const std::string bytes(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(mine[0]));
+  const std::string host = comm.host() + '\n';
   std::int64_t sharing = 0;
-  for (const std::string& theirs : comm.all_gather(comm.host() + '\n' + mine)) {
-    if (theirs.compare(0, comm.host().size() + 1, comm.host() + '\n') != 0) { continue; }
-    bool overlap = false;
-    for (std::size_t i = 0; i < mine.size(); ++i) { overlap = overlap || (mine[i] & theirs[comm.host().size() + 1 + i]) != 0; }
-    sharing += overlap ? 1 : 0;
+  for (const std::string& theirs : comm.all_gather(host + bytes)) {
+    if (!theirs.starts_with(host)) { continue; }
+    CpuMask mask((theirs.size() - host.size()) / sizeof(mine[0]));
+    std::memcpy(mask.data(), theirs.data() + host.size(), mask.size() * sizeof(mask[0]));
+    sharing += overlap(mine, mask) ? 1 : 0;
   }
-  return std::max<std::int64_t>(1, CPU_COUNT(&allowed) / std::max<std::int64_t>(1, sharing));
+  return std::max<std::int64_t>(1, count_of(mine) / std::max<std::int64_t>(1, sharing));
 }
 
 ResolvedConfig resolve(Config config, const Communicator& comm) {
   ResolvedConfig resolved;
-  const std::int64_t threads = default_threads(comm);  // collective, and ranks may differ in whether they were told a number
-  if (config.threads == 0) { config.threads = threads; }
+  // Collective, and ranks may differ in whether they were told a number.
+  if (comm.max(static_cast<std::int64_t>(config.threads == 0 ? 1 : 0)) != 0) {
+    const std::int64_t threads = default_threads(comm);
+    if (config.threads == 0) { config.threads = threads; }
+  }
   together(comm, [&] {
+    require_thread_stacks(checked_narrow<int>(config.threads));
     resolved.source = open_source(config);
     ANNULUS_EXPECTS(config.virtual_ranks == 1 || comm.size() == 1, "--virtual-ranks {} runs in one process, and this job has {}",
                     config.virtual_ranks, comm.size());

@@ -31,6 +31,7 @@ Pattern dense_pattern(std::int64_t seq_len) {
 void validate(const Problem& problem) {
   ANNULUS_EXPECTS(problem.batch >= 1, "batch {} is not positive", problem.batch);
   ANNULUS_EXPECTS(problem.seq_len >= 1, "seq-len {} is not positive", problem.seq_len);
+  ANNULUS_EXPECTS(problem.seq_len <= kMaxSeqLen, "seq-len {} is beyond 2^48", problem.seq_len);
   ANNULUS_EXPECTS(problem.heads >= 1, "heads {} is not positive", problem.heads);
   ANNULUS_EXPECTS(problem.kv_heads >= 1, "kv-heads {} is not positive", problem.kv_heads);
   ANNULUS_EXPECTS(problem.heads % problem.kv_heads == 0, "kv-heads {} does not divide heads {}", problem.kv_heads, problem.heads);
@@ -46,10 +47,10 @@ void validate(const Pattern& pattern) {
   ANNULUS_EXPECTS(static_cast<std::int64_t>(pattern.branches.size()) <= kMaxBranches, "{} branches are more than {}",
                   pattern.branches.size(), kMaxBranches);
   for (const Branch& branch : pattern.branches) {
-    ANNULUS_EXPECTS(branch.segment_length >= 1, "segment length {} is not positive", branch.segment_length);
-    ANNULUS_EXPECTS(branch.dilation_rate >= 1, "dilation rate {} is not positive", branch.dilation_rate);
-    ANNULUS_EXPECTS(branch.segment_length <= (std::int64_t{1} << 48) && branch.dilation_rate <= (std::int64_t{1} << 48),
-                    "segment length {} or dilation rate {} is beyond 2^48", branch.segment_length, branch.dilation_rate);
+    ANNULUS_EXPECTS(branch.segment_length >= 1, "segment-lengths: {} is not positive", branch.segment_length);
+    ANNULUS_EXPECTS(branch.dilation_rate >= 1, "dilation-rates: {} is not positive", branch.dilation_rate);
+    ANNULUS_EXPECTS(branch.segment_length <= kMaxSeqLen, "segment-lengths: {} is beyond 2^48", branch.segment_length);
+    ANNULUS_EXPECTS(branch.dilation_rate <= kMaxSeqLen, "dilation-rates: {} is beyond 2^48", branch.dilation_rate);
   }
 }
 

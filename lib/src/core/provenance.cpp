@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/core/provenance.hpp>
 
+#include <annulus/core/text.hpp>
+
 #include <algorithm>
 #include <array>
 #include <string_view>
@@ -20,7 +22,7 @@ std::vector<std::pair<std::string, std::string>> recorded_environment() {
                         std::any_of(kPrefixes.begin(), kPrefixes.end(), [&](std::string_view prefix) { return name.starts_with(prefix); });
     const bool secret =
         std::any_of(kSecrets.begin(), kSecrets.end(), [&](std::string_view word) { return name.find(word) != std::string_view::npos; });
-    if (wanted && !secret && name.size() < text.size()) { recorded.emplace_back(name, text.substr(name.size() + 1)); }
+    if (wanted && !secret && name.size() < text.size()) { recorded.emplace_back(printable(name), printable(text.substr(name.size() + 1))); }
   }
   std::sort(recorded.begin(), recorded.end());
   return recorded;

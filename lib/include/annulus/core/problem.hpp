@@ -8,6 +8,7 @@
 
 namespace annulus {
 
+inline constexpr std::int64_t kMaxSeqLen = std::int64_t{1} << 48;
 inline constexpr std::int64_t kMaxHeadDim = 256;
 inline constexpr std::int64_t kMaxBranches = 64;  ///< kernels::kMaxPartials holds one partial for each
 
