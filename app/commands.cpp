@@ -3,6 +3,7 @@
 
 #include <annulus/attention/result_sink.hpp>
 #include <annulus/attention/session.hpp>
+#include <annulus/core/thread_stacks.hpp>
 #include <annulus/io/result_file.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/verify/check.hpp>
@@ -66,14 +67,14 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
   progress.show("");
   const double ms = session.slowest_ms();
   const std::vector<std::vector<StepTiming>> timings = gather_timings(comm, session.local_timings());
-  std::int64_t pairs = 0;
+  double flops = 0;
   std::int64_t received = 0;
   for (const auto& executor : session.executors()) {
     const PlanCost cost = plan_cost(executor->plan());
-    pairs += cost.pairs;
-    received += cost.bytes_received;
+    flops += cost.flops;
+    received += static_cast<std::int64_t>(cost.bytes_received);  // of memory that is there
   }
-  const double flops = 4.0 * static_cast<double>(session.problem().head_dim) * static_cast<double>(comm.sum(pairs));
+  flops = comm.sum(flops);
   received = comm.sum(received);
   const RowCounts counts = count_rows(session);
   const ExitCode code = counts.non_finite == 0 ? ExitCode::passed : ExitCode::check_failed;
@@ -163,10 +164,10 @@ ExitCode execute_plan(const Invocation& invocation) {
     say("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10}\n", "rank", "rows", "steps", "memory", "inputs+out",
         "partials", "slots", "sent B", "received B", "peers", "GFLOP");
   }
-  std::int64_t bytes = 0;
+  Int128 bytes = 0;
   std::int64_t largest = 0;
   double flops = 0;
-  std::int64_t busiest_link = 0;
+  Int128 busiest_link = 0;
   for (std::int64_t rank = 0; rank < ranks; ++rank) {
     const RingPlan plan = make_plan(config.problem, config.pattern, partition, config.schedule, rank);
     const PlanCost cost = plan_cost(plan);
@@ -177,13 +178,15 @@ ExitCode execute_plan(const Invocation& invocation) {
     for (const LinkBytes& link : cost.links) { busiest_link = std::max(busiest_link, link.sent); }
     if (invocation.json) {
       Json links = Json::array();
-      for (const LinkBytes& link : cost.links) { links.push_back({{"peer", link.peer}, {"sent", link.sent}, {"received", link.received}}); }
+      for (const LinkBytes& link : cost.links) {
+        links.push_back({{"peer", link.peer}, {"sent", count_in_json(link.sent)}, {"received", count_in_json(link.received)}});
+      }
       list.push_back({{"rank", rank},
                       {"rows", plan.local_rows},
                       {"steps", cost.steps},
                       {"memory", memory.total()},
-                      {"bytes_sent", cost.bytes_sent},
-                      {"bytes_received", cost.bytes_received},
+                      {"bytes_sent", count_in_json(cost.bytes_sent)},
+                      {"bytes_received", count_in_json(cost.bytes_received)},
                       {"flops", cost.flops},
                       {"links", std::move(links)}});
     } else if (rank < kLines) {
@@ -193,7 +196,7 @@ ExitCode execute_plan(const Invocation& invocation) {
     }
   }
   if (invocation.json) {
-    json["bytes_sent"] = bytes;
+    json["bytes_sent"] = count_in_json(bytes);
     json["flops"] = flops;
     json["largest_memory"] = largest;
     json["per_rank"] = std::move(list);
@@ -210,6 +213,7 @@ ExitCode execute_generate(const Invocation& invocation) {
   Config config = resolve_without_input(invocation.config);
   ANNULUS_EXPECTS(!config.output.empty(), "generate needs --output, the file to write");
   const std::int64_t threads = config.threads > 0 ? config.threads : default_threads(Communicator::single());
+  require_thread_stacks(checked_narrow<int>(threads));
   write_generated_input(config.output, config.force, config.problem, config.seed, checked_narrow<int>(threads));
   say("wrote {}: {}, seed {}\n", config.output, describe(config.problem), config.seed);
   return ExitCode::passed;

@@ -11,6 +11,7 @@
 
 #include <ctime>
 #include <iterator>
+#include <limits>
 
 namespace annulus::app {
 
@@ -40,6 +41,11 @@ std::string describe(const Pattern& pattern) {
   }
   return fmt::format("segments {}, rates {}, offset {}, head-split {}, mixing {}{}", lengths, rates, to_string(pattern.offset),
                      to_string(pattern.head_split), to_string(pattern.mixing), pattern.scale_by_branches ? ", scaled by branches" : "");
+}
+
+Json count_in_json(Int128 count) {
+  constexpr Int128 kExact = std::numeric_limits<std::int64_t>::max();
+  return count <= kExact ? Json(static_cast<std::int64_t>(count)) : Json(static_cast<double>(count));
 }
 
 Json to_json(const Problem& problem) {
@@ -106,7 +112,7 @@ std::string host_lines(const Communicator& comm, std::string_view backend) {
 std::vector<std::pair<std::string, std::string>> provenance(const Invocation& invocation, const Config& config) {
   const BuildInfo& build = build_info();
   std::vector<std::pair<std::string, std::string>> entries;
-  entries.emplace_back("config", to_toml(config));
+  entries.emplace_back("config", to_toml(config, invocation.command));
   entries.emplace_back("command_line", invocation.command_line);
   entries.emplace_back("written", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr))));
   entries.emplace_back("version", std::string(build.version));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <annulus/io/result_file.hpp>
+#include <annulus/pattern/progression.hpp>
 #include <annulus/transport/communicator.hpp>
 #include <annulus/verify/check.hpp>
 
@@ -29,6 +30,9 @@ std::string describe(const Pattern& pattern);
 std::string line_of(const CaseReport& report);
 /// How many rows are not finite and which is the first; of a result that has some.
 std::string line_of(const RowCounts& counts);
+
+/// A count as a JSON number: exact below 2^63, beyond it the nearest double.
+Json count_in_json(Int128 count);
 
 Json to_json(const Problem& problem);
 Json to_json(const CaseReport& report);

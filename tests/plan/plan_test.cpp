@@ -8,6 +8,7 @@
 #include <annulus_test.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 using namespace annulus;
@@ -21,14 +22,18 @@ std::vector<RingPlan> plans_of(const Problem& problem, const Pattern& pattern, S
   return plans;
 }
 
+/// A bound that only arithmetic without overflow meets.
+bool is_near(double found, double expected) { return std::abs(found / expected - 1) < 1e-9; }
+
 std::int64_t bytes_received(const std::vector<RingPlan>& plans) {
-  return std::accumulate(plans.begin(), plans.end(), std::int64_t{0},
-                         [](std::int64_t sum, const RingPlan& plan) { return sum + plan_cost(plan).bytes_received; });
+  return std::accumulate(plans.begin(), plans.end(), std::int64_t{0}, [](std::int64_t sum, const RingPlan& plan) {
+    return sum + static_cast<std::int64_t>(plan_cost(plan).bytes_received);
+  });
 }
 
 std::int64_t pairs_of(const std::vector<RingPlan>& plans) {
   return std::accumulate(plans.begin(), plans.end(), std::int64_t{0},
-                         [](std::int64_t sum, const RingPlan& plan) { return sum + plan_cost(plan).pairs; });
+                         [](std::int64_t sum, const RingPlan& plan) { return sum + static_cast<std::int64_t>(plan_cost(plan).pairs); });
 }
 
 Problem problem_of(std::int64_t seq_len, std::int64_t heads, std::int64_t kv_heads, bool causal) {
@@ -239,4 +244,47 @@ TEST_CASE("the proof catches a send of what was never packed") {
   REQUIRE(packing != plans[0].steps.end());
   packing->packs.clear();
   CHECK_THROWS_AS(prove_coverage(plans), AssertionFailure);
+}
+
+TEST_CASE("counts of a sequence of 2^30 tokens do not overflow: pairs, FLOPs and bytes over all ranks") {
+  Problem problem = problem_of(std::int64_t{1} << 30, 16, 16, false);
+  problem.head_dim = 64;
+  const Pattern dense = dense_pattern(problem.seq_len);
+
+  const PlanCost one = plan_cost(plans_of(problem, dense, Schedule::ring, 1).front());
+  CHECK(one.pairs == Int128{1} << 64);
+  CHECK(is_near(one.flops, 4.0 * 64 * 0x1p64));
+
+  double flops = 0;
+  for (const RingPlan& plan : plans_of(problem, dense, Schedule::ring, 2)) { flops += plan_cost(plan).flops; }
+  CHECK(is_near(flops, 4.0 * 64 * 0x1p64));
+
+  problem.causal = true;
+  problem.heads = problem.kv_heads = 32;
+  const PlanCost causal = plan_cost(plans_of(problem, dense, Schedule::ring, 1).front());
+  CHECK(causal.pairs == Int128{32} * ((Int128{1} << 59) + (Int128{1} << 29)));
+}
+
+TEST_CASE("bytes over all ranks pass 2^63 where every rank sends less") {
+  Problem problem = problem_of(std::int64_t{1} << 44, 16, 16, false);
+  problem.head_dim = 256;  // K and V of the whole: 2^57 bytes, passed 127 times
+
+  Int128 sent = 0;
+  for (const RingPlan& plan : plans_of(problem, dense_pattern(problem.seq_len), Schedule::ring_full, 128)) {
+    sent += plan_cost(plan).bytes_sent;
+  }
+
+  CHECK(sent == (Int128{127} << 58));
+}
+
+TEST_CASE("a memory or a message beyond 2^60 bytes is refused and does not come out small") {
+  Problem problem = problem_of(std::int64_t{1} << 46, 16, 16, false);
+  problem.head_dim = 256;
+  Pattern pattern;
+  pattern.branches.assign(64, {problem.seq_len, 1});
+  pattern.head_split = HeadSplit::all;
+  pattern.mixing = Mixing::sum;
+
+  CHECK_THROWS_AS(plan_memory(plans_of(problem, pattern, Schedule::ring, 1).front(), 8), InvalidArgument);
+  CHECK_THROWS_AS(plans_of(problem, pattern, Schedule::ring, 2), InvalidArgument);
 }

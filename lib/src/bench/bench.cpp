@@ -91,14 +91,13 @@ BenchReport bench(const Config& config, const Communicator& comm) {
     report.blocks_alone_ms = median(time_runs(session, 1, config.repetitions, Passing::off, [] {}));
     report.overlap_efficiency = report.blocks_alone_ms / report.median_ms;
   }
-  std::int64_t pairs = 0;
   for (const auto& executor : session.executors()) {
     const PlanCost cost = plan_cost(executor->plan());
-    pairs += cost.pairs;
-    report.bytes_received += cost.bytes_received;
+    report.flops += cost.flops;
+    report.bytes_received += static_cast<std::int64_t>(cost.bytes_received);  // of memory that is there
   }
   report.bytes_received = comm.sum(report.bytes_received);
-  report.flops = 4.0 * static_cast<double>(session.problem().head_dim) * static_cast<double>(comm.sum(pairs));
+  report.flops = comm.sum(report.flops);
   report.tflops_per_rank = report.flops / report.median_ms / 1e9 / static_cast<double>(session.ranks());
   if (session.backend().kind() == BackendKind::cpu) {
     report.peak_gflops = kernels::cpu::fma_peak_gflops(static_cast<int>(resolved.config.threads));

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/plan/cost.hpp>
 
+#include <annulus/core/error.hpp>
+
 #include <algorithm>
 #include <map>
 
@@ -9,7 +11,7 @@ namespace annulus {
 namespace {
 
 /// sum over 0 <= i < n of floor((a*i + b) / m), for a, b >= 0 and m >= 1, in O(log m): the Euclid-like lattice point count.
-std::int64_t floor_sum(std::int64_t n, std::int64_t m, std::int64_t a, std::int64_t b) {
+Int128 floor_sum(std::int64_t n, std::int64_t m, std::int64_t a, std::int64_t b) {
   Int128 total = 0;
   Int128 count = n;
   Int128 modulus = m;
@@ -25,24 +27,24 @@ std::int64_t floor_sum(std::int64_t n, std::int64_t m, std::int64_t a, std::int6
     shift = top % modulus;
     std::swap(modulus, slope);
   }
-  return static_cast<std::int64_t>(total);
+  return total;
 }
 
 /// Visible pairs of one segment and head under the causal mask: for each query, the keys at or before it.
-std::int64_t causal_pairs(const Progression& q, const Progression& k) {
+Int128 causal_pairs(const Progression& q, const Progression& k) {
   // Queries before `first` see nothing; from `full` on they see every key; between them the count grows by a floor.
   const std::int64_t first = std::clamp<std::int64_t>(ceil_div(k.first - q.first, q.stride), 0, q.count);
   const std::int64_t full = std::clamp<std::int64_t>(ceil_div(k.last() - q.first, q.stride), first, q.count);
   const std::int64_t growing = full - first;
   const std::int64_t base = q[first] - k.first;
-  return (q.count - full) * k.count + (growing > 0 ? floor_sum(growing, k.stride, q.stride, base) + growing : 0);
+  return static_cast<Int128>(q.count - full) * k.count + (growing > 0 ? floor_sum(growing, k.stride, q.stride, base) + growing : Int128{0});
 }
 
 /// Visible pairs of one segment and head.
-std::int64_t segment_pairs(const WorkItem& item) {
+Int128 segment_pairs(const WorkItem& item) {
   switch (item.mask) {
     case kernels::Mask::none:
-      return item.q_global.count * item.k_global.count;
+      return static_cast<Int128>(item.q_global.count) * item.k_global.count;
     case kernels::Mask::causal:
       break;
   }
@@ -51,9 +53,9 @@ std::int64_t segment_pairs(const WorkItem& item) {
 
 }  // namespace
 
-std::int64_t visible_pairs(const WorkItem& item) {
+Int128 visible_pairs(const WorkItem& item) {
   const std::int64_t heads = item.heads.kv.count * item.heads.q_per_kv;
-  return item.segments * heads * segment_pairs(item);
+  return segment_pairs(item) * item.segments * heads;
 }
 
 PlanCost plan_cost(const RingPlan& plan) {
@@ -87,8 +89,15 @@ MemoryPlan plan_memory(const RingPlan& plan, std::int64_t accumulator_bytes) {
   MemoryPlan memory;
   memory.inputs = q_elements * size_of(problem.dtype) + buffer_bytes(plan, BufferId::resident);
   memory.outputs = q_elements * size_of(problem.dtype) + rows * problem.heads * static_cast<std::int64_t>(sizeof(float));
-  memory.partials = partial_count(plan.pattern) * accumulator_bytes * (q_elements + 2 * rows * problem.heads);
-  memory.slots = plan.slot_bytes[0] + plan.slot_bytes[1] + plan.send_bytes[0] + plan.send_bytes[1];
+  const Int128 partials = static_cast<Int128>(partial_count(plan.pattern)) * accumulator_bytes * (q_elements + 2 * rows * problem.heads);
+  constexpr Int128 kMost = Int128{1} << 60;  // of each of four summands, so that their sum stays below 2^62
+  const Int128 slots = static_cast<Int128>(plan.slot_bytes[0]) + plan.slot_bytes[1] + plan.send_bytes[0] + plan.send_bytes[1];
+  ANNULUS_EXPECTS(
+      partials <= kMost && slots <= kMost && memory.inputs <= kMost && memory.outputs <= kMost,
+      "rank {} needs {} bytes for inputs, {} for outputs, {} for partials and {} for messages; no more than 2^60 of each are planned for",
+      plan.rank, memory.inputs, memory.outputs, partials, slots);
+  memory.partials = static_cast<std::int64_t>(partials);
+  memory.slots = static_cast<std::int64_t>(slots);
   return memory;
 }
 

@@ -11,6 +11,8 @@ namespace {
 
 /// Messages start at multiples of this inside a slot or send buffer, so that vector loads of a block's rows stay aligned.
 constexpr std::int64_t kMessageAlignment = 256;
+/// Of one step and one direction, so that no sum of places and sizes can pass 2^63.
+constexpr std::int64_t kMostMessageBytes = std::int64_t{1} << 60;
 
 /// Rows of one piece of a rank's shard that lie in a segment's row set.
 struct OwnedRows {
@@ -304,6 +306,8 @@ class Planner {
   void append(Message& message, std::int64_t block) const {
     message.blocks.push_back(block);
     message.bytes += plan_.blocks[static_cast<std::size_t>(block)].bytes;
+    ANNULUS_EXPECTS(message.bytes <= kMostMessageBytes - message.offset_bytes,
+                    "rank {} would exchange more than 2^60 bytes with rank {} in one step", plan_.rank, message.peer);
   }
 
   bool send_in_place(Message& message) const {
@@ -334,6 +338,8 @@ class Planner {
     for (const Message& earlier : current.sends) {
       if (earlier.buffer == message.buffer) { message.offset_bytes = std::max(message.offset_bytes, aligned_end(earlier)); }
     }
+    ANNULUS_EXPECTS(message.bytes <= kMostMessageBytes - message.offset_bytes, "rank {} would send more than 2^60 bytes in one step",
+                    plan_.rank);
     std::int64_t offset = message.offset_bytes;
     for (const std::int64_t block : message.blocks) {
       const KvBlock& what = plan_.blocks[static_cast<std::size_t>(block)];

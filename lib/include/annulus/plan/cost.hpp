@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a plan costs: counts, never times.
+// What a plan costs: counts, never times. Counts over rows times keys, branches or steps may pass 2^63 long before the tensors do.
 #pragma once
 
 #include <annulus/plan/plan.hpp>
@@ -10,20 +10,20 @@
 namespace annulus {
 
 /// Visible (query, key) pairs of a work item, over all its segments and query heads, for one batch entry.
-std::int64_t visible_pairs(const WorkItem& item);
+Int128 visible_pairs(const WorkItem& item);
 
 /// Traffic of one rank with one peer.
 struct LinkBytes {
   std::int64_t peer = 0;
-  std::int64_t sent = 0;
-  std::int64_t received = 0;
+  Int128 sent = 0;
+  Int128 received = 0;
 };
 
 struct PlanCost {
-  std::int64_t pairs = 0;  ///< visible (query, key) pairs, all heads and batch entries
-  double flops = 0;        ///< 4 * head_dim * pairs
-  std::int64_t bytes_sent = 0;
-  std::int64_t bytes_received = 0;
+  Int128 pairs = 0;  ///< visible (query, key) pairs, all heads and batch entries
+  double flops = 0;  ///< 4 * head_dim * pairs
+  Int128 bytes_sent = 0;
+  Int128 bytes_received = 0;
   std::int64_t messages_sent = 0;
   std::int64_t steps = 0;
   std::vector<LinkBytes> links;  ///< by peer, ascending
@@ -32,6 +32,7 @@ struct PlanCost {
 PlanCost plan_cost(const RingPlan& plan);
 
 /// Memory of the rank. accumulator_bytes: size of one number of the running partial (4, or 8 for the reference backend).
+/// @throws InvalidArgument if it is beyond 2^62 bytes
 MemoryPlan plan_memory(const RingPlan& plan, std::int64_t accumulator_bytes);
 
 }  // namespace annulus
