@@ -136,7 +136,7 @@ Json json_of(const BenchRow& row, const BenchReport& report) {
   }
   json["steps"] = std::move(steps);
   json["timings"] = to_json(report.timings);
-  json["config"] = to_toml(row.config);
+  json["config"] = to_toml(row.config, Command::bench);
   return json;
 }
 

@@ -9,7 +9,6 @@
 #include <array>
 #include <cmath>
 #include <filesystem>
-#include <sstream>
 
 namespace annulus::app {
 
@@ -57,10 +56,19 @@ Value value_of(const Option& option, const toml::node& node, const std::string& 
   throw InvalidArgument(fmt::format("{}: {} is not a string", where, option.name));
 }
 
+/// A basic string, so that any UTF-8 text reads back to the same bytes.
 std::string in_toml(const std::string& text) {
-  std::ostringstream stream;
-  stream << toml::toml_formatter(toml::value<std::string>(text), toml::format_flags::none);
-  return stream.str();
+  std::string quoted = "\"";
+  for (const char letter : text) {
+    const auto byte = static_cast<unsigned char>(letter);
+    if (letter == '"' || letter == '\\') { quoted += '\\'; }
+    if (byte < 0x20U || byte == 0x7fU) {
+      quoted += fmt::format("\\u{:04x}", byte);
+    } else {
+      quoted += letter;
+    }
+  }
+  return quoted + '"';
 }
 
 std::string in_toml(const Value& value) {
@@ -117,7 +125,7 @@ std::string preset_path(const std::string& name) {
   return (folder / (name + ".toml")).string();
 }
 
-std::string to_toml(const Config& config) {
+std::string to_toml(const Config& config, Command command) {
   std::string text;
   // What an input file will say is not claimed here.
   const auto from_input = [&](std::string_view name) {
@@ -126,7 +134,7 @@ std::string to_toml(const Config& config) {
   };
   for (const Option& option : options()) {
     Value value;
-    if (from_input(option.name)) { continue; }
+    if (from_input(option.name) || !option.is_of(command)) { continue; }
     if (option.get(config, value)) { text += fmt::format("{} = {}\n", option.name, in_toml(value)); }
   }
   return text;

@@ -14,7 +14,7 @@ void apply_file(Draft& draft, const std::string& path);
 /// Path of a preset's file, beside an installed program or in the source tree. @throws InvalidArgument with the presets that exist
 std::string preset_path(const std::string& name);
 
-/// The configuration as TOML that reads back to the same.
-std::string to_toml(const Config& config);
+/// The options of `command` as TOML that reads back to the same.
+std::string to_toml(const Config& config, Command command);
 
 }  // namespace annulus::app

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/core/build_info.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/core/text.hpp>
 #include <annulus/io/result_file.hpp>
 #include <annulus/transport/communicator.hpp>
 #include <annulus/transport/gpu_transports.hpp>
@@ -21,6 +22,7 @@
 #include <array>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <map>
 #include <optional>
@@ -48,7 +50,7 @@ struct Subcommand {
 
 void add_options(Subcommand& sub) {
   for (const Option& option : options()) {
-    if (std::find(option.commands.begin(), option.commands.end(), sub.command) == option.commands.end()) { continue; }
+    if (!option.is_of(sub.command)) { continue; }
     CLI::Option* flag =
         sub.parser->add_option("--" + std::string(option.name), sub.typed[option.name], option.help)->group(std::string(option.group));
     switch (option.kind) {
@@ -80,11 +82,24 @@ void add_options(Subcommand& sub) {
   sub.parser->add_flag("--json", sub.json, "print the result as JSON")->group("Configuration");
 }
 
+/// Applies a file. What it says of other commands is not used, which may be meant (one file for run and plan) and is said.
+void apply_config(Draft& draft, const Subcommand& sub) {
+  auto given = std::exchange(draft.config.given, {});
+  apply_file(draft, sub.file);
+  std::vector<std::string> unused;
+  for (const std::string& name : draft.config.given) {
+    if (!find_option(name)->is_of(sub.command)) { unused.push_back(name); }
+  }
+  draft.config.given.merge(given);
+  if (unused.empty() || launched_rank() != 0) { return; }
+  fmt::print(stderr, "annulus: {}: {} does not use {}\n", sub.file, to_string(sub.command), fmt::join(unused, ", "));
+}
+
 /// Preset < file < flags.
 Draft gather_options(const Subcommand& sub) {
   Draft draft;
   if (!sub.preset.empty()) { apply_file(draft, preset_path(sub.preset)); }
-  if (!sub.file.empty()) { apply_file(draft, sub.file); }
+  if (!sub.file.empty()) { apply_config(draft, sub); }
   for (const Option& option : options()) {
     const auto typed = sub.typed.find(option.name);
     if (typed == sub.typed.end() || sub.parser->count("--" + std::string(option.name)) == 0) { continue; }
@@ -106,13 +121,28 @@ extern "C" void remove_and_end(int signal) {
   std::raise(signal);
 }
 
+/// Set when main() returns: whatever ends the process before that is not this program.
+bool left_by_main = false;
+
+/// A library that ends the process by itself, as OpenMP's does when it gets no threads, takes an exit code that means something else here.
+void end_as_failure() {
+  if (left_by_main) { return; }
+  remove_unfinished_results();
+  std::fflush(nullptr);
+  fmt::print(stderr, "annulus: a library has ended the process; it may have said why above\n");
+  std::_Exit(static_cast<int>(ExitCode::runtime_failure));
+}
+
 /// What the chosen subcommand is to do.
 /// @throws InvalidArgument for what files and flags say wrong
 Invocation invocation_of(const Subcommand& chosen, int argc, char** argv) {
   Invocation invocation;
   invocation.command = chosen.command;
   invocation.json = chosen.json;
-  for (int i = 0; i < argc; ++i) { invocation.command_line += fmt::format("{}{}", i == 0 ? "" : " ", argv[i]); }
+  for (int i = 0; i < argc; ++i) {
+    ANNULUS_EXPECTS(is_utf8(argv[i]), "argument '{}' is not UTF-8", printable(argv[i]));
+    invocation.command_line += fmt::format("{}{}", i == 0 ? "" : " ", argv[i]);
+  }
   Draft draft = gather_options(chosen);
   if (chosen.command == Command::bench) {
     invocation.rows = bench_rows(draft);
@@ -171,7 +201,7 @@ int run_main(int argc, char** argv) {
   if (serial && !speaks) { return static_cast<int>(ExitCode::passed); }
   if (failure && (serial || !under_launcher())) { std::rethrow_exception(failure); }
   if (chosen != nullptr && chosen->print_config) {
-    print_text(to_toml(invocation.config));
+    print_text(to_toml(invocation.config, invocation.command));
     finish_output();
     return static_cast<int>(ExitCode::passed);
   }
@@ -224,13 +254,16 @@ int run_main(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::atexit(end_as_failure);
   hold_standard_descriptors();
+  int code = static_cast<int>(ExitCode::runtime_failure);
   try {
     // Standard output is the result's.
     spdlog::set_default_logger(spdlog::stderr_color_mt("annulus"));
-    return run_main(argc, argv);
-  } catch (const annulus::Error& error) { return report(error); } catch (const std::exception& error) {
+    code = run_main(argc, argv);
+  } catch (const annulus::Error& error) { code = report(error); } catch (const std::exception& error) {
     print_error(error.what());
-    return static_cast<int>(annulus::ExitCode::runtime_failure);
   }
+  left_by_main = true;
+  return code;
 }

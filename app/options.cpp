@@ -2,6 +2,7 @@
 #include "options.hpp"
 
 #include <annulus/core/error.hpp>
+#include <annulus/core/text.hpp>
 
 #include "sweep.hpp"
 
@@ -73,8 +74,11 @@ template <class Field>
 Option path(std::string_view name, std::string_view group, std::string help, std::vector<Command> commands, Field field) {
   Option option{name, group, std::move(help), ValueKind::text, std::move(commands), {}, {}};
   option.set = [name, field](Draft& draft, const Value& value) {
-    ANNULUS_EXPECTS(!std::get<std::string>(value).empty(), "--{} is empty", name);
-    field(draft.config) = std::get<std::string>(value);
+    const auto& text = std::get<std::string>(value);
+    ANNULUS_EXPECTS(!text.empty(), "--{} is empty", name);
+    // A name is told in JSON, TOML and HDF5 strings, which are UTF-8; the system would cut it at a NUL.
+    ANNULUS_EXPECTS(is_utf8(text) && text.find('\0') == std::string::npos, "--{} '{}' is not a file name in UTF-8", name, printable(text));
+    field(draft.config) = text;
   };
   option.get = [field](const Config& config, Value& value) {
     Config copy = config;
@@ -278,6 +282,8 @@ double parse_real(std::string_view name, std::string_view text) {
 }
 
 }  // namespace
+
+bool Option::is_of(Command command) const { return std::find(commands.begin(), commands.end(), command) != commands.end(); }
 
 const std::vector<Option>& options() {
   static const std::vector<Option> all = make_options();

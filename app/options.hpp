@@ -55,6 +55,8 @@ struct Option {
   std::vector<Command> commands;  ///< whose flags it is among
   std::function<void(Draft&, const Value&)> set;
   std::function<bool(const Config&, Value&)> get;  ///< false: unset, not printed
+
+  bool is_of(Command command) const;
 };
 
 /// All options, in the order of --help and --print-config.

@@ -192,6 +192,85 @@ TEST_CASE("--print-config reads back to the same configuration, and preset < fil
   const ProcessResult second = annulus_with({"run", "--config", folder / "b.toml", "--print-config"});
   REQUIRE(second.exit_code == 0);
   CHECK(second.out == first.out);
+  CHECK(second.err.empty());
+}
+
+TEST_CASE("keys of another command in a file are not used, and that is said once") {
+  const TemporaryFolder folder;
+  const std::string path = folder / "job.toml";
+  write_text(path, "seq-len = 64\nthreads = 1\nrepetitions = 2\nranks = 3\n");
+  const ProcessResult plan = annulus_with({"plan", "--config", path});
+  CHECK(plan.exit_code == 0);
+  CHECK(plan.err == "annulus: " + path + ": plan does not use repetitions, threads\n");
+  const ProcessResult launched = run_process({ANNULUS_LAUNCH, "3", ANNULUS_PROGRAM, "check", "--config", path}, 60);
+  CHECK(launched.exit_code == 0);
+  CHECK(launched.err.find("check does not use ranks, repetitions") != std::string::npos);
+  CHECK(launched.err.find("does not use") == launched.err.rfind("does not use"));
+}
+
+TEST_CASE("an option beyond what counts can hold is refused under its own name") {
+  expect_refusal({"plan", "--seq-len", "281474976710657", "--heads", "1", "--head-dim", "1"}, "seq-len 281474976710657 is beyond 2^48");
+  expect_refusal({"plan", "--segment-lengths", "281474976710657"}, "segment-lengths: 281474976710657 is beyond 2^48");
+  expect_refusal({"plan", "--segment-lengths", "8", "--dilation-rates", "281474976710657"},
+                 "dilation-rates: 281474976710657 is beyond 2^48");
+}
+
+TEST_CASE("plan counts 2^64 pairs and more: FLOPs in the table, the sum and JSON are what they are") {
+  const std::vector<std::string> long_problem{"plan", "--seq-len", "1073741824", "--heads", "16", "--ranks", "2"};
+  const ProcessResult text = annulus_with(long_problem);
+  CHECK(text.out.find("4.722e+12 GFLOP") != std::string::npos);
+  std::vector<std::string> json = long_problem;
+  json.emplace_back("--json");
+  CHECK(annulus_with(json).out.find("\"flops\": 4.722366482869645e+21") != std::string::npos);
+  const ProcessResult bytes = annulus_with({"plan", "--seq-len", "17592186044416", "--heads", "16", "--kv-heads", "16", "--head-dim", "256",
+                                            "--dtype", "bf16", "--schedule", "ring-full", "--ranks", "128"});
+  CHECK(bytes.out.find("all ranks: 36605257771267391488 bytes sent") != std::string::npos);
+}
+
+TEST_CASE("threads without the stack that kernels need are refused, and a library that ends the process does not pass for a failed check") {
+  for (const char* size : {"OMP_STACKSIZE=16k", "OMP_STACKSIZE=64", "OMP_STACKSIZE=128k"}) {
+    for (const char* command : {"run", "check", "bench"}) {
+      const ProcessResult result = annulus_with({command, "--seq-len", "64", "--heads", "2", "--threads", "2"}, {size});
+      INFO(size << " " << command << " " << result.err);
+      CHECK((result.exit_code == 2 || result.exit_code == 3));
+      CHECK(result.err.find("annulus: ") != std::string::npos);
+    }
+  }
+  const ProcessResult small = annulus_with(with_small("check", {}), {"OMP_STACKSIZE=300k"});
+  CHECK(small.exit_code == 0);  // one thread, which has the stack of the process
+  const ProcessResult none = annulus_with({"check", "--seq-len", "64", "--threads", "64"}, {"OMP_STACKSIZE=1000000G"});
+  INFO(none.err);
+  CHECK(none.exit_code == 3);
+  CHECK(none.err.find("annulus: a library has ended the process") != std::string::npos);
+  const ProcessResult limited = run_process({"bash", "-c", "ulimit -s 300; exec \"$0\" run --threads 2 --seq-len 64", ANNULUS_PROGRAM}, 60);
+  INFO(limited.err);
+  CHECK(limited.exit_code == 2);
+  CHECK(limited.err.find("ulimit -s") != std::string::npos);
+}
+
+TEST_CASE("file names that are not text are refused, and those that are come back as they were from files and JSON") {
+  const TemporaryFolder folder;
+  for (const char* command : {"run", "bench"}) {
+    expect_refusal(with_small(command, {"--output", folder / "a\xff.h5"}), "a\\xff.h5' is not");
+    expect_refusal(with_small(command, {"--output", folder / "a\xff.h5", "--print-config"}), "a\\xff.h5' is not");
+    expect_refusal(with_small(command, {"--input", "caf\xe9.h5", "--json"}), "caf\\xe9.h5' is not");
+  }
+  expect_refusal(with_small("bench", {"--csv", "\xc3"}), "not");
+  write_text(folder / "nul.toml", "output = \"o.h5\\u0000.tmp\"\n");
+  expect_refusal({"run", "--config", folder / "nul.toml"}, "o.h5\\x00.tmp' is not a file name in UTF-8");
+  CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), std::filesystem::directory_iterator{}) == 1);
+  for (const std::string& name : {std::string("quote\"s'.h5"), std::string("back\\slash.h5"), std::string("tab\tnew\nline.h5"),
+                                  std::string("\x01\x7f.h5"), std::string("caf\xc3\xa9 \xf0\x9f\x98\x80.h5"), std::string("# = [x].h5")}) {
+    INFO(name);
+    const ProcessResult printed = annulus_with(with_small("run", {"--output", folder / name, "--print-config"}));
+    REQUIRE(printed.exit_code == 0);
+    write_text(folder / "named.toml", printed.out);
+    CHECK(annulus_with({"run", "--config", folder / "named.toml", "--print-config"}).out == printed.out);
+    const ProcessResult ran = annulus_with({"run", "--config", folder / "named.toml", "--json"});
+    INFO(ran.err);
+    CHECK(ran.exit_code == 0);
+    CHECK(std::filesystem::exists(folder / name));
+  }
 }
 
 TEST_CASE("a sweep is part of the configuration: --print-config keeps it, and heads may vary under the default of kv-heads") {
