@@ -11,6 +11,7 @@
 #include "launcher.hpp"
 #include "options.hpp"
 #include "same_job.hpp"
+#include "signals.hpp"
 #include "standard_output.hpp"
 
 #include <CLI/CLI.hpp>
@@ -20,7 +21,6 @@
 
 #include <algorithm>
 #include <array>
-#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -92,7 +92,7 @@ void apply_config(Draft& draft, const Subcommand& sub) {
   }
   draft.config.given.merge(given);
   if (unused.empty() || launched_rank() != 0) { return; }
-  fmt::print(stderr, "annulus: {}: {} does not use {}\n", sub.file, to_string(sub.command), fmt::join(unused, ", "));
+  print_error(fmt::format("{}: {} does not use {}", sub.file, to_string(sub.command), fmt::join(unused, ", ")));
 }
 
 /// Preset < file < flags.
@@ -114,13 +114,6 @@ int report(const Error& error) {
   return static_cast<int>(error.code());
 }
 
-extern "C" void remove_and_end(int signal) {
-  print_open_ending();
-  remove_unfinished_results();
-  std::signal(signal, SIG_DFL);
-  std::raise(signal);
-}
-
 /// Set when main() returns: whatever ends the process before that is not this program.
 bool left_by_main = false;
 
@@ -128,8 +121,8 @@ bool left_by_main = false;
 void end_as_failure() {
   if (left_by_main) { return; }
   remove_unfinished_results();
-  std::fflush(nullptr);
-  fmt::print(stderr, "annulus: a library has ended the process; it may have said why above\n");
+  flush_output();
+  print_error("a library has ended the process; it may have said why above");
   std::_Exit(static_cast<int>(ExitCode::runtime_failure));
 }
 
@@ -206,9 +199,7 @@ int run_main(int argc, char** argv) {
     return static_cast<int>(ExitCode::passed);
   }
 
-  std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit then is an error that names the file
-  std::signal(SIGTERM, remove_and_end);
-  std::signal(SIGINT, remove_and_end);
+  tidy_up_on_signals();
   if (invocation.config.share_gpu) { prepare_gpu_sharing(); }
   std::optional<MpiEnvironment> mpi;
   if (!serial && under_launcher()) {

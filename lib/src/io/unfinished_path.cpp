@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <climits>
 #include <cstdio>
+#include <csignal>
 #include <fcntl.h>
 #include <filesystem>
 #include <random>
@@ -34,6 +35,22 @@ std::string temporary_name(const std::string& path) {
   return (target.parent_path() / fmt::format(".{}.partial-{:08x}{:08x}", name, device(), device())).string();
 }
 
+/// Keeps signals away from this thread while it lasts.
+class HeldSignals {
+ public:
+  HeldSignals() {
+    sigset_t all;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_BLOCK, &all, &before_);
+  }
+  ~HeldSignals() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  HeldSignals(const HeldSignals&) = delete;
+  HeldSignals& operator=(const HeldSignals&) = delete;
+
+ private:
+  sigset_t before_{};
+};
+
 }  // namespace
 
 UnfinishedPath::UnfinishedPath(const std::string& path, bool force)
@@ -58,6 +75,8 @@ std::string UnfinishedPath::describe() const { return fmt::format("result file '
 int UnfinishedPath::create() {
   // What will replace a file is nobody else's to read before it has that file's mode.
   const mode_t mode = place_.replaces ? 0600 : 0666;
+  // A signal that came between creation and entry would leave the file: it waits.
+  const HeldSignals held;
   constexpr int kNames = 16;  // of 2^64; one that is taken belongs to another
   int error = EEXIST;
   for (int attempt = 0; attempt < kNames && error == EEXIST; ++attempt) {
