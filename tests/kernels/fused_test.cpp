@@ -157,6 +157,20 @@ TEST_CASE("dilated rows are read and written in place, also where the rate divid
   }
 }
 
+TEST_CASE("segments shorter than a key tile are right, one after the other") {
+  if (skipped()) { return; }
+  for (const std::int64_t d : kHeadDims) {
+    for (const std::int64_t w : {1, 40, 100, 130}) {
+      Problem problem = plain(1, 3000, 2, d);
+      problem.branches = {{w, 1, 0, 2}};
+      Device device(problem, noise(DType::bf16));
+      CAPTURE(d, w);
+      run(device);
+      check(problem, device, 300);
+    }
+  }
+}
+
 TEST_CASE("the same bits from any number of ranks, and from every repetition") {
   if (skipped()) { return; }
   for (const std::int64_t d : kHeadDims) {

@@ -63,7 +63,7 @@ struct Plan {
   static constexpr int kSlotAt = kValueAt + kStages * kKeyBytes;
   static constexpr int kSlotBytes = sizeof(Tile) + 16;
   static constexpr int kBarrierAt = kSlotAt + kSlots * kSlotBytes;
-  static constexpr int kBarriers = 4 * kStages + 2 * kGroups + 2 * kSlots + 2;
+  static constexpr int kBarriers = 5 * kStages + 2 * kGroups + 2 * kSlots + 1;
   static constexpr int kListAt = kBarrierAt + 8 * kBarriers;
   static constexpr int kBytes = kListAt + 16;
 
@@ -105,7 +105,7 @@ struct Places {
   __device__ SharedAddress query_empty(int group) const { return barrier(4 * P::kStages + P::kGroups + group); }
   __device__ SharedAddress slot_full(int n) const { return barrier(4 * P::kStages + 2 * P::kGroups + n % P::kSlots); }
   __device__ SharedAddress slot_empty(int n) const { return barrier(4 * P::kStages + 2 * P::kGroups + P::kSlots + n % P::kSlots); }
-  __device__ SharedAddress tail_full() const { return barrier(P::kBarriers - 2); }
+  __device__ SharedAddress tail_full(int stage) const { return barrier(4 * P::kStages + 2 * P::kGroups + 2 * P::kSlots + stage); }
   __device__ SharedAddress drained() const { return barrier(P::kBarriers - 1); }
   /// Head of the block's list of tiles to do again, -1 if there is none; and the clock at the start.
   __device__ std::int32_t* redo_head() const { return reinterpret_cast<std::int32_t*>(base + P::kListAt); }
@@ -117,6 +117,7 @@ struct Places {
       barrier_init(key_empty(i), P::kWarps);
       barrier_init(value_full(i), 1);
       barrier_init(value_empty(i), P::kWarps);
+      barrier_init(tail_full(i), 1);
     }
     for (int i = 0; i < P::kGroups; ++i) {
       barrier_init(query_full(i), 1);
@@ -126,7 +127,6 @@ struct Places {
       barrier_init(slot_full(i), 2);  // what stands in the slot, and the tile
       barrier_init(slot_empty(i), P::kWarps + 1);
     }
-    barrier_init(tail_full(), 1);
     barrier_init(drained(), P::kWarps);
     *redo_head() = -1;
     *start() = clock64();
@@ -152,9 +152,13 @@ __device__ bool ragged(const Tile& tile, int key_tile) {
 /// Position in the rings of K and V: a stage, and the parity of its present use.
 template <int kStages>
 struct Ring {
-  int step = 0;
-  __device__ int stage() const { return step % kStages; }
-  __device__ std::uint32_t parity() const { return (step / kStages) & 1; }
+  int stage = 0;
+  std::uint32_t parity = 0;
+  __device__ void advance() {
+    const bool around = stage == kStages - 1;
+    stage = around ? 0 : stage + 1;
+    parity ^= around ? 1U : 0U;
+  }
 };
 
 // --- The warpgroup that copies: one thread of it -----------------------------------------------------------------------------------
@@ -221,9 +225,9 @@ struct Producer {
     int key_tile = tile.start;
     Ring<P::kStages> ahead = ring;
     auto copy_k = [&] {
-      copy_keys(tile, keys, key_tile, places.key(ahead.stage()), places.key_full(ahead.stage()), places.key_empty(ahead.stage()),
-                ahead.parity());
-      ++ahead.step;
+      copy_keys(tile, keys, key_tile, places.key(ahead.stage), places.key_full(ahead.stage), places.key_empty(ahead.stage),
+                ahead.parity);
+      ahead.advance();
     };
     constexpr int kDrawAhead = 4;  // key tiles before the last
     constexpr int kPostAhead = 2;
@@ -240,9 +244,9 @@ struct Producer {
         key_tile = next_key_tile<kIndex>(tile, key_tile);
         copy_k();
       }
-      const SharedAddress full = ragged<kIndex>(tile, value_tile) ? places.tail_full() : places.value_full(ring.stage());
-      copy_keys(tile, values, value_tile, places.value(ring.stage()), full, places.value_empty(ring.stage()), ring.parity());
-      ++ring.step;
+      const SharedAddress full = ragged<kIndex>(tile, value_tile) ? places.tail_full(ring.stage) : places.value_full(ring.stage);
+      copy_keys(tile, values, value_tile, places.value(ring.stage), full, places.value_empty(ring.stage), ring.parity);
+      ring.advance();
     }
     return following;
   }
@@ -273,7 +277,7 @@ __device__ __forceinline__ void sweep(const Places<kIndex>& places) {
   using P = Plan<kIndex>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   Ring<P::kStages> ring;
-  int swept = 0;
+  unsigned parities = 0;  // of the next tail in each stage, a bit for each
   for (int n = 0;; ++n) {
     barrier_wait(places.slot_full(n), (n / P::kSlots) & 1);
     const Slot& slot = places.slot(n);
@@ -283,18 +287,18 @@ __device__ __forceinline__ void sweep(const Places<kIndex>& places) {
       const Tile& tile = slot.tile;
       const int length = tile.length;
       int key_tile = tile.start;
-      for (int i = 0; i < length; ++i, ++ring.step, key_tile = next_key_tile<kIndex>(tile, key_tile)) {
+      for (int i = 0; i < length; ++i, ring.advance(), key_tile = next_key_tile<kIndex>(tile, key_tile)) {
         if (!ragged<kIndex>(tile, key_tile)) { continue; }
-        barrier_wait(places.tail_full(), swept & 1);
-        ++swept;
+        barrier_wait(places.tail_full(ring.stage), parities >> ring.stage & 1U);
+        parities ^= 1U << ring.stage;
         const int kept = tile.k_rows % P::kKeys;
         for (int panel = 0; panel < P::kPanels; ++panel) {
-          const SharedAddress rows = places.value(ring.stage()) + panel * P::kKeys * P::kRowBytes;
+          const SharedAddress rows = places.value(ring.stage) + panel * P::kKeys * P::kRowBytes;
           for (int at = kept * P::kRowBytes + lane * 16; at < P::kKeys * P::kRowBytes; at += 32 * 16) { store_zeros(rows + at); }
         }
         async_proxy_fence();
         __syncwarp();
-        if (lane == 0) { barrier_arrive(places.value_full(ring.stage())); }
+        if (lane == 0) { barrier_arrive(places.value_full(ring.stage)); }
       }
     }
     __syncwarp();
@@ -487,11 +491,11 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
       for (int i = 0; i < kKeys / 4; ++i) { p[i] = pack_pair<Element>(s[2 * i], s[2 * i + 1]); }
     };
     auto pass_over = [&](int steps) {
-      for (int i = 0; i < steps; ++i, ++ring.step) {
-        barrier_wait(places.key_full(ring.stage()), ring.parity());
-        release(places.key_empty(ring.stage()));
-        barrier_wait(places.value_full(ring.stage()), ring.parity());
-        release(places.value_empty(ring.stage()));
+      for (int i = 0; i < steps; ++i, ring.advance()) {
+        barrier_wait(places.key_full(ring.stage), ring.parity);
+        release(places.key_empty(ring.stage));
+        barrier_wait(places.value_full(ring.stage), ring.parity);
+        release(places.value_empty(ring.stage));
       }
     };
     auto release_query = [&] {
@@ -518,37 +522,37 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
     for (int i = 0; i < skip; ++i) { key_tile = next_key_tile<kIndex>(tile, key_tile); }
 
     if (count > 0) {
-      barrier_wait(places.key_full(ring.stage()), ring.parity());
+      barrier_wait(places.key_full(ring.stage), ring.parity);
       products_fence();
-      issue_scores(ring.stage());
+      issue_scores(ring.stage);
       products_wait<0>();
       pin(s);
-      release(places.key_empty(ring.stage()));
+      release(places.key_empty(ring.stage));
       if (count == 1) { release_query(); }
       softmax(key_tile);
       convert();
-      barrier_wait(places.value_full(ring.stage()), ring.parity());
+      barrier_wait(places.value_full(ring.stage), ring.parity);
 
       for (int i = 1; i < count; ++i) {
-        const int previous = ring.stage();
-        ++ring.step;
+        const int previous = ring.stage;
+        ring.advance();
         key_tile = next_key_tile<kIndex>(tile, key_tile);
-        barrier_wait(places.key_full(ring.stage()), ring.parity());
+        barrier_wait(places.key_full(ring.stage), ring.parity);
         pin(s);
         pin(o);
         products_fence();
-        issue_scores(ring.stage());
+        issue_scores(ring.stage);
         products_fence();
         issue_output(previous);
         products_wait<1>();
         pin(s);
-        release(places.key_empty(ring.stage()));
+        release(places.key_empty(ring.stage));
         if (i + 1 == count) { release_query(); }
         softmax(key_tile);
         // The exponentials are to be made under the product with V. The assembler would hoist the wait below over them to the top of its
         // basic block; the wait for V's copy, needed anyway, is a loop, and so a border that it does not cross.
         pin(s);
-        barrier_wait(places.value_full(ring.stage()), ring.parity());
+        barrier_wait(places.value_full(ring.stage), ring.parity);
         products_wait<0>();
         pin(o);
         release(places.value_empty(previous));
@@ -556,11 +560,11 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
       }
       pin(o);
       products_fence();
-      issue_output(ring.stage());
+      issue_output(ring.stage);
       products_wait<0>();
       pin(o);
-      release(places.value_empty(ring.stage()));
-      ++ring.step;
+      release(places.value_empty(ring.stage));
+      ring.advance();
     } else {
       release_query();
     }

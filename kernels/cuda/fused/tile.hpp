@@ -17,13 +17,13 @@ struct TileShape {
 
 /// The one table. A shape stands or falls with registers and shared memory: README.md of this folder says what each line gave up.
 inline constexpr TileShape kTileShapes[] = {
-    {.head_dim = 16, .warpgroups = 3, .keys = 128, .stages = 2, .query_in_registers = true},
-    {.head_dim = 24, .warpgroups = 4, .keys = 64, .stages = 2, .query_in_registers = true},
-    {.head_dim = 32, .warpgroups = 3, .keys = 128, .stages = 2, .query_in_registers = true},
-    {.head_dim = 48, .warpgroups = 3, .keys = 128, .stages = 2, .query_in_registers = true},
-    {.head_dim = 64, .warpgroups = 3, .keys = 128, .stages = 2, .query_in_registers = false},
-    {.head_dim = 96, .warpgroups = 2, .keys = 128, .stages = 2, .query_in_registers = true},
-    {.head_dim = 128, .warpgroups = 2, .keys = 128, .stages = 2, .query_in_registers = true},
+    {.head_dim = 16, .warpgroups = 3, .keys = 128, .stages = 4, .query_in_registers = true},
+    {.head_dim = 24, .warpgroups = 4, .keys = 64, .stages = 4, .query_in_registers = true},
+    {.head_dim = 32, .warpgroups = 3, .keys = 128, .stages = 4, .query_in_registers = true},
+    {.head_dim = 48, .warpgroups = 3, .keys = 128, .stages = 4, .query_in_registers = true},
+    {.head_dim = 64, .warpgroups = 3, .keys = 128, .stages = 4, .query_in_registers = false},
+    {.head_dim = 96, .warpgroups = 2, .keys = 128, .stages = 3, .query_in_registers = true},
+    {.head_dim = 128, .warpgroups = 2, .keys = 128, .stages = 3, .query_in_registers = true},
     {.head_dim = 256, .warpgroups = 2, .keys = 64, .stages = 2, .query_in_registers = false},
 };
 
