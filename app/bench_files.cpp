@@ -6,10 +6,8 @@
 
 #include <spdlog/spdlog.h>
 
-#include <filesystem>
 #include <iterator>
 #include <string_view>
-#include <system_error>
 #include <variant>
 
 namespace annulus::app {
@@ -107,11 +105,6 @@ BenchFiles::BenchFiles(const Invocation& invocation, const Communicator& comm) :
   const Config& config = invocation.config;
   together(comm, [&] {
     if (comm.rank() != 0) { return; }
-    std::error_code ignored;
-    const bool both = !config.csv.empty() && !config.output.empty();
-    ANNULUS_EXPECTS(
-        !both || std::filesystem::weakly_canonical(config.csv, ignored) != std::filesystem::weakly_canonical(config.output, ignored),
-        "--csv and --output are the same file, {}", config.csv);
     constexpr std::int64_t kCsvRow = 100;
     constexpr std::int64_t kHdf5Row = 2000;
     const std::size_t rows = invocation.rows.size();

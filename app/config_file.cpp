@@ -7,8 +7,15 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cmath>
+#include <fcntl.h>
 #include <filesystem>
+#include <memory>
+#include <sstream>
+#include <sys/stat.h>
+#include <system_error>
+#include <unistd.h>
 
 namespace annulus::app {
 
@@ -89,10 +96,46 @@ std::string in_toml(const Value& value) {
 
 }  // namespace
 
-void apply_file(Draft& draft, const std::string& path) {
+bool is_regular_file(const std::string& path) {
+  struct stat status{};
+  return ::stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
+}
+
+bool is_pipe(const std::string& path) {
+  struct stat status{};
+  return ::stat(path.c_str(), &status) == 0 && S_ISFIFO(status.st_mode);
+}
+
+std::string read_config(const std::string& path) {
+  const auto require = [&](bool succeeded, int error) {
+    ANNULUS_EXPECTS(succeeded, "configuration file '{}': {}", path, std::generic_category().message(error));
+  };
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  require(descriptor >= 0, errno);
+  const std::unique_ptr<const int, void (*)(const int*)> closed(&descriptor, [](const int* open) { ::close(*open); });
+  struct stat status{};
+  require(::fstat(descriptor, &status) == 0, errno);
+  require(!S_ISDIR(status.st_mode), EISDIR);
+  ANNULUS_EXPECTS(S_ISREG(status.st_mode) || S_ISFIFO(status.st_mode),
+                  "configuration file '{}' is a device or socket, neither a file nor a pipe", path);
+  std::string text;
+  constexpr std::size_t kMostBytes = std::size_t{16} << 20;
+  std::array<char, 65536> buffer{};
+  while (true) {
+    const ssize_t got = ::read(descriptor, buffer.data(), buffer.size());
+    if (got < 0 && errno == EINTR) { continue; }
+    require(got >= 0, errno);
+    if (got == 0) { return text; }
+    text.append(buffer.data(), static_cast<std::size_t>(got));
+    ANNULUS_EXPECTS(text.size() <= kMostBytes, "configuration file '{}' has more than {} bytes; it cannot be a configuration", path,
+                    kMostBytes);
+  }
+}
+
+void apply_config(Draft& draft, const std::string& text, const std::string& path) {
   toml::table table;
   try {
-    table = toml::parse_file(path);
+    table = toml::parse(text, path);
   } catch (const toml::parse_error& error) {
     throw InvalidArgument(fmt::format("{}:{}: {}", path, error.source().begin.line, error.description()));
   }

@@ -7,9 +7,18 @@
 
 namespace annulus::app {
 
-/// Applies a TOML file: flat keys, named like the flags. Unknown keys and wrong types are refused with file and line.
+/// Whether `path` is a file that can be read again, unlike a pipe.
+bool is_regular_file(const std::string& path);
+/// Whether `path` is a pipe: whoever reads it empties it.
+bool is_pipe(const std::string& path);
+
+/// The bytes of a file or pipe. @throws InvalidArgument with the system's reason if it is neither, cannot be read, or is no configuration
+/// by its size
+std::string read_config(const std::string& path);
+
+/// Applies a TOML text read from `path`: flat keys, named like the flags. Unknown keys and wrong types are refused with file and line.
 /// @throws InvalidArgument
-void apply_file(Draft& draft, const std::string& path);
+void apply_config(Draft& draft, const std::string& text, const std::string& path);
 
 /// Path of a preset's file, beside an installed program or in the source tree. @throws InvalidArgument with the presets that exist
 std::string preset_path(const std::string& name);

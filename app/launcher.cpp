@@ -18,7 +18,8 @@ namespace {
 constexpr std::array<const char*, 4> kRankVariables{"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "PALS_RANKID"};
 constexpr std::array<const char*, 2> kSizeVariables{"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"};
 constexpr std::array<const char*, 2> kLocalSizeVariables{"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"};
-constexpr std::array<const char*, 2> kLocalRankVariables{"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"};
+constexpr std::array<const char*, 5> kLocalRankVariables{"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK",
+                                                         "PALS_LOCAL_RANKID", "SLURM_LOCALID"};
 constexpr std::array<std::string_view, 7> kLaunchers{"mpirun", "mpiexec", "orterun", "orted", "prte", "prun", "hydra_pmi_proxy"};
 
 template <std::size_t kCount>
@@ -59,6 +60,8 @@ std::int64_t children_of(pid_t parent) {
 bool under_launcher() { return first_of(kRankVariables) != nullptr || first_of(kSizeVariables) != nullptr; }
 
 std::int64_t launched_rank() { return number_in(kRankVariables, 0); }
+
+bool first_on_host() { return !under_launcher() || number_in(kLocalRankVariables, 0) == 0; }
 
 std::int64_t slurm_tasks() { return number_in(std::array{"SLURM_STEP_NUM_TASKS"}, 1); }
 

@@ -15,6 +15,9 @@ bool under_launcher();
 /// The rank that the launcher gave this process; 0 without one.
 std::int64_t launched_rank();
 
+/// Whether this rank is the first of its host, by what the launcher says; where it says nothing, every rank is.
+bool first_on_host();
+
 /// Tasks of the Slurm step this process belongs to; 1 outside one.
 std::int64_t slurm_tasks();
 

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <annulus/attention/session.hpp>
 #include <annulus/core/build_info.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/core/text.hpp>
+#include <annulus/io/examine_input.hpp>
+#include <annulus/io/file_identity.hpp>
 #include <annulus/io/result_file.hpp>
 #include <annulus/transport/communicator.hpp>
 #include <annulus/transport/gpu_transports.hpp>
@@ -44,6 +47,7 @@ struct Subcommand {
   std::map<std::string_view, std::string> typed;  ///< by option name
   std::string preset;
   std::string file;
+  std::optional<std::string> file_text;  ///< of `file`, once it is read
   bool print_config = false;
   bool json = false;
 };
@@ -82,10 +86,11 @@ void add_options(Subcommand& sub) {
   sub.parser->add_flag("--json", sub.json, "print the result as JSON")->group("Configuration");
 }
 
-/// Applies a file. What it says of other commands is not used, which may be meant (one file for run and plan) and is said.
-void apply_config(Draft& draft, const Subcommand& sub) {
+/// Applies --config, which is read. What it says of other commands is not used, which may be meant (one file for run and plan) and is said.
+void apply_file(Draft& draft, const Subcommand& sub) {
+  draft.config.config_file = sub.file;
   auto given = std::exchange(draft.config.given, {});
-  apply_file(draft, sub.file);
+  apply_config(draft, *sub.file_text, sub.file);
   std::vector<std::string> unused;
   for (const std::string& name : draft.config.given) {
     if (!find_option(name)->is_of(sub.command)) { unused.push_back(name); }
@@ -98,8 +103,11 @@ void apply_config(Draft& draft, const Subcommand& sub) {
 /// Preset < file < flags.
 Draft gather_options(const Subcommand& sub) {
   Draft draft;
-  if (!sub.preset.empty()) { apply_file(draft, preset_path(sub.preset)); }
-  if (!sub.file.empty()) { apply_config(draft, sub); }
+  if (!sub.preset.empty()) {
+    draft.config.preset_file = preset_path(sub.preset);
+    apply_config(draft, read_config(draft.config.preset_file), draft.config.preset_file);
+  }
+  if (sub.file_text) { apply_file(draft, sub); }
   for (const Option& option : options()) {
     const auto typed = sub.typed.find(option.name);
     if (typed == sub.typed.end() || sub.parser->count("--" + std::string(option.name)) == 0) { continue; }
@@ -126,6 +134,16 @@ void end_as_failure() {
   std::_Exit(static_cast<int>(ExitCode::runtime_failure));
 }
 
+/// The text of the configuration file `path` on a rank that cannot read it itself; `piped` is what rank 0 read from a pipe, after the
+/// pipe's name and a NUL.
+std::string piped_config(const std::string& path, const std::string& piped) {
+  if (piped.size() > path.size() && piped.compare(0, path.size(), path) == 0 && piped[path.size()] == '\0') {
+    return piped.substr(path.size() + 1);
+  }
+  ANNULUS_EXPECTS(!is_pipe(path), "configuration file '{}' is a pipe, which can be read once; rank 0 would, and does not", path);
+  return read_config(path);
+}
+
 /// What the chosen subcommand is to do.
 /// @throws InvalidArgument for what files and flags say wrong
 Invocation invocation_of(const Subcommand& chosen, int argc, char** argv) {
@@ -144,6 +162,7 @@ Invocation invocation_of(const Subcommand& chosen, int argc, char** argv) {
   } else {
     invocation.config = complete(std::move(draft));
   }
+  require_distinct_files(named_files(invocation.config));
   return invocation;
 }
 
@@ -168,13 +187,25 @@ int run_main(int argc, char** argv) {
     add_options(subcommands[i]);
   }
   const bool speaks = launched_rank() == 0;
-  const Subcommand* chosen = nullptr;
+  Subcommand* chosen = nullptr;
   Invocation invocation;
   std::exception_ptr failure;
+  bool serial = false;
+  bool waits = false;
   try {
     parser.parse(argc, argv);
     chosen = &*std::find_if(subcommands.begin(), subcommands.end(), [](const Subcommand& sub) { return sub.parser->parsed(); });
-    invocation = invocation_of(*chosen, argc, argv);
+    // Work of one process that needs no MPI. The other ranks of a launcher leave without a word, and with success: a launcher that sees a
+    // failure ends rank 0, which may not have spoken yet.
+    serial = chosen->command == Command::plan || chosen->print_config;
+    if (serial && !speaks) { return static_cast<int>(ExitCode::passed); }
+    // A pipe can be read once, by rank 0, which sends the others what it read.
+    waits = !serial && under_launcher() && !speaks && !chosen->file.empty() && !is_regular_file(chosen->file);
+    if (!chosen->file.empty() && !waits) { chosen->file_text = read_config(chosen->file); }
+    if (!waits) { invocation = invocation_of(*chosen, argc, argv); }
+    // Before MPI starts, and before any rank opens it: the others of the host wait in MPI for the verdict.
+    const bool reads = !invocation.config.input.empty() && !chosen->print_config && invocation.config.cases == 0;
+    if (reads && first_on_host()) { examine_input(invocation.config.input); }
   } catch (const CLI::Success& wanted) {
     std::ostringstream text;  // of --help and --version
     parser.exit(wanted, text, text);
@@ -188,10 +219,6 @@ int run_main(int argc, char** argv) {
     failure = std::make_exception_ptr(InvalidArgument(message));
   } catch (const Error&) { failure = std::current_exception(); }
 
-  // Work of one process that needs no MPI. The other ranks of a launcher leave without a word, and with success: a launcher that sees a
-  // failure ends rank 0, which may not have spoken yet.
-  const bool serial = chosen != nullptr && (chosen->command == Command::plan || chosen->print_config);
-  if (serial && !speaks) { return static_cast<int>(ExitCode::passed); }
   if (failure && (serial || !under_launcher())) { std::rethrow_exception(failure); }
   if (chosen != nullptr && chosen->print_config) {
     print_text(to_toml(invocation.config, invocation.command));
@@ -204,15 +231,22 @@ int run_main(int argc, char** argv) {
   std::optional<MpiEnvironment> mpi;
   if (!serial && under_launcher()) {
     mpi.emplace(&argc, &argv, invocation.config.timeout_s, [siblings = Siblings()]() mutable { return siblings.missing(); });
+    try {
+      mpi->require_one_version(invocation.config.timeout_s);
+    } catch (const AgreedError& error) {
+      // All ranks know, and none goes on.
+      return error.reporter() ? report(error) : static_cast<int>(error.code());
+    }
+    const bool read_pipe = speaks && chosen != nullptr && chosen->file_text && !is_regular_file(chosen->file);
+    const std::string piped = mpi->from_rank_0(read_pipe ? chosen->file + '\0' + *chosen->file_text : std::string());
+    try {
+      if (waits) {
+        chosen->file_text = piped_config(chosen->file, piped);
+        invocation = invocation_of(*chosen, argc, argv);
+      }
+    } catch (const Error&) { failure = std::current_exception(); }
   }
-  std::optional<Communicator> world;
-  try {
-    world = mpi ? Communicator::world(invocation.config.timeout_s) : Communicator::single();
-  } catch (const AgreedError& error) {
-    // Ranks of other versions: all of them know, and none goes on.
-    return error.reporter() ? report(error) : static_cast<int>(error.code());
-  }
-  const Communicator& comm = *world;
+  const Communicator comm = mpi ? Communicator::world(invocation.config.timeout_s) : Communicator::single();
   const bool lost_peers = comm.size() == 1 && slurm_tasks() > 1 && std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr;
   if (lost_peers && !serial) {
     throw InvalidArgument(fmt::format(
@@ -227,9 +261,7 @@ int run_main(int argc, char** argv) {
         require_same_invocation(invocation, comm);
         code = execute(invocation, comm);
         together(comm, finish_output);
-      } catch (const AgreedError&) {
-        throw;
-      } catch (...) {
+      } catch (const AgreedError&) { throw; } catch (...) {
         flush_output();  // what was reported until then
         throw;
       }

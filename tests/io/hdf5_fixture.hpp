@@ -2,6 +2,8 @@
 // Files for the tests of lib/io, made and read with the HDF5 C API alone.
 #pragma once
 
+#include <annulus/core/error.hpp>
+#include <annulus/io/source.hpp>
 #include <annulus_test.hpp>
 
 #include "raw_dataset.hpp"
@@ -9,6 +11,7 @@
 
 #include <hdf5.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -26,6 +29,59 @@ inline bool is_float_type(hid_t type, std::size_t bytes, std::size_t exponent_bi
   return H5Tget_class(type) == H5T_FLOAT && H5Tget_size(type) == bytes && H5Tget_order(type) == H5T_ORDER_LE && exponent == exponent_bits &&
          mantissa == mantissa_bits && mantissa_at == 0 && exponent_at == mantissa_bits && sign == 8 * bytes - 1 &&
          H5Tget_ebias(type) == (std::size_t{1} << (exponent_bits - 1)) - 1;
+}
+
+/// The message with which open_input refuses `path`; every one names the file.
+inline std::string refusal(const std::string& path) {
+  try {
+    open_input(path);
+  } catch (const InvalidArgument& error) {
+    CHECK_THAT(error.what(), contains_text(path));
+    CHECK(std::string(error.what()).find('\n') == std::string::npos);
+    return error.what();
+  }
+  return "accepted";
+}
+
+/// A filter that is registered as long as it lives; `filter` as H5Z_class2_t wants it, and told by the flag H5Z_FLAG_REVERSE to decode.
+class RegisteredFilter {
+ public:
+  RegisteredFilter(H5Z_filter_t id, const char* name, H5Z_func_t filter) : id_(id) {
+    const H5Z_class2_t kind{H5Z_CLASS_T_VERS, id, 1, 1, name, nullptr, nullptr, filter};
+    REQUIRE(H5Zregister(&kind) >= 0);
+  }
+  ~RegisteredFilter() { H5Zunregister(id_); }
+  RegisteredFilter(const RegisteredFilter&) = delete;
+  RegisteredFilter& operator=(const RegisteredFilter&) = delete;
+
+ private:
+  H5Z_filter_t id_;
+};
+
+/// Writes q [extents], k and v [extents with kv_heads heads] of the numbers 0, 1, 2, ..., in fp32 and chunks that `filter` encodes.
+inline void write_filtered(const std::string& path, H5Z_filter_t filter, const std::vector<hsize_t>& extents, hsize_t kv_heads,
+                           const std::vector<hsize_t>& chunk) {
+  const hid_t file = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+  REQUIRE(file >= 0);
+  for (const char* name : {"q", "k", "v"}) {
+    std::vector<hsize_t> own = extents;
+    if (name[0] != 'q') { own[own.size() - 2] = kv_heads; }
+    std::vector<hsize_t> own_chunk = chunk;
+    for (std::size_t axis = 0; axis < own.size(); ++axis) { own_chunk[axis] = std::min(chunk[axis], own[axis]); }
+    const hid_t creation = H5Pcreate(H5P_DATASET_CREATE);
+    REQUIRE(H5Pset_chunk(creation, static_cast<int>(own.size()), own_chunk.data()) >= 0);
+    REQUIRE(H5Pset_filter(creation, filter, H5Z_FLAG_MANDATORY, 0, nullptr) >= 0);
+    const hid_t space = H5Screate_simple(static_cast<int>(own.size()), own.data(), nullptr);
+    const hid_t dataset = H5Dcreate2(file, name, H5T_IEEE_F32LE, space, H5P_DEFAULT, creation, H5P_DEFAULT);
+    REQUIRE(dataset >= 0);
+    std::vector<float> values(static_cast<std::size_t>(H5Sget_simple_extent_npoints(space)));
+    for (std::size_t i = 0; i < values.size(); ++i) { values[i] = static_cast<float>(i % 4093) / 64.0F; }
+    REQUIRE(H5Dwrite(dataset, H5T_IEEE_F32LE, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()) >= 0);
+    H5Dclose(dataset);
+    H5Sclose(space);
+    H5Pclose(creation);
+  }
+  H5Fclose(file);
 }
 
 /// A 16-bit float type; closed by the caller.
@@ -49,12 +105,14 @@ class FileWriter {
 
   hid_t get() const { return file_; }
 
-  /// `elements` are in `type`; nullptr leaves them zero.
+  /// `elements` are in `type`; nullptr writes zeros.
   void dataset(const std::string& name, hid_t type, const std::vector<hsize_t>& extents, const void* elements = nullptr) {
     const hid_t space = H5Screate_simple(static_cast<int>(extents.size()), extents.data(), nullptr);
     const hid_t dataset = H5Dcreate2(file_, name.c_str(), type, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
     REQUIRE(dataset >= 0);
-    if (elements != nullptr) { REQUIRE(H5Dwrite(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, elements) >= 0); }
+    const auto values = static_cast<std::size_t>(H5Sget_simple_extent_npoints(space));
+    const std::vector<std::uint8_t> zeros(elements == nullptr ? values * H5Tget_size(type) : 0);
+    if (values > 0) { REQUIRE(H5Dwrite(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, elements == nullptr ? zeros.data() : elements) >= 0); }
     H5Dclose(dataset);
     H5Sclose(space);
   }

@@ -24,21 +24,10 @@ namespace {
 using namespace annulus;
 using test::contains_text;
 using test::FileWriter;
+using test::refusal;
 using test::TemporaryFolder;
 
 const std::string kSample = std::string(ANNULUS_TEST_DATA) + "/attention_sample.h5";
-
-/// The message with which open_input refuses `path`; every one names the file.
-std::string refusal(const std::string& path) {
-  try {
-    open_input(path);
-  } catch (const InvalidArgument& error) {
-    CHECK_THAT(error.what(), contains_text(path));
-    CHECK(std::string(error.what()).find('\n') == std::string::npos);
-    return error.what();
-  }
-  return "accepted";
-}
 
 /// A valid fp32 file of zeros except that the dataset `name`, if any, has another type or shape.
 void write_case(const std::string& path, const std::string& name, hid_t type, const std::vector<hsize_t>& extents) {

@@ -210,33 +210,44 @@ std::vector<kernels::PackTask> RingExecutor::pack_tasks(const PackItem& item) co
 }
 
 void RingExecutor::load(const TensorSource& source) {
-  const Problem& problem = plan_.problem;
-  std::vector<std::byte> staging;
-  const auto read = [&](Tensor tensor, std::int64_t heads, std::byte* target) {
-    const std::int64_t row_bytes = heads * problem.head_dim * size_of(problem.dtype);
-    const std::int64_t chunk_rows = std::max<std::int64_t>(1, kStagingBytes / row_bytes);
-    for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
-      for (const ShardPiece& piece : plan_.shard.pieces) {
-        ANNULUS_ASSERT(piece.global.stride == 1, "reading rows {} apart", piece.global.stride);
-        for (std::int64_t done = 0; done < piece.global.count; done += chunk_rows) {
-          const std::int64_t count = std::min(chunk_rows, piece.global.count - done);
-          std::byte* rows = target + (batch * plan_.local_rows + piece.local_first + done) * row_bytes;
-          if (backend_.host_memory()) {
-            source.read(tensor, batch, piece.global.first + done, count, problem.dtype, rows);
-          } else {
-            staging.resize(static_cast<std::size_t>(chunk_rows * row_bytes));
-            source.read(tensor, batch, piece.global.first + done, count, problem.dtype, staging.data());
-            backend_.upload(queue_, rows, staging.data(), count * row_bytes);
-            queue_.synchronize();
-          }
-          watchdog_.progress();
-        }
-      }
+  for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) { load(source, tensor); }
+}
+
+void RingExecutor::load(const TensorSource& source, Tensor tensor) {
+  for (std::int64_t batch = 0; batch < plan_.problem.batch; ++batch) {
+    for (const ShardPiece& piece : plan_.shard.pieces) {
+      ANNULUS_ASSERT(piece.global.stride == 1, "reading rows {} apart", piece.global.stride);
+      load_rows(source, tensor, batch, piece.global.first, piece.global.count);
     }
-  };
-  read(Tensor::q, problem.heads, q_.get());
-  read(Tensor::k, problem.kv_heads, resident_.get());
-  read(Tensor::v, problem.kv_heads, resident_.get() + resident_.bytes() / 2);
+  }
+}
+
+void RingExecutor::load_rows(const TensorSource& source, Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count) {
+  const Problem& problem = plan_.problem;
+  const std::int64_t row_bytes = (tensor == Tensor::q ? problem.heads : problem.kv_heads) * problem.head_dim * size_of(problem.dtype);
+  std::byte* target = tensor == Tensor::q ? q_.get() : resident_.get() + (tensor == Tensor::k ? 0 : resident_.bytes() / 2);
+  const auto owner = std::find_if(plan_.shard.pieces.begin(), plan_.shard.pieces.end(),
+                                  [&](const ShardPiece& piece) { return piece.global.contains(first); });
+  if (count == 0) { return; }
+  ANNULUS_ASSERT(owner != plan_.shard.pieces.end(), "row {} is not of this rank", first);
+  const std::int64_t local = owner->local_first + first - owner->global.first;
+  target += (batch * plan_.local_rows + local) * row_bytes;
+  const std::int64_t staged_rows = std::max<std::int64_t>(1, kStagingBytes / row_bytes);
+  const auto bands = source.bands(tensor);
+  std::vector<std::byte> staging(backend_.host_memory() ? 0 : static_cast<std::size_t>(std::min(staged_rows, count) * row_bytes));
+  for (std::int64_t done = 0, part = 0; done < count; done += part) {
+    part = std::min(staged_rows, count - done);
+    if (backend_.host_memory()) {
+      // A whole band at a time is read to its place without a copy.
+      if (bands) { part = std::min(count - done, bands->rows - (first + done) % bands->rows); }
+      source.read(tensor, batch, first + done, part, problem.dtype, target + done * row_bytes);
+    } else {
+      source.read(tensor, batch, first + done, part, problem.dtype, staging.data());
+      backend_.upload(queue_, target + done * row_bytes, staging.data(), part * row_bytes);
+      queue_.synchronize();
+    }
+    watchdog_.progress();
+  }
 }
 
 void RingExecutor::warm_up() {

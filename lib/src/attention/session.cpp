@@ -7,12 +7,17 @@
 #include <annulus/plan/cost.hpp>
 #include <annulus/transport/gpu_assignment.hpp>
 
+#include "attention/host_load.hpp"
+#include "backend/host_memory.hpp"
 #include "same_problem.hpp"
+
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <mutex>
 
 namespace annulus {
 
@@ -56,8 +61,40 @@ std::shared_ptr<const TensorSource> open_source(Config& config) {
 
 }  // namespace
 
+namespace {
+
+/// Nothing else tells [batch, heads, seq, head_dim] from the layout that is read. Once in a process, for its first configuration.
+void warn_of_layout(const Config& config) {
+  static std::once_flag warned;
+  if (config.input.empty() || config.problem.seq_len >= config.problem.heads) { return; }
+  std::call_once(warned, [&] {
+    spdlog::warn("input file '{}' has {} rows and {} heads: is it [batch, seq, heads, head_dim]?", config.input, config.problem.seq_len,
+                 config.problem.heads);
+  });
+}
+
+}  // namespace
+
+std::vector<NamedFile> named_files(const Config& config, const TensorSource* source) {
+  std::vector<NamedFile> files{{"standard output", "/dev/stdout", FileUse::printed}, {"standard error", "/dev/stderr", FileUse::printed}};
+  const auto add = [&](const char* role, const std::string& path, FileUse use) {
+    if (!path.empty()) { files.push_back({role, path, use}); }
+  };
+  add("the preset", config.preset_file, FileUse::read);
+  add("--config", config.config_file, FileUse::read);
+  add("--input", config.input, FileUse::read);
+  if (source != nullptr) {
+    const std::vector<std::string> paths = source->files();
+    for (std::size_t index = 1; index < paths.size(); ++index) { add("a part of --input,", paths[index], FileUse::read); }
+  }
+  add("--output", config.output, FileUse::written);
+  add("--csv", config.csv, FileUse::written);
+  return files;
+}
+
 Config resolve_without_input(Config config) {
   open_source(config);
+  warn_of_layout(config);
   return config;
 }
 
@@ -93,7 +130,9 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
                     "--virtual-ranks {} runs over transport loopback, not {}", config.virtual_ranks, to_string(config.transport));
     ANNULUS_EXPECTS(!loopback || comm.size() == 1, "transport loopback runs in one process, and this job has {}", comm.size());
     if (loopback) { config.transport = TransportKind::loopback; }
+    if (comm.rank() == 0) { require_distinct_files(named_files(config, resolved.source.get())); }
   });
+  if (comm.rank() == 0) { warn_of_layout(config); }
   resolved.ranks = config.transport == TransportKind::loopback ? config.virtual_ranks : comm.size();
   resolved.config = std::move(config);
   require_same_problem(resolved, comm);
@@ -136,6 +175,19 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   together(comm, [&] {
     predicted_bytes_ = backend_->workspace_bytes(config.problem.head_dim, config.problem.dtype);
     for (const RingPlan& plan : plans) { predicted_bytes_ += plan_memory(plan, backend_->accumulator_bytes()).total(); }
+    std::int64_t reading = 0;
+    for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
+      if (const auto bands = resolved.source->bands(tensor)) { reading += bands->bytes(); }
+      if (comm.host_size() > 1) { reading += host_load_bytes(*resolved.source, tensor); }
+    }
+    if (backend_->host_memory()) {
+      predicted_bytes_ += reading;
+    } else {
+      const std::int64_t free = available_host_memory() / comm.host_size();
+      ANNULUS_EXPECTS(reading <= free,
+                      "rank {} on {} needs {} bytes of host memory to read {}, whose chunks are that large, and {} are free", comm.rank(),
+                      comm.host(), reading, resolved.source->describe(), free);
+    }
     const std::int64_t available = backend_->available_bytes() / sharing;
     ANNULUS_EXPECTS(predicted_bytes_ <= available, "rank {} on {} needs {} bytes by plan and {} are free ({} of them for each of {} ranks)",
                     comm.rank(), comm.host(), predicted_bytes_, available * sharing, available, sharing);
@@ -171,10 +223,28 @@ const Pattern& Session::pattern() const { return resolved_.config.pattern; }
 
 void Session::load() {
   together(comm_, [&] {
-    for (const auto& executor : executors_) {
-      executor->load(*resolved_.source);
-      executor->warm_up();
+    const TensorSource& source = *resolved_.source;
+    const Partition partition(resolved_.config.partition, problem().seq_len, resolved_.ranks);
+    std::exception_ptr failure;
+    for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
+      // Where rows lie in chunks that are decoded whole, the ranks of a host decode each of them once for all.
+      const bool shared = comm_.host_size() > 1 && source.bands(tensor).has_value();
+      try {
+        if (shared) {
+          load_on_host(source, tensor, comm_, partition,
+                       [&](const TensorSource& rows, Tensor which, std::int64_t batch, std::int64_t first, std::int64_t count) {
+                         executors_.front()->load_rows(rows, which, batch, first, count);
+                       });
+        } else if (!failure) {
+          for (const auto& executor : executors_) { executor->load(source, tensor); }
+        }
+      } catch (...) {
+        if (!failure) { failure = std::current_exception(); }  // the host's other ranks are still to be served
+      }
     }
+    source.release_buffers();
+    if (failure) { std::rethrow_exception(failure); }
+    for (const auto& executor : executors_) { executor->warm_up(); }
   });
 }
 

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "hdf5_handle.hpp"
 
-#include <annulus/core/error.hpp>
-
 #include <string_view>
 
 namespace annulus {
@@ -77,7 +75,7 @@ std::string innermost_hdf5_error() {
 template <class Status>
 Status check_h5(Status status, const char* call, std::source_location where) {
   if (status < 0) {
-    throw RuntimeFailure(fmt::format("HDF5: {} failed: {} ({}:{})", call, innermost_hdf5_error(), where.file_name(), where.line()));
+    throw Hdf5Failure(fmt::format("HDF5: {} failed: {} ({}:{})", call, innermost_hdf5_error(), where.file_name(), where.line()));
   }
   return status;
 }

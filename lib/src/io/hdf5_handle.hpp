@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/core/error.hpp>
+
 #include <hdf5.h>
 
 #include <mutex>
@@ -50,8 +52,14 @@ class Hdf5Handle {
 /// The innermost message of HDF5's error stack: for a failed system call the system's own words.
 std::string innermost_hdf5_error();
 
+/// A call into HDF5 that failed.
+class Hdf5Failure : public RuntimeFailure {
+ public:
+  using RuntimeFailure::RuntimeFailure;
+};
+
 /// `status` of `call` if it is not negative.
-/// @throws RuntimeFailure with `call`, HDF5's innermost message and the place
+/// @throws Hdf5Failure with `call`, HDF5's innermost message and the place
 template <class Status>
 Status check_h5(Status status, const char* call, std::source_location where = std::source_location::current());
 

@@ -1,23 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "hdf5_input.hpp"
+
 #include <annulus/core/error.hpp>
 #include <annulus/io/source.hpp>
+#include <annulus/pattern/progression.hpp>
 
+#include "complete_dataset.hpp"
 #include "element_convert.hpp"
 #include "hdf5_handle.hpp"
+#include "hdf5_open.hpp"
 #include "hdf5_sample.hpp"
 #include "hdf5_types.hpp"
+#include "source_files.hpp"
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <cmath>
 #include <cstddef>
 #include <cstring>
-#include <fcntl.h>
-#include <string_view>
-#include <sys/stat.h>
-#include <system_error>
-#include <unistd.h>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <utility>
 #include <vector>
 
 namespace annulus {
@@ -32,56 +36,22 @@ constexpr std::array<Tensor, 3> kTensors{Tensor::q, Tensor::k, Tensor::v};
 /// One open dataset of the input.
 struct InputDataset {
   Hdf5Handle dataset;
-  Hdf5Handle type;  ///< the file's own, which is the memory type of every read
+  std::string file;  ///< path of the file that holds it
+  Hdf5Handle type;   ///< the file's own, which is the memory type of every read
   FileDType dtype;
   std::vector<hsize_t> extents;
 };
 
-/// "[1, 8192, 9, 64]"
-std::string shape_text(const std::vector<hsize_t>& extents) {
-  std::string text = "[";
-  for (const hsize_t extent : extents) { text += fmt::format("{}{}", text.size() == 1 ? "" : ", ", extent); }
-  return text + "]";
-}
-
-/// Refuses with the system's reason what HDF5 would call "unable to open file".
-void require_regular_file(const std::string& path) {
-  const auto refuse = [&](int error) {
-    throw InvalidArgument(fmt::format("input file '{}': {}", path, std::generic_category().message(error)));
-  };
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (descriptor < 0) { refuse(errno); }
-  struct stat status{};
-  const int error = ::fstat(descriptor, &status) == 0 ? 0 : errno;
-  ::close(descriptor);
-  if (error != 0) { refuse(error); }
-  ANNULUS_EXPECTS(S_ISREG(status.st_mode), "input file '{}' is {}, not a regular file", path,
-                  S_ISDIR(status.st_mode) ? "a folder" : "a device, pipe or socket");
-}
-
-Hdf5Handle open_file(const std::string& path) {
-  require_regular_file(path);
-  ANNULUS_EXPECTS(H5Fis_hdf5(path.c_str()) > 0, "input file '{}' is not an HDF5 file", path);
-  const Hdf5Handle access(check_h5(H5Pcreate(H5P_FILE_ACCESS), "H5Pcreate"));
-#if H5_VERSION_GE(1, 10, 7)
-  // Parallel file systems are often mounted without locks; a reader can do without.
-  check_h5(H5Pset_file_locking(access.get(), true, true), "H5Pset_file_locking");
-#endif
-  Hdf5Handle file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get()));
-  if (!file) { throw InvalidArgument(fmt::format("input file '{}' is damaged or still being written: {}", path, innermost_hdf5_error())); }
-  return file;
-}
-
-InputDataset open_dataset(hid_t file, const std::string& path, Tensor tensor) {
+InputDataset open_tensor(hid_t file, const std::string& path, Tensor tensor, SourceFiles& files) {
   const char* name = dataset_name(tensor);
-  constexpr std::string_view kAllowed = "needed are /q [batch, seq, heads, head_dim] and /k, /v [batch, seq, kv_heads, head_dim]";
-  // The link first: HDF5 calls it an error to ask whether the object behind a missing link exists.
-  const bool present = H5Lexists(file, name, H5P_DEFAULT) > 0 && H5Oexists_by_name(file, name, H5P_DEFAULT) > 0;
-  ANNULUS_EXPECTS(present, "input file '{}' has no dataset {}; {}", path, name, kAllowed);
+  const std::string what = fmt::format("input file '{}': {}", path, name);
+  OpenedDataset opened = open_dataset(what, file, path, name, files);
+  ANNULUS_EXPECTS(
+      static_cast<bool>(opened.dataset),
+      "input file '{}' has no dataset {}; needed are /q [batch, seq, heads, head_dim] and /k, /v [batch, seq, kv_heads, head_dim]", path,
+      name);
   InputDataset input;
-  input.dataset = Hdf5Handle(H5Oopen(file, name, H5P_DEFAULT));
-  if (!input.dataset) { throw InvalidArgument(fmt::format("input file '{}': {} is damaged: {}", path, name, innermost_hdf5_error())); }
-  ANNULUS_EXPECTS(H5Iget_type(input.dataset.get()) == H5I_DATASET, "input file '{}': {} is not a dataset; {}", path, name, kAllowed);
+  input.dataset = std::move(opened.dataset);
 
   input.type = Hdf5Handle(check_h5(H5Dget_type(input.dataset.get()), "H5Dget_type"));
   const auto recognised = recognise_dtype(input.type.get());
@@ -89,75 +59,241 @@ InputDataset open_dataset(hid_t file, const std::string& path, Tensor tensor) {
                   path, name, describe_hdf5_type(input.type.get()));
   input.dtype = *recognised;
 
-  const Hdf5Handle space(check_h5(H5Dget_space(input.dataset.get()), "H5Dget_space"));
-  const int rank = check_h5(H5Sget_simple_extent_ndims(space.get()), "H5Sget_simple_extent_ndims");
+  input.extents = extents_of(input.dataset.get());
+  const std::size_t rank = input.extents.size();
   ANNULUS_EXPECTS(rank == 3 || rank == 4,
                   "input file '{}': {} has {} dimensions; allowed are [batch, seq, heads, head_dim] and, for one batch entry, "
                   "[seq, heads, head_dim]",
                   path, name, rank);
-  input.extents.resize(static_cast<std::size_t>(rank));
-  check_h5(H5Sget_simple_extent_dims(space.get(), input.extents.data(), nullptr), "H5Sget_simple_extent_dims");
   for (const hsize_t extent : input.extents) {
     ANNULUS_EXPECTS(extent >= 1, "input file '{}': {} is {}; every extent must be at least 1", path, name, shape_text(input.extents));
     ANNULUS_EXPECTS(extent <= hsize_t{1} << 48U, "input file '{}': {} is {}; no extent may be beyond 2^48", path, name,
                     shape_text(input.extents));
   }
+  input.file = std::move(opened.file);
   return input;
 }
 
 class Hdf5Input final : public TensorSource {
  public:
-  explicit Hdf5Input(const std::string& path) : path_(path) {
+  explicit Hdf5Input(const std::string& path, std::function<void()> progress = {}) : path_(path), files_(std::move(progress)) {
     const Hdf5Lock lock;
-    file_ = open_file(path);
-    for (const Tensor tensor : kTensors) { dataset(tensor) = open_dataset(file_.get(), path, tensor); }
-    read_problem();
+    const hid_t file = files_.open(fmt::format("input file '{}'", path), path);
+    for (const Tensor tensor : kTensors) { dataset(tensor) = open_tensor(file, path, tensor, files_); }
+    read_problem(file);
+    for (const Tensor tensor : kTensors) {
+      files_.step();
+      require_complete(
+          {dataset(tensor).dataset.get(), dataset(tensor).file, fmt::format("input file '{}': {}", path, dataset_name(tensor))}, files_);
+    }
+    find_bands();
   }
 
   const Problem& problem() const override { return problem_; }
   std::string describe() const override { return fmt::format("file {}", path_); }
-  std::string identity() const override { return file_identity(path_); }
+  std::vector<std::string> files() const override { return files_.paths(); }
+
+  std::string identity() const override {
+    std::string all;
+    for (const std::string& path : files_.paths()) { all += file_instance(path) + '\n'; }
+    return all;
+  }
 
   std::uint64_t fingerprint(Tensor tensor, std::int64_t part, std::int64_t parts) const override {
     const InputDataset& input = dataset(tensor);
-    return sample_fingerprint({input.dataset.get(), input.type.get(), input.dtype, input.extents}, part, parts);
+    return sample_fingerprint({input.dataset.get(), input.type.get(), input.dtype, input.extents,
+                               fmt::format("input file '{}': {}", path_, dataset_name(tensor))},
+                              part, parts);
   }
 
   void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override {
     ANNULUS_EXPECTS(batch >= 0 && batch < problem_.batch && first >= 0 && count >= 0 && count <= problem_.seq_len - first,
                     "rows {}..{} of batch entry {} are outside {} of {}", first, first + count, batch, dataset_name(tensor), describe());
     const InputDataset& input = dataset(tensor);
-    const std::int64_t row_elements = (tensor == Tensor::q ? problem_.heads : problem_.kv_heads) * problem_.head_dim;
-    const std::int64_t chunk_rows = std::max<std::int64_t>(1, kReadBytes / (row_elements * size_of(input.dtype.dtype)));
+    const std::int64_t row_elements = heads_of(tensor) * problem_.head_dim;
+    const std::int64_t most_rows = std::max<std::int64_t>(1, kReadBytes / (row_elements * size_of(input.dtype.dtype)));
     const bool converts = input.dtype.dtype != dtype;
     std::vector<std::byte> scratch(
-        converts ? static_cast<std::size_t>(std::min(chunk_rows, count) * row_elements * size_of(input.dtype.dtype)) : 0);
-    for (std::int64_t done = 0; done < count; done += chunk_rows) {
-      const std::int64_t rows = std::min(chunk_rows, count - done);
-      const std::int64_t elements = rows * row_elements;
+        converts ? static_cast<std::size_t>(std::min(most_rows, count) * row_elements * size_of(input.dtype.dtype)) : 0);
+    for (std::int64_t done = 0, rows = 0; done < count; done += rows) {
+      rows = std::min(most_rows, count - done);
       std::byte* target = static_cast<std::byte*>(out) + done * row_elements * size_of(dtype);
       std::byte* stored = converts ? scratch.data() : target;
-      read_rows(input, batch, first + done, rows, stored);
-      if (input.dtype.byte_swapped) { swap_bytes(input.dtype.dtype, stored, elements); }
-      if (const auto bad = first_non_finite(input.dtype.dtype, stored, elements)) {
-        throw InvalidArgument(fmt::format("input file '{}': {} is {}; every value must be finite", path_,
-                                          element_name(tensor, batch, first + done, *bad), element_at(input.dtype.dtype, stored, *bad)));
+      const std::optional<RowBands>& bands = bands_[static_cast<std::size_t>(tensor)];
+      const std::int64_t whole = bands ? rows_of_band_at(*bands, first + done) : rows;
+      const bool direct = !bands || (!converts && problem_.batch == 1 && whole > 0 && whole <= count - done);
+      if (direct) {
+        rows = whole;
+        read_box(tensor, {batch, 1, first + done, rows, 0, heads_of(tensor), 0, problem_.head_dim}, stored);
+      } else {
+        copy_from_band(tensor, batch, first + done, rows, stored);
       }
-      if (!converts) { continue; }
-      convert_elements(input.dtype.dtype, stored, dtype, target, elements);
-      if (const auto bad = first_non_finite(dtype, target, elements)) {
-        throw InvalidArgument(fmt::format("input file '{}': {} is {}, which overflows {}", path_,
-                                          element_name(tensor, batch, first + done, *bad), element_at(input.dtype.dtype, stored, *bad),
-                                          to_string(dtype)));
-      }
+      convert_stored(tensor, batch, first + done, rows, stored, dtype, target);
     }
   }
 
+  std::optional<RowBands> bands(Tensor tensor) const override { return bands_[static_cast<std::size_t>(tensor)]; }
+
+  void read_box(Tensor tensor, const Box& box, void* out) const override {
+    const InputDataset& input = dataset(tensor);
+    std::vector<hsize_t> start;
+    std::vector<hsize_t> extent;
+    for (const auto& [first, count] :
+         {std::pair{box.batch, box.batches}, {box.row, box.rows}, {box.head, box.heads}, {box.dim, box.dims}}) {
+      start.push_back(static_cast<hsize_t>(first));
+      extent.push_back(static_cast<hsize_t>(count));
+    }
+    if (input.extents.size() == 3) {
+      start.erase(start.begin());
+      extent.erase(extent.begin());
+    }
+    read_block(input, dataset_name(tensor), start, extent, out);
+  }
+
+  void convert_stored(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, void* stored, DType dtype,
+                      void* out) const override {
+    const FileDType from = dataset(tensor).dtype;
+    const std::int64_t elements = count * heads_of(tensor) * problem_.head_dim;
+    if (from.byte_swapped) { swap_bytes(from.dtype, stored, elements); }
+    if (const auto bad = first_non_finite(from.dtype, stored, elements)) {
+      throw InvalidArgument(fmt::format("input file '{}': {} is {}; every value must be finite", path_,
+                                        element_name(tensor, batch, first, *bad), element_at(from.dtype, stored, *bad)));
+    }
+    if (from.dtype == dtype) {
+      if (stored != out) { std::memcpy(out, stored, static_cast<std::size_t>(elements * size_of(dtype))); }
+      return;
+    }
+    convert_elements(from.dtype, stored, dtype, out, elements);
+    if (const auto bad = first_non_finite(dtype, out, elements)) {
+      throw InvalidArgument(fmt::format("input file '{}': {} is {}, which overflows {}", path_, element_name(tensor, batch, first, *bad),
+                                        element_at(from.dtype, stored, *bad), to_string(dtype)));
+    }
+  }
+
+  void release_buffers() const override {
+    for (Band& band : held_) {
+      const std::lock_guard<std::mutex> guard(band.mutex);
+      band.bytes = {};
+      band.number = -1;
+    }
+  }
+
+  /// Reads `bytes` of values, spread over the datasets.
+  void read_samples(std::int64_t bytes) {
+    std::int64_t datasets_left = std::ssize(kTensors);
+    for (const Tensor tensor : kTensors) { bytes -= sample(tensor, bytes, bytes / datasets_left--); }
+  }
+
  private:
+  /// Rows of one band, [batches, rows, heads, head_dim] as stored; read() takes its rows from it.
+  struct Band {
+    std::mutex mutex;
+    std::int64_t number = -1;  ///< none yet
+    std::vector<std::byte> bytes;
+  };
+
+  std::int64_t heads_of(Tensor tensor) const { return tensor == Tensor::q ? problem_.heads : problem_.kv_heads; }
+
+  /// Finds the datasets whose chunks must be decoded whole.
+  void find_bands() {
+    for (const Tensor tensor : kTensors) {
+      const InputDataset& input = dataset(tensor);
+      const Hdf5Handle creation(check_h5(H5Dget_create_plist(input.dataset.get()), "H5Dget_create_plist"));
+      if (H5Pget_layout(creation.get()) != H5D_CHUNKED || H5Pget_nfilters(creation.get()) <= 0) { continue; }
+      std::vector<hsize_t> chunk(input.extents.size());
+      check_h5(H5Pget_chunk(creation.get(), static_cast<int>(chunk.size()), chunk.data()), "H5Pget_chunk");
+      // A chunk may be larger than a dataset that can grow.
+      for (std::size_t axis = 0; axis < chunk.size(); ++axis) { chunk[axis] = std::min(chunk[axis], input.extents[axis]); }
+      if (chunk.size() == 3) { chunk.insert(chunk.begin(), 1); }
+      RowBands& bands = bands_[static_cast<std::size_t>(tensor)].emplace();
+      bands.batches = static_cast<std::int64_t>(chunk[0]);
+      bands.chunk_rows = static_cast<std::int64_t>(chunk[1]);
+      bands.chunk_heads = static_cast<std::int64_t>(chunk[2]);
+      bands.chunk_dims = static_cast<std::int64_t>(chunk[3]);
+      bands.row_bytes = heads_of(tensor) * problem_.head_dim * size_of(input.dtype.dtype);
+      const std::int64_t chunks = kReadBytes / (bands.batches * bands.chunk_rows * bands.row_bytes);
+      bands.rows = std::min(problem_.seq_len, bands.chunk_rows * std::max<std::int64_t>(1, chunks));
+    }
+  }
+
+  /// Rows of the band that begins at this row; 0 where none does.
+  std::int64_t rows_of_band_at(const RowBands& bands, std::int64_t row) const {
+    return row % bands.rows == 0 ? std::min(bands.rows, problem_.seq_len - row) : 0;
+  }
+
+  /// Rows within one batch entry from the bands they lie in, each of which is read by one call, so that its chunks are decoded once.
+  void copy_from_band(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, std::byte* out) const {
+    const RowBands& bands = *bands_[static_cast<std::size_t>(tensor)];
+    Band& band = held_[static_cast<std::size_t>(tensor)];
+    const std::lock_guard<std::mutex> guard(band.mutex);
+    for (std::int64_t done = 0; done < count;) {
+      const std::int64_t row_band = (first + done) / bands.rows;
+      const std::int64_t begin = row_band * bands.rows;
+      const std::int64_t rows = std::min(bands.rows, problem_.seq_len - begin);
+      const std::int64_t batch_begin = batch / bands.batches * bands.batches;
+      const std::int64_t number = batch / bands.batches * ceil_div(problem_.seq_len, bands.rows) + row_band;
+      if (band.number != number) {
+        const std::int64_t batches = std::min(bands.batches, problem_.batch - batch_begin);
+        band.number = -1;
+        band.bytes.resize(static_cast<std::size_t>(batches * rows * bands.row_bytes));
+        read_box(tensor, {batch_begin, batches, begin, rows, 0, heads_of(tensor), 0, problem_.head_dim}, band.bytes.data());
+        band.number = number;
+      }
+      const std::int64_t taken = std::min(count - done, begin + rows - first - done);
+      const std::int64_t place = (batch - batch_begin) * rows + first + done - begin;
+      std::memcpy(out + done * bands.row_bytes, band.bytes.data() + place * bands.row_bytes,
+                  static_cast<std::size_t>(taken * bands.row_bytes));
+      done += taken;
+    }
+  }
+
+  /// Reads up to `share` bytes of a dataset in units of a chunk or of some rows, at least one of `most` bytes or fewer. Returns the bytes.
+  std::int64_t sample(Tensor tensor, std::int64_t most, std::int64_t share) {
+    constexpr std::int64_t kUnitBytes = std::int64_t{1} << 18;
+    constexpr std::int64_t kMostUnits = 65536;
+    const std::int64_t element = size_of(dataset(tensor).dtype.dtype);
+    const std::int64_t row_bytes = heads_of(tensor) * problem_.head_dim * element;
+    Box unit{0, 1, 0, std::clamp<std::int64_t>(kUnitBytes / row_bytes, 1, problem_.seq_len), 0, heads_of(tensor), 0, problem_.head_dim};
+    if (const auto& bands = bands_[static_cast<std::size_t>(tensor)]) {
+      unit = {0, bands->batches, 0, bands->chunk_rows, 0, bands->chunk_heads, 0, bands->chunk_dims};
+    }
+    const std::array<std::int64_t, 4> units{ceil_div(problem_.batch, unit.batches), ceil_div(problem_.seq_len, unit.rows),
+                                            ceil_div(heads_of(tensor), unit.heads), ceil_div(problem_.head_dim, unit.dims)};
+    const std::int64_t count = units[0] * units[1] * units[2] * units[3];
+    const std::int64_t unit_bytes = unit.batches * unit.rows * unit.heads * unit.dims * element;
+    const std::int64_t wanted = std::min({count, kMostUnits, std::max(share / unit_bytes, std::int64_t{unit_bytes <= most})});
+    std::vector<std::byte> scratch(static_cast<std::size_t>(wanted > 0 ? unit_bytes : 0));
+    for (std::int64_t index = 0; index < wanted; ++index) {
+      // From the first to the last.
+      std::int64_t rest =
+          wanted == 1
+              ? 0
+              : static_cast<std::int64_t>(static_cast<double>(index) / static_cast<double>(wanted - 1) * static_cast<double>(count - 1));
+      if (wanted == count) { rest = index; }
+      Box box;
+      const auto take = [&rest](std::int64_t parts) {
+        const std::int64_t part = rest % parts;
+        rest /= parts;
+        return part;
+      };
+      box.dim = take(units[3]) * unit.dims;
+      box.head = take(units[2]) * unit.heads;
+      box.row = take(units[1]) * unit.rows;
+      box.batch = take(units[0]) * unit.batches;
+      box.dims = std::min(unit.dims, problem_.head_dim - box.dim);
+      box.heads = std::min(unit.heads, heads_of(tensor) - box.head);
+      box.rows = std::min(unit.rows, problem_.seq_len - box.row);
+      box.batches = std::min(unit.batches, problem_.batch - box.batch);
+      read_box(tensor, box, scratch.data());
+      files_.step();
+    }
+    return wanted * unit_bytes;
+  }
+
   InputDataset& dataset(Tensor tensor) { return datasets_[static_cast<std::size_t>(tensor)]; }
   const InputDataset& dataset(Tensor tensor) const { return datasets_[static_cast<std::size_t>(tensor)]; }
 
-  void read_problem() {
+  void read_problem(hid_t file) {
     const InputDataset& q = dataset(Tensor::q);
     const InputDataset& k = dataset(Tensor::k);
     const InputDataset& v = dataset(Tensor::v);
@@ -185,17 +321,17 @@ class Hdf5Input final : public TensorSource {
                     shape_text(q.extents), kMaxHeadDim);
     ANNULUS_EXPECTS(problem_.heads % problem_.kv_heads == 0, "input file '{}': the {} heads of /k and /v do not divide the {} heads of /q",
                     path_, problem_.kv_heads, problem_.heads);
-    problem_.scale = read_scale();
+    problem_.scale = read_scale(file);
     try {
       validate(problem_);
     } catch (const InvalidArgument& error) { throw InvalidArgument(fmt::format("input file '{}': {}", path_, error.what())); }
   }
 
-  double read_scale() const {
-    if (check_h5(H5Aexists_by_name(file_.get(), "/", "scale", H5P_DEFAULT), "H5Aexists_by_name") == 0) {
+  double read_scale(hid_t file) const {
+    if (check_h5(H5Aexists_by_name(file, "/", "scale", H5P_DEFAULT), "H5Aexists_by_name") == 0) {
       return 1.0 / std::sqrt(static_cast<double>(problem_.head_dim));
     }
-    const Hdf5Handle attribute(check_h5(H5Aopen_by_name(file_.get(), "/", "scale", H5P_DEFAULT, H5P_DEFAULT), "H5Aopen_by_name"));
+    const Hdf5Handle attribute(check_h5(H5Aopen_by_name(file, "/", "scale", H5P_DEFAULT, H5P_DEFAULT), "H5Aopen_by_name"));
     const auto scale = read_float_attribute(attribute.get());
     if (!scale) {
       const Hdf5Handle type(check_h5(H5Aget_type(attribute.get()), "H5Aget_type"));
@@ -206,28 +342,20 @@ class Hdf5Input final : public TensorSource {
     return *scale;
   }
 
-  void read_rows(const InputDataset& input, std::int64_t batch, std::int64_t first, std::int64_t rows, void* out) const {
+  void read_block(const InputDataset& input, const char* name, const std::vector<hsize_t>& start, const std::vector<hsize_t>& extent,
+                  void* out) const {
     const Hdf5Lock lock;
-    std::vector<hsize_t> start(input.extents.size(), 0);
-    std::vector<hsize_t> extent = input.extents;
-    const std::size_t seq_axis = input.extents.size() - 3;
-    if (seq_axis == 1) {
-      start[0] = static_cast<hsize_t>(batch);
-      extent[0] = 1;
-    }
-    start[seq_axis] = static_cast<hsize_t>(first);
-    extent[seq_axis] = static_cast<hsize_t>(rows);
     const Hdf5Handle space(check_h5(H5Dget_space(input.dataset.get()), "H5Dget_space"));
     check_h5(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, start.data(), nullptr, extent.data(), nullptr), "H5Sselect_hyperslab");
     const Hdf5Handle memory(check_h5(H5Screate_simple(static_cast<int>(extent.size()), extent.data(), nullptr), "H5Screate_simple"));
     if (H5Dread(input.dataset.get(), input.type.get(), memory.get(), space.get(), H5P_DEFAULT, out) < 0) {
-      throw RuntimeFailure(fmt::format("reading rows {}..{} of {} failed: {}", first, first + rows, describe(), innermost_hdf5_error()));
+      refuse_unreadable(fmt::format("input file '{}': {} at {}", path_, name, shape_text(start)));
     }
   }
 
   /// "/q[0, 17, 3, 5]" for element `index` of rows that begin at `first`; with the dataset's own number of dimensions.
   std::string element_name(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t index) const {
-    const std::int64_t heads = tensor == Tensor::q ? problem_.heads : problem_.kv_heads;
+    const std::int64_t heads = heads_of(tensor);
     const std::int64_t d = index % problem_.head_dim;
     const std::int64_t h = index / problem_.head_dim % heads;
     const std::int64_t s = first + index / problem_.head_dim / heads;
@@ -236,12 +364,18 @@ class Hdf5Input final : public TensorSource {
   }
 
   std::string path_;
-  Hdf5Handle file_;
-  std::array<InputDataset, 3> datasets_;  ///< by Tensor; closed before the file
+  SourceFiles files_;
+  std::array<InputDataset, 3> datasets_;  ///< by Tensor; closed before the files
   Problem problem_;
+  std::array<std::optional<RowBands>, 3> bands_;  ///< by Tensor
+  mutable std::array<Band, 3> held_;              ///< by Tensor
 };
 
 }  // namespace
+
+void read_samples(const std::string& path, std::int64_t bytes, const std::function<void()>& progress) {
+  Hdf5Input(path, progress).read_samples(bytes);
+}
 
 std::unique_ptr<TensorSource> open_input(const std::string& path) { return std::make_unique<Hdf5Input>(path); }
 

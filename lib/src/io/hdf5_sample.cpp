@@ -3,6 +3,8 @@
 
 #include <annulus/core/error.hpp>
 
+#include "hdf5_open.hpp"
+
 #include <algorithm>
 #include <cerrno>
 #include <cstddef>
@@ -94,7 +96,7 @@ std::uint64_t sample_fingerprint(const SampledDataset& sampled, std::int64_t par
     const hsize_t length = values;
     const Hdf5Handle memory(check_h5(H5Screate_simple(1, &length, nullptr), "H5Screate_simple"));
     if (H5Dread(sampled.dataset, sampled.type, memory.get(), space.get(), H5P_DEFAULT, stored.data()) < 0) {
-      throw RuntimeFailure(fmt::format("reading a sample of the input failed: {}", innermost_hdf5_error()));
+      refuse_unreadable(sampled.what);
     }
   }
   if (sampled.dtype.byte_swapped) { swap_bytes(sampled.dtype.dtype, stored.data(), static_cast<std::int64_t>(values)); }
@@ -111,7 +113,7 @@ std::uint64_t sample_fingerprint(const SampledDataset& sampled, std::int64_t par
   return sum;
 }
 
-std::string file_identity(const std::string& path) {
+std::string file_instance(const std::string& path) {
   struct stat status{};
   if (::stat(path.c_str(), &status) != 0) {
     throw RuntimeFailure(fmt::format("input file '{}': {}", path, std::generic_category().message(errno)));

@@ -16,13 +16,14 @@ struct SampledDataset {
   hid_t type = H5I_INVALID_HID;  ///< of the file, and of what is read
   FileDType dtype;
   std::span<const hsize_t> extents;
+  std::string what;  ///< for messages: "input file 'x.h5': /q"
 };
 
 /// TensorSource::fingerprint() of a dataset. Values are compared as stored, but for the order of their bytes.
-/// @throws RuntimeFailure if reading fails
+/// @throws InvalidArgument if what is read is damaged, RuntimeFailure if the system fails to read it
 std::uint64_t sample_fingerprint(const SampledDataset& sampled, std::int64_t part, std::int64_t parts);
 
 /// The file that `path` leads to: the running kernel, device and inode. Two paths with equal text are one file.
-std::string file_identity(const std::string& path);
+std::string file_instance(const std::string& path);
 
 }  // namespace annulus

@@ -129,6 +129,25 @@ MpiEnvironment::~MpiEnvironment() {
   MPI_Finalize();
 }
 
+void MpiEnvironment::require_one_version(double timeout_s) const {
+  int rank = 0;
+  int size = 1;
+  ANNULUS_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &rank));
+  ANNULUS_MPI(MPI_Comm_size(MPI_COMM_WORLD, &size));
+  if (size == 1) { return; }
+  if (const auto difference = difference_of(exchange_greetings(size, timeout_s))) {
+    throw AgreedError(ExitCode::bad_input, *difference, rank == 0);
+  }
+}
+
+std::string MpiEnvironment::from_rank_0(std::string text) const {
+  auto length = static_cast<std::int64_t>(text.size());
+  ANNULUS_MPI(MPI_Bcast(&length, 1, MPI_INT64_T, 0, MPI_COMM_WORLD));
+  text.resize(static_cast<std::size_t>(length));
+  ANNULUS_MPI(MPI_Bcast(text.data(), checked_narrow<int>(length), MPI_CHAR, 0, MPI_COMM_WORLD));
+  return text;
+}
+
 Communicator Communicator::single() {
   Communicator comm;
   comm.watchdog_ = std::make_shared<Watchdog>();
@@ -150,13 +169,12 @@ Communicator Communicator::world(double timeout_s) {
     comm.watchdog_ = std::make_shared<Watchdog>();
     return comm;
   }
-  if (const auto difference = difference_of(exchange_greetings(size, timeout_s))) {
-    throw AgreedError(ExitCode::bad_input, *difference, rank == 0);
-  }
   MPI_Comm host_comm = MPI_COMM_NULL;
   ANNULUS_MPI(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &host_comm));
   ANNULUS_MPI(MPI_Comm_rank(host_comm, &rank));
   ANNULUS_MPI(MPI_Comm_size(host_comm, &size));
+  comm.host_ranks_.resize(static_cast<std::size_t>(size));
+  ANNULUS_MPI(MPI_Allgather(&comm.rank_, 1, MPI_INT64_T, comm.host_ranks_.data(), 1, MPI_INT64_T, host_comm));
   ANNULUS_MPI(MPI_Comm_free(&host_comm));
   comm.host_rank_ = rank;
   comm.host_size_ = size;

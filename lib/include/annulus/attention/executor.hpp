@@ -28,6 +28,9 @@ class RingExecutor {
 
   /// Reads the rank's rows of Q, K and V. Returns when they are in place.
   void load(const TensorSource& source);
+  void load(const TensorSource& source, Tensor tensor);
+  /// Of one tensor, rows [first, first + count) of one batch entry, all of them this rank's.
+  void load_rows(const TensorSource& source, Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count);
 
   /// Lets a device load the code that the steps will need, by a small part of their work whose result begin() wipes out: the first run's
   /// times are then of the work, and no code is loaded while transfers are open. Between load() and begin(); waits for the queue.

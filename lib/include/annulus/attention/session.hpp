@@ -4,6 +4,7 @@
 #include <annulus/attention/executor.hpp>
 #include <annulus/core/config.hpp>
 #include <annulus/core/unwinding.hpp>
+#include <annulus/io/file_identity.hpp>
 #include <annulus/io/source.hpp>
 #include <annulus/transport/communicator.hpp>
 #include <annulus/transport/make_transport.hpp>
@@ -31,6 +32,9 @@ struct ResolvedConfig {
 /// Opens the input (or generator), takes shapes, dtype and scale from it, fills in defaults and validates all of it. Collective: all ranks
 /// succeed or all throw the same AgreedError.
 ResolvedConfig resolve(Config config, const Communicator& comm);
+
+/// The files that a configuration names, and those where standard output and error go; with what its input reads besides, once it is open.
+std::vector<NamedFile> named_files(const Config& config, const TensorSource* source = nullptr);
 
 /// As resolve() for a problem that is not read: for plan, without a job.
 Config resolve_without_input(Config config);

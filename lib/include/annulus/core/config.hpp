@@ -46,6 +46,9 @@ struct Config {
   std::string csv;                 ///< bench: CSV file; empty: none
   std::int64_t ranks = 0;          ///< plan: ranks planned for; 0: virtual_ranks
 
+  std::string preset_file;  ///< where the preset was read; empty: none
+  std::string config_file;  ///< as named; empty: none
+
   std::set<std::string, std::less<>> given;  ///< options that preset, file or flags set, by name
 };
 

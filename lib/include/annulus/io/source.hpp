@@ -7,10 +7,37 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace annulus {
 
 enum class Tensor { q, k, v };
+
+/// A part of a tensor: so many batch entries, rows, heads and elements of a head from the first ones on.
+struct Box {
+  std::int64_t batch = 0;
+  std::int64_t batches = 0;
+  std::int64_t row = 0;
+  std::int64_t rows = 0;
+  std::int64_t head = 0;
+  std::int64_t heads = 0;
+  std::int64_t dim = 0;
+  std::int64_t dims = 0;
+};
+
+/// How a tensor is stored whose rows cannot be read alone, since they lie in chunks that are decoded whole. A band is whole chunks over all
+/// heads: `batches` batch entries by `rows` rows, a multiple of the chunk's.
+struct RowBands {
+  std::int64_t batches = 1;
+  std::int64_t rows = 1;
+  std::int64_t chunk_rows = 1;
+  std::int64_t chunk_heads = 1;
+  std::int64_t chunk_dims = 1;
+  std::int64_t row_bytes = 0;  ///< of all heads of a row, as stored
+
+  /// What read() keeps of the tensor, as long as release_buffers() is not called.
+  std::int64_t bytes() const { return batches * rows * row_bytes; }
+};
 
 /// Where Q, K and V come from: a file or the generator. Any rank may read any rows; const calls are independent of each other.
 class TensorSource {
@@ -22,21 +49,36 @@ class TensorSource {
 
   /// Rows [first, first+count) of one batch entry of `tensor` into `out` [count, heads of that tensor, head_dim], converted to `dtype` once
   /// (16-bit: to nearest even).
-  /// @throws InvalidArgument naming dataset and first index if a value is NaN or infinite, RuntimeFailure if reading fails
+  /// @throws InvalidArgument naming dataset and first index if a value is NaN or infinite or damaged, RuntimeFailure if the disk fails
   virtual void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const = 0;
 
   /// For messages: "file x.h5" or "generator, seed 1".
   virtual std::string describe() const = 0;
 
   /// What the values are read from, as text that two processes have alike only if they read the very same thing: a file by its machine,
-  /// device and number there, a generator by its seed.
+  /// device and number there, with all files its values come from, a generator by its seed.
   virtual std::string identity() const = 0;
 
   /// A number that tells whether sources of equal problems hold equal values: the sum, modulo 2^64, of a hash of every sampled value and
   /// its place. Of a file all values of a small tensor as stored, else those of the first and the last row and of at least 4,096 places
   /// that depend on the shape alone. The sample is shared by `parts` callers; their sums add up to the same number however many they are.
-  /// @throws RuntimeFailure if reading fails
+  /// @throws as read()
   virtual std::uint64_t fingerprint(Tensor tensor, std::int64_t part, std::int64_t parts) const = 0;
+
+  /// Whether and how the tensor must be read in bands. read() then keeps the latest band of every tensor, so that rows read in order decode
+  /// each chunk once.
+  virtual std::optional<RowBands> bands(Tensor /*tensor*/) const { return std::nullopt; }
+  /// Part of a tensor that has bands(), [batches, rows, heads, dims] as stored. Aligned to chunks it decodes each of them once.
+  virtual void read_box(Tensor tensor, const Box& box, void* out) const;
+  /// Checks and converts rows as read_box() gave them, with all heads, as read() does; `stored` is scratch afterwards. `out` may be
+  /// `stored` where the dtype is the same.
+  virtual void convert_stored(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, void* stored, DType dtype,
+                              void* out) const;
+  /// Frees what read() keeps.
+  virtual void release_buffers() const {}
+
+  /// Paths of all files that its values come from; none for the generator.
+  virtual std::vector<std::string> files() const { return {}; }
 };
 
 /// Standard normal values that depend on (seed, tensor, global element index) alone, so that any number of ranks sees the same problem.
@@ -45,7 +87,9 @@ class TensorSource {
 std::unique_ptr<TensorSource> make_generator(const Problem& problem, std::uint64_t seed, int threads = 1);
 
 /// An HDF5 file with /q [batch, seq, heads, head_dim], /k and /v [batch, seq, kv_heads, head_dim] (or 3-D, batch 1); fp32, fp16 or bf16.
-/// @throws InvalidArgument naming file and dataset if it is absent, truncated, foreign, or shaped or typed otherwise
+/// What it needs is asked for before anything is read: sources of virtual datasets, external storage, chunks, filters.
+/// @throws InvalidArgument naming file and dataset if it is absent, truncated, damaged, locked, foreign, incomplete, or shaped or typed
+/// otherwise
 std::unique_ptr<TensorSource> open_input(const std::string& path);
 
 }  // namespace annulus

@@ -37,6 +37,14 @@ class MpiEnvironment {
   MpiEnvironment(const MpiEnvironment&) = delete;
   MpiEnvironment& operator=(const MpiEnvironment&) = delete;
 
+  /// Requires that all processes of the job run the same version of this program, which must come before any other message: another version
+  /// might answer something else. Collective.
+  /// @throws AgreedError if they do not, RuntimeFailure if some do not answer within `timeout_s` (0: never; never less than 20 s)
+  void require_one_version(double timeout_s) const;
+
+  /// Rank 0's `text` on every rank: for what must be known before there is a communicator with its watchdog. Collective.
+  std::string from_rank_0(std::string text) const;
+
  private:
   Unwinding unwinding_;
 };
@@ -48,7 +56,6 @@ class Communicator {
   /// One process; never touches MPI.
   static Communicator single();
   /// All processes of the job, with a watchdog of `timeout_s` seconds (0: none). Collective.
-  /// @throws AgreedError if they run different versions of this program, RuntimeFailure if some do not answer at all
   static Communicator world(double timeout_s);
   Communicator(Communicator&&) = default;
   Communicator& operator=(Communicator&&) = default;
@@ -61,6 +68,8 @@ class Communicator {
   /// Position among, and number of, the ranks of this host.
   std::int64_t host_rank() const { return host_rank_; }
   std::int64_t host_size() const { return host_size_; }
+  /// The ranks of this host, by their position among them.
+  const std::vector<std::int64_t>& host_ranks() const { return host_ranks_; }
   MPI_Comm get() const;
   Watchdog& watchdog() const { return *watchdog_; }
 
@@ -103,6 +112,7 @@ class Communicator {
   std::int64_t size_ = 1;
   std::int64_t host_rank_ = 0;
   std::int64_t host_size_ = 1;
+  std::vector<std::int64_t> host_ranks_{0};
 };
 
 /// An error that every rank knows of and one rank prints.

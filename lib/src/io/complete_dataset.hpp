@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where values are missing HDF5 gives a fill value, zero by default, and says nothing. Hence the file is asked before it is read.
+#pragma once
+
+#include "source_files.hpp"
+
+#include <string>
+#include <vector>
+
+namespace annulus {
+
+/// An open dataset and what messages and searches need to know of it.
+struct DatasetPlace {
+  hid_t dataset = H5I_INVALID_HID;
+  std::string file;  ///< path of the file that holds it
+  std::string what;  ///< "input file 'x.h5': /q"
+  int depth = 0;     ///< virtual layouts above it
+};
+
+/// Requires that every value of the dataset is stored and can be decoded: filters are there, chunks and contiguous storage are allocated,
+/// external files are long enough; of a virtual layout, that its parts cover it, and all this of every part. Files found on the way go
+/// to `files`.
+/// @throws InvalidArgument naming the file, dataset, chunk or filter that is missing
+void require_complete(const DatasetPlace& place, SourceFiles& files);
+
+/// As require_complete() for a virtual layout.
+void require_complete_parts(const DatasetPlace& place, hid_t creation, SourceFiles& files);
+
+/// The extents of a dataset; none for a scalar.
+std::vector<hsize_t> extents_of(hid_t dataset);
+
+/// "[1, 8192, 9, 64]"
+std::string shape_text(const std::vector<hsize_t>& extents);
+
+/// An open object and where it lies.
+struct OpenedDataset {
+  Hdf5Handle dataset;
+  std::string file;  ///< path of the file that holds it, another than the given one behind an external link
+};
+
+/// Opens the dataset `name`, through external links if need be.
+/// @return an empty handle if there is no such object
+/// @throws InvalidArgument if it is damaged, no dataset, or behind a link whose file is missing
+OpenedDataset open_dataset(const std::string& what, hid_t file, const std::string& path, const std::string& name, SourceFiles& files);
+
+}  // namespace annulus

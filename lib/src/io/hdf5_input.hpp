@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace annulus {
+
+/// open_input() and then `bytes` of values of its datasets, spread over them; all if there are no more. Calls `progress` at every step that
+/// is finite for certain.
+/// @throws as open_input() and TensorSource::read()
+void read_samples(const std::string& path, std::int64_t bytes, const std::function<void()>& progress);
+
+}  // namespace annulus
