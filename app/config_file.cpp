@@ -2,6 +2,7 @@
 #include "config_file.hpp"
 
 #include <annulus/core/error.hpp>
+#include <annulus/core/text.hpp>
 
 #include <toml++/toml.h>
 
@@ -137,16 +138,17 @@ void apply_config(Draft& draft, const std::string& text, const std::string& path
   try {
     table = toml::parse(text, path);
   } catch (const toml::parse_error& error) {
-    throw InvalidArgument(fmt::format("{}:{}: {}", path, error.source().begin.line, error.description()));
+    // What is quoted of the file may hold its line ends.
+    throw InvalidArgument(fmt::format("{}:{}: {}", path, error.source().begin.line, printable(error.description())));
   }
   for (const auto& [key, node] : table) {
     const std::string where = fmt::format("{}:{}", path, node.source().begin.line);
     const Option* option = find_option(key.str());
-    ANNULUS_EXPECTS(option != nullptr, "{}: unknown key {}", where, key.str());
+    ANNULUS_EXPECTS(option != nullptr, "{}: unknown key {}", where, printable(key.str()));
     try {
       apply(draft, *option, value_of(*option, node, where));
     } catch (const InvalidArgument& error) {
-      const std::string message = error.what();
+      const std::string message = printable(error.what());
       throw InvalidArgument(message.starts_with(where) ? message : where + ": " + message);
     }
   }

@@ -131,6 +131,14 @@ TEST_CASE("a configuration that is no readable file is refused with the system's
   refused(inputs / "huge.toml", "more than 16777216 bytes");
 }
 
+TEST_CASE("what a message quotes of a configuration does not break its line") {
+  const Inputs inputs;
+  for (const char* text : {"causal = tru\n", "\"a\\nb\" = 1\n", "dtype = \"fp\\n32\"\n"}) {
+    std::ofstream(inputs / "job.toml") << text;
+    check_refused(run_process({ANNULUS_PROGRAM, "run", "--config", inputs / "job.toml"}, 60), "\\x0a");
+  }
+}
+
 TEST_CASE("a configuration that may not be read is refused with the system's reason") {
   if (geteuid() != 0) {
     skip("only root can become another user");
