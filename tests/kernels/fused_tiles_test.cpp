@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // From records to tiles, on the host alone.
-#include "fused.hpp"
-
 #include <annulus_test.hpp>
+
+#include "fused.hpp"
 
 #include <algorithm>
 #include <cstdint>
@@ -83,7 +83,8 @@ TEST_CASE("every row meets every key that it sees once, its own block and below 
         std::vector<std::int64_t> expected;
         const auto add = [&](std::int64_t from, std::int64_t to) {
           for (std::int64_t key_tile = (to + shape.keys - 1) / shape.keys - 1; key_tile >= from / shape.keys; --key_tile) {
-            for (std::int64_t key = std::max(from, key_tile * shape.keys); key < std::min<std::int64_t>(to, (key_tile + 1) * shape.keys); ++key) {
+            for (std::int64_t key = std::max(from, key_tile * shape.keys); key < std::min<std::int64_t>(to, (key_tile + 1) * shape.keys);
+                 ++key) {
               if (record.mask == kernels::Mask::none || key <= place) { expected.push_back(key); }
             }
           }

@@ -67,7 +67,8 @@ struct Plan {
   static constexpr int kListAt = kBarrierAt + 8 * kBarriers;
   static constexpr int kBytes = kListAt + 16;
 
-  // Of 64 Ki registers a launch bound of one block gives every thread the same share, a multiple of 8, to begin with; the sum stays the same.
+  // Of 64 Ki registers a launch bound of one block gives every thread the same share, a multiple of 8, to begin with; the sum stays the
+  // same.
   static constexpr int kProducerRegisters = kGroups == 2 ? 40 : 32;
   static constexpr int kConsumerRegisters = kGroups == 2 ? 232 : kGroups == 3 ? 160 : 112;
 
@@ -225,8 +226,7 @@ struct Producer {
     int key_tile = tile.start;
     Ring<P::kStages> ahead = ring;
     auto copy_k = [&] {
-      copy_keys(tile, keys, key_tile, places.key(ahead.stage), places.key_full(ahead.stage), places.key_empty(ahead.stage),
-                ahead.parity);
+      copy_keys(tile, keys, key_tile, places.key(ahead.stage), places.key_full(ahead.stage), places.key_empty(ahead.stage), ahead.parity);
       ahead.advance();
     };
     constexpr int kDrawAhead = 4;  // key tiles before the last

@@ -6,6 +6,7 @@
 #include <cuda_fp16.h>
 
 #include <array>
+#include <cstddef>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -21,6 +22,19 @@ constexpr std::array<Launch, kShapes> launches(std::integer_sequence<int, kIndic
   return {launch_tiles<Element, kIndices>...};
 }
 
+Launch launch_for(DType dtype, std::size_t shape) {
+  const auto indices = std::make_integer_sequence<int, kShapes>();
+  switch (dtype) {
+    case DType::fp16:
+      return launches<__half>(indices)[shape];
+    case DType::bf16:
+      return launches<__nv_bfloat16>(indices)[shape];
+    case DType::fp32:
+      break;
+  }
+  throw std::invalid_argument("the fused kernel takes bf16 and fp16");
+}
+
 }  // namespace
 
 struct Launcher::State {
@@ -34,10 +48,7 @@ Launcher::Launcher(const TileList& list, std::span<const Operand> operands, DTyp
     throw std::invalid_argument("the records need " + std::to_string(list.maps.size()) + " tensor maps, at most " +
                                 std::to_string(kMaxMaps) + " are possible");
   }
-  if (dtype == DType::fp32) { throw std::invalid_argument("the fused kernel takes bf16 and fp16"); }
-  const auto indices = std::make_integer_sequence<int, kShapes>();
-  const auto index = static_cast<std::size_t>(shape_of(head_dim));
-  state_->launch = dtype == DType::fp16 ? launches<__half>(indices)[index] : launches<__nv_bfloat16>(indices)[index];
+  state_->launch = launch_for(dtype, static_cast<std::size_t>(shape_of(head_dim)));
   for (std::size_t i = 0; i < list.maps.size(); ++i) {
     state_->maps.map[i] = encode(list.maps[i], operands[static_cast<std::size_t>(list.maps[i].operand)], dtype, head_dim);
   }

@@ -21,6 +21,16 @@ std::int32_t narrow(std::int64_t value, const char* what) {
   return static_cast<std::int32_t>(value);
 }
 
+bool hides_later_keys(Mask mask) {
+  switch (mask) {
+    case Mask::none:
+      return false;
+    case Mask::causal:
+      break;
+  }
+  return true;
+}
+
 /// Where a progression's rows begin in a tensor map.
 struct Start {
   std::int32_t map;
@@ -165,7 +175,7 @@ TileList make_tiles(std::span<const Record> records, std::span<const Operand> op
     const Operand& q = operands[static_cast<std::size_t>(record.q)];
     const Start q_start = maps.start(record.q, 1, record.q_first, record.q_stride, kGroupRows);
     const Start k_start = maps.start(record.kv, 2, record.k_first, record.k_stride, shape.keys);
-    unequal = unequal || record.mask == Mask::causal || (record.part != KeyPart::all && record.order == KeyOrder::cyclic);
+    unequal = unequal || hides_later_keys(record.mask) || (record.part != KeyPart::all && record.order == KeyOrder::cyclic);
     const std::int64_t units = ceil_div(record.q_rows, kGroupRows);
     const std::int64_t kv_bytes = 4 * head_dim * record.k_rows;  // of one KV head
     for (std::int32_t h = 0; h < record.heads; ++h) {
@@ -191,7 +201,7 @@ TileList make_tiles(std::span<const Record> records, std::span<const Operand> op
         tile.q_rows = narrow(record.q_rows - row, "rows");
         tile.k_rows = record.k_rows;
         tile.diagonal = static_cast<std::int32_t>(record.diagonal + row);
-        tile.flags = (record.first ? kFirst : 0) | (record.last ? kLast : 0) | (record.mask == Mask::causal ? kCausal : 0) |
+        tile.flags = (record.first ? kFirst : 0) | (record.last ? kLast : 0) | (hides_later_keys(record.mask) ? kCausal : 0) |
                      (record.order == KeyOrder::arrival ? kArrival : 0) | (record.part == KeyPart::down ? kDown : 0) |
                      (record.part == KeyPart::above ? kAbove : 0);
         tile.out = ((record.q_batch * q.rows + token) * q.heads + head) * head_dim;

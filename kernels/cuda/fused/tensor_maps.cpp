@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include <array>
+#include <stdexcept>
 #include <string>
 
 namespace annulus::kernels::cuda::fused {
@@ -20,6 +21,18 @@ Encode encode_function() {
   ANNULUS_KERNELS_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found));
   if (found != cudaDriverEntryPointSuccess || function == nullptr) { throw LibraryError("the driver has no cuTensorMapEncodeTiled"); }
   return reinterpret_cast<Encode>(function);
+}
+
+CUtensorMapDataType element_of(DType dtype) {
+  switch (dtype) {
+    case DType::fp16:
+      return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    case DType::bf16:
+      return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    case DType::fp32:
+      break;
+  }
+  throw std::invalid_argument("the fused kernel takes bf16 and fp16");
 }
 
 }  // namespace
@@ -41,9 +54,9 @@ CUtensorMap encode(const MapRequest& request, const Operand& operand, DType dtyp
       request.rate > 1 && head_dim < 64 ? CU_TENSOR_MAP_L2_PROMOTION_NONE : CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
   CUtensorMap map;
   static const Encode function = encode_function();
-  const CUresult status = function(&map, dtype == DType::fp16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 5,
-                                   const_cast<std::byte*>(data), extents.data(), strides.data(), box.data(), steps.data(),
-                                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status =
+      function(&map, element_of(dtype), 5, const_cast<std::byte*>(data), extents.data(), strides.data(), box.data(), steps.data(),
+               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw LibraryError("cuTensorMapEncodeTiled refused [" + std::to_string(operand.batches) + ", " + std::to_string(operand.rows) + ", " +
                        std::to_string(operand.heads) + ", " + std::to_string(head_dim) + "] at rate " + std::to_string(request.rate) +

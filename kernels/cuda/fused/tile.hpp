@@ -49,8 +49,8 @@ inline constexpr int kMaxGroups = 4;
 
 /// The work of one query tile: at most 64 x warpgroups rows of one query head against a range of rows of one KV head.
 /// Rows are told as tensor maps see them: number `row` of residue class `residue` (tensor_maps.hpp). Key tiles are streamed from number
-/// `start` down, and below 0 from the last on. Warpgroups whose rows lie in different blocks start at different key tiles: the stream serves
-/// the last one first, the others join when it comes to them.
+/// `start` down, and below 0 from the last on. Warpgroups whose rows lie in different blocks start at different key tiles: the stream
+/// serves the last one first, the others join when it comes to them.
 struct Tile {
   std::int32_t q_map = 0;   ///< map of Q
   std::int32_t kv_map = 0;  ///< map of K; V's is the next
@@ -70,11 +70,11 @@ struct Tile {
   std::int64_t out_pitch = 0;
   std::int64_t lse = 0;  ///< element of LSE of row 0
   std::int64_t lse_pitch = 0;
-  std::int32_t start = 0;   ///< key tile streamed first
-  std::int32_t length = 0;  ///< key tiles streamed
+  std::int32_t start = 0;               ///< key tile streamed first
+  std::int32_t length = 0;              ///< key tiles streamed
   std::int32_t count[kMaxGroups] = {};  ///< key tiles that each warpgroup computes,
   std::uint8_t skip[kMaxGroups] = {};   ///< after these of the stream
-  std::int64_t partial = 0;  ///< first float4 of the partial of row 0's warpgroup; those of the next warpgroups follow
+  std::int64_t partial = 0;             ///< first float4 of the partial of row 0's warpgroup; those of the next warpgroups follow
 };
 static_assert(sizeof(Tile) == 128 && sizeof(Tile) % 16 == 0, "copied 16 bytes at a time");
 

@@ -7,8 +7,8 @@
 
 #include <cerrno>
 #include <climits>
-#include <cstdio>
 #include <csignal>
+#include <cstdio>
 #include <fcntl.h>
 #include <filesystem>
 #include <random>
