@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <string>
 #include <sys/file.h>
 #include <unistd.h>
@@ -224,6 +225,29 @@ TEST_CASE("chunks and datasets that were never written are refused, whatever ind
   CHECK(refusal(path) == "accepted");
   CHECK(read_all(*open_input(path)) == values(8, 1));
   H5Pclose(creation);
+}
+
+TEST_CASE("chunks that are larger than their dataset can ever be are refused", "[io][input]") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("large-chunks.h5");
+  const hid_t creation = H5Pcreate(H5P_DATASET_CREATE);
+  const std::array<hsize_t, 4> chunk{1, 3, 1, 2};
+  REQUIRE(H5Pset_chunk(creation, 4, chunk.data()) >= 0);
+  H5Pset_deflate(creation, 1);
+  write_with(path, creation, 8);
+  H5Pclose(creation);
+  REQUIRE(refusal(path) == "accepted");
+  std::ifstream file(path, std::ios::binary);
+  std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  // The extents of a chunk as a header has them, the size of an element last.
+  const std::string stored("\1\0\0\0\3\0\0\0\1\0\0\0\2\0\0\0\4\0\0\0", 20);
+  const std::size_t place = bytes.find(stored);
+  REQUIRE(place != std::string::npos);
+  bytes[place + 5] = '\1';  // 259 rows
+
+  std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+
+  CHECK_THAT(refusal(path), contains_text("is damaged: its chunks are [1, 259, 1, 2], and it can never be larger than [1, 8, 2, 3]"));
 }
 
 TEST_CASE("external storage that is missing or too short is refused with the numbers", "[io][input]") {

@@ -26,8 +26,11 @@ void require_complete(const DatasetPlace& place, SourceFiles& files);
 /// As require_complete() for a virtual layout.
 void require_complete_parts(const DatasetPlace& place, hid_t creation, SourceFiles& files);
 
+/// Those that a dataset has, or the largest it may ever grow to (H5S_UNLIMITED: any).
+enum class Extents { current, largest };
+
 /// The extents of a dataset; none for a scalar.
-std::vector<hsize_t> extents_of(hid_t dataset);
+std::vector<hsize_t> extents_of(hid_t dataset, Extents which = Extents::current);
 
 /// "[1, 8192, 9, 64]"
 std::string shape_text(const std::vector<hsize_t>& extents);
