@@ -13,8 +13,9 @@ using annulus::test::run_process;
 
 TEST_CASE("what only one rank meets ends the job and names the rank, whatever kind of exception it is") {
   // The formatting library throws the standard library's error when a full device refuses more than a buffer of output.
+  const std::string program = ANNULUS_PROGRAM;
   const ProcessResult result =
-      run_process({ANNULUS_LAUNCH, "2", "bash", "-c", "exec " ANNULUS_PROGRAM " check --cases 40 --backend reference > /dev/full"}, 100);
+      run_process({ANNULUS_LAUNCH, "2", "bash", "-c", "exec " + program + " check --cases 40 --backend reference > /dev/full"}, 100);
   INFO(result.err);
   CHECK(result.exit_code == 3);
   CHECK_THAT(result.err, contains_text("annulus: rank 0 ("));
