@@ -26,7 +26,7 @@ TEST_CASE("a project finds the installed package, links its library and runs; th
   const std::string prefix = folder / "prefix";
   run_well({ANNULUS_CMAKE, "--install", ANNULUS_BUILD_FOLDER, "--prefix", prefix});
   run_well({ANNULUS_CMAKE, "-S", ANNULUS_CONSUMER, "-B", folder / "build", "-G", "Ninja", "-DCMAKE_PREFIX_PATH=" + prefix,
-            "-DCMAKE_CXX_FLAGS=" ANNULUS_CXX_FLAGS});
+            std::string("-DCMAKE_CXX_FLAGS=") + ANNULUS_CXX_FLAGS});
   run_well({ANNULUS_CMAKE, "--build", folder / "build"});
   // Three hops of four shards of 8 rows, K and V, of 64 numbers of 4 bytes.
   CHECK(run_well({folder / "build/consumer"}).out.find(" moves 49152 bytes\n") != std::string::npos);
