@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // File systems that cannot do everything, and disks that fail: LD_PRELOAD=<this> FAIL_RENAMEAT2=22 FAIL_LINK=38 program ...
 // Each variable is the errno that calls of its name end with: FAIL_RENAMEAT2 (with flags), FAIL_RENAME, FAIL_LINK, FAIL_FLOCK, FAIL_FSYNC,
-// FAIL_FALLOCATE; FAIL_WRITE after the first FAIL_WRITE_AFTER bytes that go to unfinished results. FAIL_RANK: only on this rank of a job.
-// RAISE_IN_FSYNC: a signal that the process gets when it syncs.
-// Without its variable a call is the real one.
+// FAIL_FALLOCATE, FAIL_TMPFILE (open of a file without a name); FAIL_WRITE after the first FAIL_WRITE_AFTER bytes that go to unfinished
+// results. FAIL_RANK: only on this rank of a job. RAISE_IN_FSYNC: a signal that the process gets when it syncs. Without its variable a call
+// is the real one.
 #include <array>
 #include <atomic>
 #include <bit>
 #include <cerrno>
 #include <csignal>
+#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <string_view>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -43,7 +46,10 @@ bool is_unfinished_result(int descriptor) {
   std::array<char, 64> link{};
   std::array<char, 4096> path{};
   std::snprintf(link.data(), link.size(), "/proc/self/fd/%d", descriptor);
-  return readlink(link.data(), path.data(), path.size() - 1) > 0 && std::strstr(path.data(), ".partial-") != nullptr;
+  if (readlink(link.data(), path.data(), path.size() - 1) <= 0) { return false; }
+  const std::string_view name(path.data());
+  const bool nameless = name.find("/#") != std::string_view::npos && name.ends_with(" (deleted)");
+  return nameless || name.find(".partial-") != std::string_view::npos;
 }
 
 /// Whether this write is one too many.
@@ -69,7 +75,20 @@ int link(const char* from, const char* to) {
   if (fails("FAIL_LINK")) { return -1; }
   return real<int(const char*, const char*)>("link")(from, to);
 }
-int flock(int descriptor, int operation) {
+int linkat(int from_folder, const char* from, int to_folder, const char* to, int flags) {
+  if (fails("FAIL_LINK")) { return -1; }
+  return real<int(int, const char*, int, const char*, int)>("linkat")(from_folder, from, to_folder, to, flags);
+}
+int open(const char* path, int flags, ...) {
+  if ((flags & O_TMPFILE) == O_TMPFILE && fails("FAIL_TMPFILE")) { return -1; }
+  std::va_list rest;
+  va_start(rest, flags);
+  const auto mode = (flags & (O_CREAT | __O_TMPFILE)) != 0 ? va_arg(rest, mode_t) : mode_t{0};
+  va_end(rest);
+  return real<int(const char*, int, ...)>("open")(path, flags, mode);
+}
+int lock_file(int descriptor, int operation) __asm__("flock");  // C++ has a struct of the call's own name
+int lock_file(int descriptor, int operation) {
   if (fails("FAIL_FLOCK")) { return -1; }
   return real<int(int, int)>("flock")(descriptor, operation);
 }

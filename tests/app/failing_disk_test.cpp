@@ -52,6 +52,8 @@ TEST_CASE("a result is written where a file system has no exclusive rename, link
       {{"FLOCK", ENOLCK}},
       {{"FLOCK", EOPNOTSUPP}},
       {{"FLOCK", kNoLocks}},
+      {{"TMPFILE", EOPNOTSUPP}},
+      {{"TMPFILE", EISDIR}, {"RENAMEAT2", EINVAL}, {"LINK", ENOSYS}},
   };
   for (const auto& errors : lacks) {
     INFO(errors.front().first << "=" << errors.front().second);
@@ -101,6 +103,8 @@ TEST_CASE("a complete result that cannot be published is kept and named, exit co
       {{"FSYNC", ENOSPC}},
       {{"FSYNC", EDQUOT}},
       {{"FSYNC", EIO}},
+      {{"TMPFILE", EOPNOTSUPP}, {"FSYNC", EIO}},
+      {{"TMPFILE", EOPNOTSUPP}, {"RENAMEAT2", EACCES}, {"LINK", EACCES}, {"RENAME", EACCES}},
   };
   for (const auto& errors : refusals) {
     for (const int ranks : {1, 2}) {
@@ -149,11 +153,13 @@ TEST_CASE("a disk that fails while ranks send their rows ends the job with exit 
                                          "8",   "--head-dim", "32",    "--threads",         "1"};
   for (const int ranks : {1, 2, 3}) {
     for (const int after : {0, 1000000, 20000000}) {
-      INFO(ranks << " ranks, after " << after << " bytes");
+      const bool nameless = ranks != 2;
+      INFO(ranks << " ranks, after " << after << " bytes, " << (nameless ? "no name" : "a hidden name"));
       const TemporaryFolder folder;
       std::vector<std::string> arguments = problem;
       arguments.insert(arguments.end(), {"--output", folder / "o.h5"});
-      const std::vector<std::string> environment = failing({{"WRITE", EIO}, {"WRITE_AFTER", after}});
+      const std::vector<std::string> environment =
+          failing({{"WRITE", EIO}, {"WRITE_AFTER", after}, {"TMPFILE", nameless ? 0 : EOPNOTSUPP}});
       const ProcessResult result = ranks == 1 ? annulus_with(arguments, environment) : launch_annulus(ranks, arguments, environment);
       INFO(result.err);
       CHECK_FALSE(result.timed_out);

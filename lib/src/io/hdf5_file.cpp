@@ -8,6 +8,7 @@
 namespace annulus {
 
 Hdf5File::Hdf5File(UnfinishedPath& place) : place_(place) {
+  place_.restart();
   const Hdf5Lock lock;
   const Hdf5Handle access(check_h5(H5Pcreate(H5P_FILE_ACCESS), "H5Pcreate"));
   // Whatever handle an exception left open, closing the file closes it.
@@ -24,6 +25,11 @@ Hdf5File::Hdf5File(UnfinishedPath& place) : place_(place) {
     throw RuntimeFailure(
         fmt::format("{}: '{}' cannot be created: {}{}", describe(), place_.temporary(), reason,
                     locking == nullptr ? "" : fmt::format(" (HDF5_USE_FILE_LOCKING is {}; FALSE does without locks)", locking)));
+  }
+  // HDF5 opens files by name only, and writes through a descriptor ever after.
+  void* descriptor = nullptr;
+  if (H5Fflush(file_.get(), H5F_SCOPE_LOCAL) >= 0 && H5Fget_vfd_handle(file_.get(), access.get(), &descriptor) >= 0) {
+    place_.lose_name(*static_cast<const int*>(descriptor));
   }
 }
 

@@ -18,6 +18,7 @@ struct TextResult::Impl {
 };
 
 TextResult::TextResult(const std::string& path, bool force, std::int64_t least_bytes) : impl_(new Impl{.place = {path, force}}) {
+  impl_->place.lose_name();
   before_work([&] { impl_->place.reserve(least_bytes); });
 }
 
@@ -25,7 +26,10 @@ TextResult::~TextResult() = default;
 
 void TextResult::write(std::string_view text) {
   UnfinishedPath& place = impl_->place;
-  if (std::exchange(impl_->written, true)) { place.renew(); }
+  if (std::exchange(impl_->written, true)) {
+    place.renew();
+    place.lose_name();
+  }
   while (!text.empty()) {
     const ssize_t written = ::write(place.descriptor(), text.data(), text.size());
     if (written < 0 && errno != EINTR) {

@@ -5,6 +5,7 @@
 
 #include "disk_calls.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <climits>
 #include <csignal>
@@ -15,10 +16,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <utility>
+#include <vector>
 
 namespace annulus {
 
 namespace {
+
+constexpr int kMostNames = 16;  // of 2^64 are tried; one that is taken belongs to another
 
 /// Beside `path`, so that renaming stays inside one file system; hidden, so that *.h5 does not match an unfinished file. Random, because
 /// process ids repeat: on other hosts, and in containers, where they are small.
@@ -33,6 +37,30 @@ std::string temporary_name(const std::string& path) {
   }
   std::random_device device;
   return (target.parent_path() / fmt::format(".{}.partial-{:08x}{:08x}", name, device(), device())).string();
+}
+
+void close_if_open(int descriptor) noexcept {
+  if (descriptor >= 0) { ::close(descriptor); }
+}
+
+/// Copies a whole file to the beginning of another; 0 or the error. Both end with the position that `from` had.
+int copy_file(int from, int to) {
+  constexpr std::size_t kPart = std::size_t{1} << 20;
+  std::vector<char> part(kPart);
+  off_t done = 0;
+  for (;;) {
+    const ssize_t got = ::pread(from, part.data(), part.size(), done);
+    if (got < 0 && errno == EINTR) { continue; }
+    if (got < 0) { return errno; }
+    if (got == 0) { break; }
+    for (ssize_t put = 0; put < got;) {
+      const ssize_t written = ::pwrite(to, part.data() + put, static_cast<std::size_t>(got - put), done + put);
+      if (written < 0 && errno != EINTR) { return errno; }
+      put += std::max<ssize_t>(0, written);
+    }
+    done += got;
+  }
+  return ::lseek(to, ::lseek(from, 0, SEEK_CUR), SEEK_SET) < 0 ? errno : 0;
 }
 
 /// Keeps signals away from this thread while it lasts.
@@ -64,25 +92,20 @@ UnfinishedPath::~UnfinishedPath() {
     unlink_own(temporary_.c_str(), file_);
     leave_unfinished(slot_);
   }
-  for (const int descriptor : {descriptor_, published_descriptor_}) {
-    if (descriptor >= 0) { ::close(descriptor); }
-  }
+  for (const int descriptor : {descriptor_, lost_descriptor_, published_descriptor_}) { close_if_open(descriptor); }
 }
 
 std::string UnfinishedPath::describe() const { return fmt::format("result file '{}'", shown_path_); }
 
 /// Creates the temporary file, which must not be there; 0 or the error.
 int UnfinishedPath::create() {
-  // What will replace a file is nobody else's to read before it has that file's mode.
-  const mode_t mode = place_.replaces ? 0600 : 0666;
   // A signal that came between creation and entry would leave the file: it waits.
   const HeldSignals held;
-  constexpr int kNames = 16;  // of 2^64; one that is taken belongs to another
   int error = EEXIST;
-  for (int attempt = 0; attempt < kNames && error == EEXIST; ++attempt) {
+  for (int attempt = 0; attempt < kMostNames && error == EEXIST; ++attempt) {
     temporary_ = temporary_name(place_.path);
     if (temporary_.size() >= PATH_MAX) { return ENAMETOOLONG; }
-    descriptor_ = ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, mode);
+    descriptor_ = ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, first_mode());
     error = descriptor_ >= 0 ? 0 : errno;
   }
   struct stat status{};
@@ -91,6 +114,60 @@ int UnfinishedPath::create() {
   file_ = {status.st_dev, status.st_ino};
   slot_ = enter_unfinished(temporary_, file_);
   return 0;
+}
+
+void UnfinishedPath::lose_name(int opened) {
+  if (slot_ < 0) { return; }
+  const std::string folder = std::filesystem::path(temporary_).parent_path().string();
+  const int nameless = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, first_mode());
+  if (nameless < 0) { return; }
+  struct stat status{};
+  if (::fstat(nameless, &status) != 0 || copy_file(opened >= 0 ? opened : descriptor_, nameless) != 0 ||
+      (opened >= 0 && ::dup2(nameless, opened) < 0)) {
+    ::close(nameless);
+    return;
+  }
+  close_if_open(lost_descriptor_);
+  lost_descriptor_ = std::exchange(descriptor_, nameless);
+  unlink_own(temporary_.c_str(), file_);
+  leave_unfinished(slot_);
+  slot_ = -1;
+  file_ = {status.st_dev, status.st_ino};
+}
+
+void UnfinishedPath::restart() {
+  if (slot_ >= 0) { return; }
+  const int old = std::exchange(descriptor_, -1);
+  const int error = create();
+  close_if_open(old);
+  if (error != 0) { throw RuntimeFailure(fmt::format("{}: '{}' cannot be created: {}", describe(), temporary_, system_message(error))); }
+}
+
+/// Gives the nameless file a temporary name; 0 or the error.
+int UnfinishedPath::link_to_name() {
+  const std::string link = fmt::format("/proc/self/fd/{}", descriptor_);
+  const HeldSignals held;
+  int error = EEXIST;
+  for (int attempt = 0; attempt < kMostNames && error == EEXIST; ++attempt) {
+    temporary_ = temporary_name(place_.path);
+    error = ::linkat(AT_FDCWD, link.c_str(), AT_FDCWD, temporary_.c_str(), AT_SYMLINK_FOLLOW) == 0 ? 0 : errno;
+  }
+  if (error == 0) { slot_ = enter_unfinished(temporary_, file_); }
+  return error;
+}
+
+void UnfinishedPath::take_name() {
+  const int refused = link_to_name();
+  if (refused == 0) { return; }
+  // No /proc, or a file system that makes nameless files and no links.
+  const int nameless = std::exchange(descriptor_, -1);
+  int error = create();
+  if (error == 0) { error = copy_file(nameless, descriptor_); }
+  close_if_open(nameless);
+  if (error != 0) {
+    throw RuntimeFailure(fmt::format("{} can be given no name in its folder: {}; nor be copied to '{}': {}", describe(),
+                                     system_message(refused), temporary_, system_message(error)));
+  }
 }
 
 void UnfinishedPath::reserve(std::int64_t bytes) const {
@@ -128,7 +205,8 @@ void UnfinishedPath::keep(const std::string& what) {
 }
 
 void UnfinishedPath::publish() {
-  ANNULUS_ASSERT(slot_ >= 0, "{} is published twice", describe());
+  ANNULUS_ASSERT(descriptor_ >= 0, "{} is published twice", describe());
+  if (slot_ < 0) { take_name(); }
   // Syncing may take long. What was published before serves as well, and is in its place.
   if (!published_) { mark_complete(slot_); }
   adopt_replaced();
@@ -142,7 +220,7 @@ void UnfinishedPath::publish() {
   struct stat status{};
   place_.replaces = ::fstat(descriptor_, &status) == 0;
   place_.mode = status.st_mode & 07777U;
-  if (published_descriptor_ >= 0) { ::close(published_descriptor_); }
+  close_if_open(published_descriptor_);
   published_descriptor_ = std::exchange(descriptor_, -1);
   const std::string folder = std::filesystem::path(place_.path).parent_path().string();
   if (const int lost = sync_folder(folder); lost != 0) {
@@ -151,9 +229,8 @@ void UnfinishedPath::publish() {
 }
 
 void UnfinishedPath::renew() {
-  ANNULUS_ASSERT(slot_ < 0 && published_, "{} is written again before it is published", describe());
-  const int error = create();
-  if (error != 0) { throw RuntimeFailure(fmt::format("{}: '{}' cannot be created: {}", describe(), temporary_, system_message(error))); }
+  ANNULUS_ASSERT(descriptor_ < 0 && published_, "{} is written again before it is published", describe());
+  restart();
 }
 
 }  // namespace annulus

@@ -13,9 +13,10 @@
 
 namespace annulus {
 
-/// A result that is being written: a temporary file beside its place, .<name>.partial-<16 random digits>, which publish() turns into the
-/// result. It is created exclusively, and nothing but what was created is ever removed: by the destructor without publish(), and by
-/// remove_unfinished_results().
+/// A result that is being written: a temporary file in the folder of its place, which publish() turns into the result. It is created
+/// exclusively as .<name>.partial-<16 random digits>, and nothing but what was created is ever removed: by the destructor without
+/// publish(), and by remove_unfinished_results(). After lose_name() it has no name until publish(), so that no end of the process, kill -9
+/// and a launcher's haste among them, leaves anything behind.
 class UnfinishedPath {
  public:
   /// Creates the temporary file, empty. A symbolic link at `path` is followed, so that its target is what is replaced.
@@ -25,6 +26,7 @@ class UnfinishedPath {
   UnfinishedPath(const UnfinishedPath&) = delete;
   UnfinishedPath& operator=(const UnfinishedPath&) = delete;
 
+  /// While it has a name.
   const std::string& temporary() const noexcept { return temporary_; }
   /// Of the temporary file, for reading and writing.
   int descriptor() const noexcept { return descriptor_; }
@@ -34,6 +36,13 @@ class UnfinishedPath {
   /// Takes the disk's blocks for `bytes` bytes, so that a full disk is found before hours of work. @throws RuntimeFailure if there is no
   /// room
   void reserve(std::int64_t bytes) const;
+
+  /// Takes the temporary file's name away where the file system can do without (O_TMPFILE), else nothing. What is written is kept.
+  /// @param opened  a descriptor of the temporary file that somebody else writes through, or -1; goes on as one of the nameless file
+  void lose_name(int opened = -1);
+
+  /// Makes the temporary file empty and gives it a name again, if it has lost it. @throws RuntimeFailure if that cannot be
+  void restart();
 
   /// Syncs the complete temporary file and renames it. One that replaces another takes over its mode, and its owner where that is allowed.
   /// @throws RuntimeFailure if that cannot be, or if another program took the place meanwhile and not `force`: the complete file is then
@@ -46,6 +55,9 @@ class UnfinishedPath {
 
  private:
   int create();
+  int link_to_name();
+  void take_name();
+  mode_t first_mode() const noexcept { return place_.replaces ? 0600 : 0666; }
   void adopt_replaced() const noexcept;
   int move_into_place() const noexcept;
   [[noreturn]] void keep(const std::string& what);
@@ -55,7 +67,9 @@ class UnfinishedPath {
   ResultPlace place_;
   std::string temporary_;
   int descriptor_ = -1;
-  int slot_ = -1;  ///< in the table of unfinished files; -1: there is no temporary file
+  int lost_descriptor_ =
+      -1;          ///< of the file that had the name: while it is open its inode, by which HDF5 tells files apart, is nobody else's
+  int slot_ = -1;  ///< in the table of unfinished files; -1: no temporary file has a name
   FileId file_;
   std::optional<FileId> published_;
   int published_descriptor_ = -1;  ///< stays open, or another file could get the inode

@@ -39,10 +39,11 @@ struct RowCounts {
 /// /timings/{compute_ms, communication_ms, exposed_ms, bytes_sent, bytes_received, work_begin_ms, work_end_ms, transfer_begin_ms,
 /// transfer_end_ms} [rank, step], /rows/{uncovered, non_finite, first_non_finite} int64, /provenance/* strings.
 ///
-/// It is written beside its place under a random temporary name, synced and renamed by commit(): complete or absent. The destructor without
-/// commit removes the temporary file; so does remove_unfinished_results(), which signal handlers and aborts may call. What is complete is
-/// never removed: where it cannot be renamed into place it is kept, and the error names it.
-/// bf16 is a 16-bit HDF5 float with 8 exponent bits. HDF5 never converts a float here: memory type = file type.
+/// It is written in the folder of its place, without a name where the file system can do that and else under a random temporary one, synced
+/// and renamed by commit(): complete or absent. The destructor without commit removes the temporary file; so does
+/// remove_unfinished_results(), which signal handlers and aborts may call. What is complete is never removed: where it cannot be renamed
+/// into place it is kept, and the error names it. bf16 is a 16-bit HDF5 float with 8 exponent bits. HDF5 never converts a float here:
+/// memory type = file type.
 class ResultFile {
  public:
   /// Creates the file and takes the disk's blocks for all of it, so that it can be done before any work: what does not fit is known now.
