@@ -132,6 +132,17 @@ std::vector<pid_t> descendants_named(pid_t ancestor, const std::string& name) {
   return found;
 }
 
+bool has_open_file_below(pid_t pid, const std::string& prefix) {
+  std::error_code error;
+  const std::filesystem::path descriptors = "/proc/" + std::to_string(pid) + "/fd";
+  for (auto entry = std::filesystem::directory_iterator(descriptors, error); !error && entry != std::filesystem::directory_iterator();
+       entry.increment(error)) {
+    std::error_code closed;
+    if (std::filesystem::read_symlink(*entry, closed).string().starts_with(prefix)) { return true; }
+  }
+  return false;
+}
+
 std::string environment_of(pid_t pid, const std::string& name) {
   std::ifstream file("/proc/" + std::to_string(pid) + "/environ");
   const std::string all((std::istreambuf_iterator<char>(file)), {});

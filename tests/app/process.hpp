@@ -31,6 +31,9 @@ double seconds_since(const std::string& text, const std::string& mark);
 /// Processes below `ancestor` whose executable is named `name`, ascending by pid.
 std::vector<pid_t> descendants_named(pid_t ancestor, const std::string& name);
 
+/// Whether process `pid` has a file open, with or without a name, whose path begins with `prefix`.
+bool has_open_file_below(pid_t pid, const std::string& prefix);
+
 /// Value of `name` in the environment of process `pid`; empty if it cannot be read.
 std::string environment_of(pid_t pid, const std::string& name);
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cerrno>
 #include <signal.h>
 
 #include <annulus_test.hpp>
@@ -12,26 +13,35 @@ using namespace annulus::test;
 
 namespace {
 
+/// Environments in which an unfinished result has no name, if the disk can, and has one.
+const std::vector<std::vector<std::string>> kUnfinished{
+    {}, {"LD_PRELOAD=" ANNULUS_FAILING_CALLS, "FAIL_TMPFILE=" + std::to_string(EOPNOTSUPP)}};
+
 /// A run of several seconds that has begun its result, which `signal` meets.
-ProcessResult interrupted_run(const TemporaryFolder& folder, int signal) {
+ProcessResult interrupted_run(const TemporaryFolder& folder, int signal, const std::vector<std::string>& environment) {
   bool sent = false;
-  return annulus_with({"run", "--seq-len", "20000", "--heads", "8", "--head-dim", "128", "--threads", "1", "--output", folder / "out.h5"},
-                      {}, 60, [&](pid_t pid) {
-                        if (sent || sorted_names(folder).empty()) { return; }
-                        kill(pid, signal);
-                        sent = true;
-                      });
+  const ProcessResult result = annulus_with(
+      {"run", "--seq-len", "20000", "--heads", "8", "--head-dim", "128", "--threads", "1", "--output", folder / "out.h5"}, environment, 60,
+      [&](pid_t pid) {
+        if (sent || !has_open_file_below(pid, folder / "")) { return; }
+        kill(pid, signal);
+        sent = true;
+      });
+  CHECK(sent);
+  return result;
 }
 
 }  // namespace
 
 TEST_CASE("a run that a signal ends leaves no file, and ends by that signal") {
   for (const int signal : {SIGHUP, SIGINT, SIGQUIT, SIGPIPE, SIGALRM, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU, SIGVTALRM, SIGPROF, SIGRTMIN}) {
-    const TemporaryFolder folder;
-    const ProcessResult result = interrupted_run(folder, signal);
-    INFO(signal << " " << result.err);
-    CHECK(result.exit_code == 128 + signal);
-    CHECK(sorted_names(folder).empty());
+    for (const std::vector<std::string>& environment : kUnfinished) {
+      const TemporaryFolder folder;
+      const ProcessResult result = interrupted_run(folder, signal, environment);
+      INFO(signal << (environment.empty() ? " " : ", with a name, ") << result.err);
+      CHECK(result.exit_code == 128 + signal);
+      CHECK(sorted_names(folder).empty());
+    }
   }
 }
 
@@ -51,10 +61,12 @@ TEST_CASE("a signal that the parent had set to be ignored stays ignored") {
 }
 
 TEST_CASE("a limit on processor time ends a run without a trace") {
-  const TemporaryFolder folder;
-  const ProcessResult result =
-      run_bash("ulimit -S -t 1; exec \"$A\" run --seq-len 200000 --heads 1 --threads 1 --output '" + (folder / "out.h5") + "'");
-  INFO(result.err);
-  CHECK(result.exit_code == 128 + SIGXCPU);
-  CHECK(sorted_names(folder).empty());
+  for (const std::vector<std::string>& environment : kUnfinished) {
+    const TemporaryFolder folder;
+    const ProcessResult result = run_bash(
+        "ulimit -S -t 1; exec \"$A\" run --seq-len 200000 --heads 1 --threads 1 --output '" + (folder / "out.h5") + "'", environment);
+    INFO(result.err);
+    CHECK(result.exit_code == 128 + SIGXCPU);
+    CHECK(sorted_names(folder).empty());
+  }
 }

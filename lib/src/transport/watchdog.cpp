@@ -12,6 +12,7 @@
 #include <chrono>
 #include <exception>
 #include <optional>
+#include <utility>
 #include <vector>
 
 namespace annulus {
@@ -60,10 +61,13 @@ struct Watchdog::Thread {
     for (int peer = 0; peer < size; ++peer) { hosts.emplace_back(all.c_str() + kHostChars * static_cast<std::size_t>(peer)); }
     answers.resize(static_cast<std::size_t>(size));
     last_answers.resize(static_cast<std::size_t>(size));
-    thread = std::jthread([this](const std::stop_token& stop) { run(stop); });
+    thread = std::jthread([this](std::stop_token token) {
+      stop = std::move(token);
+      run();
+    });
   }
 
-  void run(const std::stop_token& stop) {
+  void run() {
     try {
       while (!stop.stop_requested()) {
         serve();
@@ -133,7 +137,7 @@ struct Watchdog::Thread {
       if (peer != rank) { send(peer, kAsk, {round, 0, 0, 0, 0}); }
     }
     const Clock::time_point start = Clock::now();
-    while (seconds_since(start) < kGraceSeconds &&
+    while (!stop.stop_requested() && seconds_since(start) < kGraceSeconds &&
            std::any_of(answers.begin(), answers.end(), [](const auto& a) { return !a.has_value(); })) {
       serve();
       std::this_thread::sleep_for(kPoll);
@@ -145,6 +149,8 @@ struct Watchdog::Thread {
   void interrogate() {
     const std::string situation = owner.describe();
     ask_all();
+    // All ranks have come to the end, and those that were asked may have stopped answering.
+    if (stop.stop_requested()) { return; }
     std::string silent;
     int leader = -1;
     for (int peer = 0; peer < size; ++peer) {
@@ -193,6 +199,7 @@ struct Watchdog::Thread {
     if (rank != leader) {
       const Clock::time_point start = Clock::now();
       while (seconds_since(start) < kGraceSeconds + 2.0 || (abort_announced && seconds_since(*abort_announced) < 10.0)) {
+        if (stop.stop_requested()) { return; }
         serve();
         std::this_thread::sleep_for(kPoll);
       }
@@ -222,6 +229,7 @@ struct Watchdog::Thread {
   std::uint64_t seen_progress = 0;
   Clock::time_point quiet_since = Clock::now();
   std::optional<Clock::time_point> abort_announced;
+  std::stop_token stop;  ///< of the thread, which alone uses it
   std::jthread thread;
 };
 
