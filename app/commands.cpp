@@ -169,7 +169,7 @@ ExitCode execute_plan(const Invocation& invocation) {
   double flops = 0;
   Int128 busiest_link = 0;
   for (std::int64_t rank = 0; rank < ranks; ++rank) {
-    const RingPlan plan = make_plan(config.problem, config.pattern, partition, config.schedule, rank);
+    const RingPlan plan = make_plan(config.problem, config.pattern, partition, {config.schedule}, rank);
     const PlanCost cost = plan_cost(plan);
     const MemoryPlan memory = plan_memory(plan, accumulator);
     bytes += cost.bytes_sent;

@@ -18,7 +18,7 @@ namespace {
 std::vector<RingPlan> plans_of(const Problem& problem, const Pattern& pattern, Schedule schedule, std::int64_t ranks) {
   const Partition partition(PartitionKind::contiguous, problem.seq_len, ranks);
   std::vector<RingPlan> plans;
-  for (std::int64_t rank = 0; rank < ranks; ++rank) { plans.push_back(make_plan(problem, pattern, partition, schedule, rank)); }
+  for (std::int64_t rank = 0; rank < ranks; ++rank) { plans.push_back(make_plan(problem, pattern, partition, {schedule}, rank)); }
   return plans;
 }
 
@@ -138,7 +138,7 @@ TEST_CASE("a plan's size follows the pattern, not the sequence") {
   pattern.head_split = HeadSplit::all;
   pattern.offset = OffsetRule::head;
   const Partition partition(PartitionKind::contiguous, problem.seq_len, 1024);
-  const RingPlan plan = make_plan(problem, pattern, partition, Schedule::ring, 77);
+  const RingPlan plan = make_plan(problem, pattern, partition, {Schedule::ring}, 77);
   std::size_t items = 0;
   for (const Step& step : plan.steps) { items += step.work.size(); }
   CHECK(items <= 64);
@@ -169,8 +169,8 @@ TEST_CASE("memory per rank falls with the number of ranks") {
 
 TEST_CASE("a plan refuses a partition of another length") {
   const Partition partition(PartitionKind::contiguous, 8, 2);
-  CHECK_THROWS_AS(make_plan(problem_of(9, 1, 1, false), dense_pattern(9), partition, Schedule::ring, 0), InvalidArgument);
-  CHECK_THROWS_AS(make_plan(problem_of(8, 1, 1, false), dense_pattern(8), partition, Schedule::ring, 2), InvalidArgument);
+  CHECK_THROWS_AS(make_plan(problem_of(9, 1, 1, false), dense_pattern(9), partition, {Schedule::ring}, 0), InvalidArgument);
+  CHECK_THROWS_AS(make_plan(problem_of(8, 1, 1, false), dense_pattern(8), partition, {Schedule::ring}, 2), InvalidArgument);
 }
 
 TEST_CASE("the proof catches plans that are wrong") {
@@ -244,6 +244,92 @@ TEST_CASE("the proof catches a send of what was never packed") {
   REQUIRE(packing != plans[0].steps.end());
   packing->packs.clear();
   CHECK_THROWS_AS(prove_coverage(plans), AssertionFailure);
+}
+
+TEST_CASE("the proof catches packs of other rows, and packs that overwrite each other") {
+  Pattern pattern;
+  pattern.branches = {{32, 2}, {32, 1}};
+  pattern.head_split = HeadSplit::all;
+  const auto good = plans_of(problem_of(32, 2, 2, false), pattern, Schedule::ring, 4);
+  REQUIRE_NOTHROW(prove_coverage(good));
+  REQUIRE(good[0].steps[1].packs.size() == 2);
+
+  auto other_rows = good;
+  other_rows[0].steps[1].packs[0].from_rows = Rows<Local>(Progression{1, 2, 4});
+  CHECK_THROWS_AS(prove_coverage(other_rows), AssertionFailure);
+
+  auto fewer_rows = good;
+  fewer_rows[0].steps[1].packs[0].from_rows = Rows<Local>(Progression{0, 2, 3});
+  CHECK_THROWS_AS(prove_coverage(fewer_rows), AssertionFailure);
+
+  auto overwritten = good;
+  overwritten[0].steps[1].packs[1].to_offset_bytes = overwritten[0].steps[1].packs[0].to_offset_bytes + 2;
+  CHECK_THROWS_AS(prove_coverage(overwritten), AssertionFailure);
+
+  auto into_the_other = good;
+  into_the_other[0].steps[1].packs[0].to = BufferId::send_0;
+  CHECK_THROWS_AS(prove_coverage(into_the_other), AssertionFailure);
+}
+
+TEST_CASE("the proof catches items of one wave that fold into the same rows") {
+  Pattern pattern;
+  pattern.branches = {{8, 2}, {24, 1}};
+  pattern.head_split = HeadSplit::all;
+  const auto good = plans_of(problem_of(24, 2, 2, false), pattern, Schedule::ring, 3);
+  REQUIRE_NOTHROW(prove_coverage(good));
+  REQUIRE(good[0].steps[0].work.back().wave == 1);
+
+  auto together = good;
+  for (WorkItem& item : together[0].steps[0].work) { item.wave = 0; }
+  CHECK_THROWS_AS(prove_coverage(together), AssertionFailure);
+
+  auto descending = good;
+  std::reverse(descending[0].steps[0].work.begin(), descending[0].steps[0].work.end());
+  CHECK_THROWS_AS(prove_coverage(descending), AssertionFailure);
+
+  auto no_partial = good;
+  no_partial[0].steps[0].work[0].partial = 1;
+  CHECK_THROWS_AS(prove_coverage(no_partial), AssertionFailure);
+}
+
+TEST_CASE("where each head has one branch, a step is one wave but for a segment's several blocks") {
+  Pattern pattern = longnet();
+  pattern.offset = OffsetRule::head;
+  for (const RingPlan& plan : plans_of(problem_of(65536, 16, 16, false), pattern, Schedule::ring, 8)) {
+    for (const Step& step : plan.steps) {
+      for (const WorkItem& item : step.work) { CHECK(item.wave == 0); }
+    }
+  }
+}
+
+TEST_CASE("the proof catches ops that are missing, repeated or out of order") {
+  Pattern pattern;
+  pattern.branches = {{32, 2}};
+  const auto good = plans_of(problem_of(32, 2, 2, false), pattern, Schedule::ring, 4);
+  REQUIRE_NOTHROW(prove_coverage(good));
+
+  for (std::size_t index = 0; index < good[1].ops.size(); ++index) {
+    auto missing = good;
+    missing[1].ops.erase(missing[1].ops.begin() + static_cast<std::ptrdiff_t>(index));
+    CHECK_THROWS_AS(prove_coverage(missing), AssertionFailure);
+
+    auto repeated = good;
+    repeated[1].ops.insert(repeated[1].ops.begin() + static_cast<std::ptrdiff_t>(index), good[1].ops[index]);
+    CHECK_THROWS_AS(prove_coverage(repeated), AssertionFailure);
+
+    if (index == 0) { continue; }
+    auto swapped = good;
+    std::swap(swapped[1].ops[index - 1], swapped[1].ops[index]);
+    CHECK_THROWS_AS(prove_coverage(swapped), AssertionFailure);
+  }
+}
+
+TEST_CASE("equal arguments give equal plans") {
+  Pattern pattern = longnet();
+  pattern.head_split = HeadSplit::all;
+  const Problem problem = problem_of(65536, 4, 2, true);
+  CHECK(plans_of(problem, pattern, Schedule::ring, 8) == plans_of(problem, pattern, Schedule::ring, 8));
+  CHECK_FALSE(plans_of(problem, pattern, Schedule::ring, 8) == plans_of(problem, pattern, Schedule::ring_full, 8));
 }
 
 TEST_CASE("counts of a sequence of 2^30 tokens do not overflow: pairs, FLOPs and bytes over all ranks") {

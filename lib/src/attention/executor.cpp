@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 #include <string>
 
 namespace annulus {
@@ -27,18 +28,6 @@ class ProfilerRange {
   Backend& backend_;
 };
 
-kernels::Combine combine_of(Mixing mixing) {
-  switch (mixing) {
-    case Mixing::mean:
-      return kernels::Combine::mean;
-    case Mixing::sum:
-      return kernels::Combine::sum;
-    case Mixing::lse:
-      break;
-  }
-  return kernels::Combine::lse;
-}
-
 }  // namespace
 
 RingExecutor::RingExecutor(RingPlan plan, Backend& backend, Transport& transport, Queue& queue, Watchdog& watchdog)
@@ -57,156 +46,26 @@ RingExecutor::RingExecutor(RingPlan plan, Backend& backend, Transport& transport
   resident_ = backend.allocate(buffer_bytes(plan_, BufferId::resident), of_resident);
   out_ = backend.allocate(q_elements * size_of(problem.dtype), MemoryUse::tensor);
   lse_ = backend.allocate(stats * static_cast<std::int64_t>(sizeof(float)), MemoryUse::tensor);
-  for (std::int64_t index = 0; index < partial_count(plan_.pattern); ++index) {
+  TensorAddresses addresses;
+  for (std::int64_t index = 0; index < plan_.partials; ++index) {
     Buffer& acc = partial_memory_.emplace_back(backend.allocate(q_elements * accumulator, MemoryUse::tensor));
     kernels::PartialPointers partial;
     partial.acc = acc.get();
     partial.max = partial_memory_.emplace_back(backend.allocate(stats * accumulator, MemoryUse::tensor)).get();
     partial.sum = partial_memory_.emplace_back(backend.allocate(stats * accumulator, MemoryUse::tensor)).get();
-    partials_.push_back(partial);
+    addresses.partials.push_back(partial);
   }
   for (std::size_t parity = 0; parity < 2; ++parity) {
     slots_[parity] = backend.allocate(plan_.slot_bytes[parity], MemoryUse::slot);
     sends_[parity] = backend.allocate(plan_.send_bytes[parity], MemoryUse::slot);
+    addresses.slots[parity] = slots_[parity].get();
+    addresses.sends[parity] = sends_[parity].get();
   }
-  build_tasks();
-}
-
-std::byte* RingExecutor::address(BufferId buffer) const {
-  switch (buffer) {
-    case BufferId::slot_0:
-      return slots_[0].get();
-    case BufferId::slot_1:
-      return slots_[1].get();
-    case BufferId::send_0:
-      return sends_[0].get();
-    case BufferId::send_1:
-      return sends_[1].get();
-    case BufferId::resident:
-      break;
-  }
-  return resident_.get();
-}
-
-void RingExecutor::build_tasks() {
-  for (const Step& step : plan_.steps) {
-    auto& attend = attend_.emplace_back();
-    for (const WorkItem& item : step.work) { attend.push_back(attend_task(item)); }
-    auto& pack = pack_.emplace_back();
-    for (const PackItem& item : step.packs) {
-      for (const kernels::PackTask& task : pack_tasks(item)) { pack.push_back(task); }
-    }
-    auto& outgoing = outgoing_.emplace_back();
-    for (const Message& message : step.sends) {
-      outgoing.push_back({message.peer, address(message.buffer) + message.offset_bytes, message.bytes});
-    }
-    auto& incoming = incoming_.emplace_back();
-    for (const Message& message : step.receives) {
-      incoming.push_back({message.peer, address(message.buffer) + message.offset_bytes, message.bytes});
-    }
-  }
-  const Problem& problem = plan_.problem;
-  finish_.dtype = problem.dtype;
-  finish_.combine = combine_of(plan_.pattern.mixing);
-  finish_.batch = problem.batch;
-  finish_.rows = plan_.local_rows;
-  finish_.heads = problem.heads;
-  finish_.head_dim = problem.head_dim;
-  finish_.output_scale = plan_.pattern.scale_by_branches ? 1.0 / static_cast<double>(plan_.pattern.branches.size()) : 1.0;
-  finish_.partials = checked_narrow<int>(static_cast<std::int64_t>(partials_.size()));
-  std::copy(partials_.begin(), partials_.end(), finish_.partial);
-  finish_.out = out_.get();
-  finish_.lse = reinterpret_cast<float*>(lse_.get());
-}
-
-kernels::AttendTask RingExecutor::attend_task(const WorkItem& item) const {
-  const Problem& problem = plan_.problem;
-  const std::int64_t rows = plan_.local_rows;
-  const std::int64_t q_pitch = problem.heads * problem.head_dim;
-  const std::int64_t group_stride = item.heads.kv.stride * problem.group_size();
-  const std::int64_t element = size_of(problem.dtype);
-  const std::int64_t accumulator = backend_.accumulator_bytes();
-
-  kernels::AttendTask task;
-  task.dtype = problem.dtype;
-  task.mask = item.mask;
-  task.batch = problem.batch;
-  task.segments = item.segments;
-  task.q_rows = item.q_local.count;
-  task.k_rows = item.k_stored.count;
-  task.kv_heads = item.heads.kv.count;
-  task.q_per_kv = item.heads.q_per_kv;
-  task.head_dim = problem.head_dim;
-  task.scale = problem.scale;
-
-  const std::int64_t q_start = item.q_local.first * q_pitch + item.heads.q_first * problem.head_dim;
-  task.q = q_.get() + q_start * element;
-  task.q_strides = {rows * q_pitch, item.segment_stride * q_pitch, item.q_local.stride * q_pitch, group_stride * problem.head_dim,
-                    problem.head_dim};
-  const kernels::PartialPointers& partial = partials_[partials_.size() == 1 ? 0 : static_cast<std::size_t>(item.branch)];
-  task.acc = static_cast<std::byte*>(partial.acc) + q_start * accumulator;
-  task.acc_strides = task.q_strides;
-  const std::int64_t stat_start = item.heads.q_first * rows + item.q_local.first;
-  task.max = static_cast<std::byte*>(partial.max) + stat_start * accumulator;
-  task.sum = static_cast<std::byte*>(partial.sum) + stat_start * accumulator;
-  task.stat_strides = {problem.heads * rows, item.segment_stride, item.q_local.stride, group_stride * rows, rows};
-
-  // Keys: rows of the resident shard, or of a block that holds the class's heads next to each other.
-  const bool resident = item.keys.block < 0;
-  const KvBlock* block = resident ? nullptr : &plan_.blocks[static_cast<std::size_t>(item.keys.block)];
-  const std::int64_t stored_rows = resident ? rows : block->rows_global.count;
-  const Progression stored_heads = resident ? range(0, problem.kv_heads) : block->kv_heads;
-  const Progression heads = indices_of(item.heads.kv, stored_heads);
-  const std::int64_t k_pitch = stored_heads.count * problem.head_dim;
-  const std::byte* base = address(item.keys.buffer) + item.keys.offset_bytes;
-  const std::int64_t k_start = item.k_stored.first * k_pitch + heads.first * problem.head_dim;
-  task.k = base + k_start * element;
-  task.v = base + (problem.batch * stored_rows * k_pitch + k_start) * element;
-  task.kv_strides = {stored_rows * k_pitch, item.segment_stride * k_pitch, item.k_stored.stride * k_pitch, heads.stride * problem.head_dim,
-                     0};
-  task.q_positions = {item.q_global.first, item.q_global.stride};
-  task.k_positions = {item.k_global.first, item.k_global.stride};
-  return task;
-}
-
-std::vector<kernels::PackTask> RingExecutor::pack_tasks(const PackItem& item) const {
-  const Problem& problem = plan_.problem;
-  const KvBlock& block = plan_.blocks[static_cast<std::size_t>(item.block)];
-  const std::int64_t element = size_of(problem.dtype);
-  const std::int64_t tensor_bytes = block_elements(problem, block) * element;
-  std::byte* target = address(item.to) + item.to_offset_bytes;
-  const std::byte* source = address(item.from) + item.from_offset_bytes;
-  kernels::PackTask task;
-  task.element_size = element;
-  task.batch = problem.batch;
-  task.rows = block.rows_global.count;
-  task.heads = block.kv_heads.count;
-  task.head_dim = problem.head_dim;
-  std::vector<kernels::PackTask> tasks;
-  for (std::int64_t tensor = 0; tensor < 2; ++tensor) {  // K, then V
-    task.dst = target + tensor * tensor_bytes;
-    if (item.from == BufferId::resident) {
-      const std::int64_t pitch = problem.kv_heads * problem.head_dim;
-      Progression local;
-      for (const ShardPiece& piece : plan_.shard.pieces) {
-        if (!piece.global.contains(block.rows_global.first)) { continue; }
-        local = indices_of(block.rows_global, piece.global);
-        local.first += piece.local_first;
-      }
-      const std::int64_t start = local.first * pitch + block.kv_heads.first * problem.head_dim;
-      task.src = source + (tensor * problem.batch * plan_.local_rows * pitch + start) * element;
-      task.src_batch_stride = plan_.local_rows * pitch;
-      task.src_row_stride = local.stride * pitch;
-      task.src_head_stride = block.kv_heads.stride * problem.head_dim;
-    } else {
-      task.src = source + tensor * tensor_bytes;
-      task.src_head_stride = problem.head_dim;
-      task.src_row_stride = block.kv_heads.count * problem.head_dim;
-      task.src_batch_stride = block.rows_global.count * task.src_row_stride;
-    }
-    tasks.push_back(task);
-  }
-  return tasks;
+  addresses.q = q_.get();
+  addresses.resident = resident_.get();
+  addresses.out = out_.get();
+  addresses.lse = reinterpret_cast<float*>(lse_.get());
+  lowered_ = lower(plan_, addresses, accumulator);
 }
 
 void RingExecutor::load(const TensorSource& source) {
@@ -259,8 +118,8 @@ void RingExecutor::warm_up() {
   constexpr std::size_t kSteps = 2;  // of resident keys, and of keys that came; later steps are like the second
   const ProfilerRange range(backend_, "annulus: warm up");
   begin();
-  for (std::size_t step = 0; step < std::min(kSteps, attend_.size()); ++step) {
-    std::vector<kernels::AttendTask> part = attend_[step];
+  for (std::size_t step = 0; step < std::min(kSteps, lowered_.steps.size()); ++step) {
+    std::vector<kernels::AttendTask> part = lowered_.steps[step].attend;
     part.resize(std::min(part.size(), kTasks));
     for (kernels::AttendTask& task : part) {
       task.segments = std::min(task.segments, kSegments);
@@ -281,20 +140,41 @@ void RingExecutor::begin() {
   const Problem& problem = plan_.problem;
   const std::int64_t stats = problem.batch * plan_.local_rows * problem.heads;
   if (stats == 0) { return; }
-  for (const kernels::PartialPointers& partial : partials_) { backend_.fill_identity(queue_, partial, stats, problem.head_dim); }
+  for (std::int64_t index = 0; index < plan_.partials; ++index) {
+    backend_.fill_identity(queue_, lowered_.finish.partial[index], stats, problem.head_dim);
+  }
+}
+
+void RingExecutor::execute(const Op& op) {
+  switch (op.kind) {
+    case OpKind::pack:
+      return pack(op.step);
+    case OpKind::post:
+      return post(op.step);
+    case OpKind::wait:
+      return wait(op.step);
+    case OpKind::attend:
+      return attend(op.step);
+    case OpKind::finish:
+      break;
+  }
+  finish();
+}
+
+void RingExecutor::pack(std::int64_t step) {
+  const ProfilerRange range(backend_, fmt::format("annulus: pack for step {}", step));
+  const LoweredStep& what = lowered_.steps[static_cast<std::size_t>(step)];
+  if (!what.pack.empty()) { backend_.pack(queue_, what.pack); }
 }
 
 void RingExecutor::post(std::int64_t step) {
-  if (step >= steps()) { return; }
-  const auto index = static_cast<std::size_t>(step);
   const ProfilerRange range(backend_, fmt::format("annulus: post step {}", step));
-  if (!pack_[index].empty()) { backend_.pack(queue_, pack_[index]); }
+  const LoweredStep& what = lowered_.steps[static_cast<std::size_t>(step)];
   if (step == 1) { first_post_event_ = backend_.record(queue_); }
-  transport_.post(step, outgoing_[index], incoming_[index], queue_);
+  transport_.post(step, what.outgoing, what.incoming, queue_);
 }
 
 void RingExecutor::wait(std::int64_t step) {
-  if (step >= steps()) { return; }
   watchdog_.set_step(step);
   const ProfilerRange range(backend_, fmt::format("annulus: wait for step {}", step));
   StepEvents& events = events_[static_cast<std::size_t>(step)];
@@ -303,20 +183,21 @@ void RingExecutor::wait(std::int64_t step) {
   events.wait_end = backend_.record(queue_);
 }
 
-void RingExecutor::work(std::int64_t step) {
-  if (step >= steps()) { return; }
+void RingExecutor::attend(std::int64_t step) {
   const ProfilerRange range(backend_, fmt::format("annulus: work of step {}", step));
   StepEvents& events = events_[static_cast<std::size_t>(step)];
+  const std::vector<kernels::AttendTask>& tasks = lowered_.steps[static_cast<std::size_t>(step)].attend;
   watchdog_.set_step(step);
   events.work_begin = backend_.record(queue_);
-  if (!attend_[static_cast<std::size_t>(step)].empty()) { backend_.attend(queue_, attend_[static_cast<std::size_t>(step)]); }
+  if (!tasks.empty()) { backend_.attend(queue_, tasks); }
   events.work_end = backend_.record(queue_);
   watchdog_.progress();
 }
 
 void RingExecutor::finish() {
   const ProfilerRange range(backend_, "annulus: finish");
-  if (finish_.batch * finish_.rows > 0) { backend_.finish(queue_, finish_); }
+  const kernels::FinishTask& task = lowered_.finish;
+  if (task.batch * task.rows > 0) { backend_.finish(queue_, task); }
   end_event_ = backend_.record(queue_);
   watchdog_.set_step(-1);
 }
@@ -328,7 +209,7 @@ std::vector<StepTiming> RingExecutor::timings() {
     const StepEvents& events = events_[step];
     StepTiming& timing = timings[step];
     timing.compute_ms = events.work_end->ms_since(*events.work_begin);
-    if (!attend_[step].empty()) {
+    if (!lowered_.steps[step].attend.empty()) {
       timing.work_begin_ms = events.work_begin->ms_since(*first_post_event_);
       timing.work_end_ms = events.work_end->ms_since(*first_post_event_);
     }
@@ -348,7 +229,7 @@ std::vector<StepTiming> RingExecutor::timings() {
 
 void RingExecutor::connect() {
   std::vector<StepMessages> messages;
-  for (std::size_t step = 0; step < outgoing_.size(); ++step) { messages.push_back({outgoing_[step], incoming_[step]}); }
+  for (const LoweredStep& step : lowered_.steps) { messages.push_back({step.outgoing, step.incoming}); }
   transport_.prepare(messages);
 }
 
@@ -367,7 +248,7 @@ double RingExecutor::ms_since_begin_of(const RingExecutor& other) {
 void RingExecutor::check_traffic() {
   for (std::int64_t step = 1; step < steps(); ++step) {
     std::int64_t expected = 0;
-    for (const Incoming& message : incoming_[static_cast<std::size_t>(step)]) { expected += message.bytes; }
+    for (const Incoming& message : lowered_.steps[static_cast<std::size_t>(step)].incoming) { expected += message.bytes; }
     const std::int64_t arrived = transport_.traffic(step).bytes_received;
     ANNULUS_ASSERT(arrived == expected, "step {}: {} bytes arrived and the plan says {}", step, arrived, expected);
   }
@@ -389,25 +270,26 @@ void RingExecutor::read_lse(std::int64_t batch, std::int64_t first, std::int64_t
 }
 
 void run_lockstep(std::span<const std::unique_ptr<RingExecutor>> executors, bool pass_blocks) {
-  std::int64_t steps = 0;
-  for (const auto& executor : executors) {
-    steps = std::max(steps, executor->steps());
-    executor->begin();
-  }
-  const auto post_all = [&](std::int64_t step) {
-    if (!pass_blocks) { return; }
-    for (const auto& executor : executors) { executor->post(step); }
-  };
-  post_all(1);
-  for (const auto& executor : executors) { executor->work(0); }
-  for (std::int64_t step = 1; step < steps; ++step) {
-    if (pass_blocks) {
-      for (const auto& executor : executors) { executor->wait(step); }
+  const auto runs = [&](const Op& op) { return pass_blocks || op.kind == OpKind::attend || op.kind == OpKind::finish; };
+  for (const auto& executor : executors) { executor->begin(); }
+  std::vector<std::size_t> next(executors.size(), 0);
+  constexpr std::int64_t kEnd = std::numeric_limits<std::int64_t>::max();
+  const auto left = [&](std::size_t rank) { return next[rank] < executors[rank]->plan().ops.size(); };
+  const auto turn_of = [&](std::size_t rank) { return executors[rank]->plan().ops[next[rank]].turn; };
+  for (bool any = true; any;) {
+    any = false;
+    std::int64_t turn = kEnd;
+    for (std::size_t rank = 0; rank < executors.size(); ++rank) {
+      if (left(rank)) { turn = std::min(turn, turn_of(rank)); }
     }
-    post_all(step + 1);
-    for (const auto& executor : executors) { executor->work(step); }
+    for (std::size_t rank = 0; rank < executors.size(); ++rank) {
+      for (; left(rank) && turn_of(rank) == turn; ++next[rank]) {
+        const Op& op = executors[rank]->plan().ops[next[rank]];
+        if (runs(op)) { executors[rank]->execute(op); }
+        any = true;
+      }
+    }
   }
-  for (const auto& executor : executors) { executor->finish(); }
 }
 
 }  // namespace annulus

@@ -147,7 +147,7 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   together(comm, [&] {
     const Partition partition(config.partition, config.problem.seq_len, resolved.ranks);
     for (std::int64_t rank = loopback ? 0 : comm.rank(); rank < (loopback ? resolved.ranks : comm.rank() + 1); ++rank) {
-      plans.push_back(make_plan(config.problem, config.pattern, partition, config.schedule, rank));
+      plans.push_back(make_plan(config.problem, config.pattern, partition, {config.schedule}, rank));
     }
   });
   BackendOptions options;

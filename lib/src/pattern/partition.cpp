@@ -3,6 +3,7 @@
 
 #include <annulus/core/error.hpp>
 
+#include <algorithm>
 #include <numeric>
 
 namespace annulus {
@@ -10,6 +11,38 @@ namespace annulus {
 std::int64_t Shard::rows() const {
   return std::accumulate(pieces.begin(), pieces.end(), std::int64_t{0},
                          [](std::int64_t sum, const ShardPiece& piece) { return sum + piece.global.count; });
+}
+
+Rows<Local> local_rows(const Shard& shard, const Rows<Global>& rows) {
+  Rows<Local> local;
+  for (std::int64_t i = 0; i < rows.runs(); ++i) {
+    const Progression& run = rows.run(i);
+    const auto piece = std::find_if(shard.pieces.begin(), shard.pieces.end(), [&](const ShardPiece& each) {
+      return each.global.contains(run.first) && each.global.contains(run.last());
+    });
+    ANNULUS_ASSERT(piece != shard.pieces.end(), "rows {}+{}*{} lie in no piece of the shard", run.first, run.stride, run.count);
+    Progression indices = indices_of(run, piece->global);
+    indices.first += piece->local_first;
+    local.append(indices);
+  }
+  return local;
+}
+
+Rows<Packed> packed_rows(const Rows<Global>& block, const Rows<Global>& rows) {
+  Rows<Packed> packed;
+  for (std::int64_t i = 0; i < rows.runs(); ++i) {
+    const Progression& run = rows.run(i);
+    std::int64_t before = 0;
+    std::int64_t holder = 0;
+    while (holder < block.runs() && !(block.run(holder).contains(run.first) && block.run(holder).contains(run.last()))) {
+      before += block.run(holder++).count;
+    }
+    ANNULUS_ASSERT(holder < block.runs(), "rows {}+{}*{} lie in no run of the block", run.first, run.stride, run.count);
+    Progression indices = indices_of(run, block.run(holder));
+    indices.first += before;
+    packed.append(indices);
+  }
+  return packed;
 }
 
 Progression split_by_rank(std::int64_t seq_len, std::int64_t ranks, std::int64_t rank) {

@@ -44,11 +44,11 @@ Int128 causal_pairs(const Progression& q, const Progression& k) {
 Int128 segment_pairs(const WorkItem& item) {
   switch (item.mask) {
     case kernels::Mask::none:
-      return static_cast<Int128>(item.q_global.count) * item.k_global.count;
+      return static_cast<Int128>(item.q_global.count()) * item.k_global.count();
     case kernels::Mask::causal:
       break;
   }
-  return causal_pairs(item.q_global, item.k_global);
+  return causal_pairs(item.q_global.only(), item.k_global.only());
 }
 
 }  // namespace
@@ -89,7 +89,7 @@ MemoryPlan plan_memory(const RingPlan& plan, std::int64_t accumulator_bytes) {
   MemoryPlan memory;
   memory.inputs = q_elements * size_of(problem.dtype) + buffer_bytes(plan, BufferId::resident);
   memory.outputs = q_elements * size_of(problem.dtype) + rows * problem.heads * static_cast<std::int64_t>(sizeof(float));
-  const Int128 partials = static_cast<Int128>(partial_count(plan.pattern)) * accumulator_bytes * (q_elements + 2 * rows * problem.heads);
+  const Int128 partials = static_cast<Int128>(plan.partials) * accumulator_bytes * (q_elements + 2 * rows * problem.heads);
   constexpr Int128 kMost = Int128{1} << 60;  // of each of four summands, so that their sum stays below 2^62
   const Int128 slots = static_cast<Int128>(plan.slot_bytes[0]) + plan.slot_bytes[1] + plan.send_bytes[0] + plan.send_bytes[1];
   ANNULUS_EXPECTS(

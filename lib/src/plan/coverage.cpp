@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <map>
-#include <tuple>
 #include <vector>
 
 namespace annulus {
@@ -13,10 +12,16 @@ namespace annulus {
 namespace {
 
 /// What identifies a block to all ranks.
-using BlockKey = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+struct BlockKey {
+  std::int64_t branch, head_class, segment, owner;
+  Rows<Global> rows;
+  Progression kv_heads;
+  std::int64_t bytes;
+  bool operator==(const BlockKey&) const = default;
+};
 
 BlockKey key_of(const KvBlock& block) {
-  return {block.branch, block.head_class, block.segment, block.owner, block.rows_global.first, block.rows_global.count, block.bytes};
+  return {block.branch, block.head_class, block.segment, block.owner, block.rows_global, block.kv_heads, block.bytes};
 }
 
 /// A byte range of one buffer.
@@ -27,6 +32,15 @@ struct Range {
   bool overlaps(const Range& other) const { return buffer == other.buffer && begin < other.end && other.begin < end; }
 };
 
+/// The global row that a rank keeps as its local row, through whichever piece of its shard holds that; -1 if none does.
+std::int64_t global_row(const Shard& shard, std::int64_t local) {
+  for (const ShardPiece& piece : shard.pieces) {
+    const std::int64_t at = local - piece.local_first;
+    if (at >= 0 && at < piece.global.count) { return piece.global[at]; }
+  }
+  return -1;
+}
+
 /// The state of one rank's memory while its plan runs.
 class RankMemory {
  public:
@@ -34,27 +48,27 @@ class RankMemory {
 
   const KvBlock& block(std::int64_t index) const { return plan_.blocks.at(static_cast<std::size_t>(index)); }
 
-  /// Packs and posts of `number`, while the work of the step before has yet to run.
-  void post(std::int64_t number, const Step& step, const Step& pending) {
-    std::vector<Range> reads;
-    for (const WorkItem& item : pending.work) {
-      if (item.keys.block >= 0) { reads.push_back(range_of(item.keys.buffer, item.keys.offset_bytes, block(item.keys.block).bytes)); }
-    }
-    std::vector<Range> writes;
+  void pack(std::int64_t number, const Step& step) {
+    std::vector<Range> written;
     for (const PackItem& pack : step.packs) {
       const KvBlock& what = block(pack.block);
       if (pack.from == BufferId::resident) {
-        ANNULUS_ASSERT(what.owner == plan_.rank, "rank {} packs a block of rank {} from its own rows", plan_.rank, what.owner);
+        check_own_rows(pack);
       } else {
         expect_content(pack.block, pack.from, pack.from_offset_bytes, number);
+        refuse_overlap(range_of(pack.from, pack.from_offset_bytes, what.bytes), landing_, number);
       }
       const Range target = range_of(pack.to, pack.to_offset_bytes, what.bytes);
-      refuse_overlap(target, reads, number);
-      refuse_overlap(target, writes, number);
-      writes.push_back(target);
+      refuse_overlap(target, leaving_, number);
+      refuse_overlap(target, landing_, number);
+      refuse_overlap(target, written, number);
+      written.push_back(target);
       evict(target);
       content_[{pack.to, pack.to_offset_bytes}] = key_of(what);
     }
+  }
+
+  void post(std::int64_t number, const Step& step) {
     for (const Message& message : step.sends) {
       std::int64_t offset = message.offset_bytes;
       for (const std::int64_t index : message.blocks) {
@@ -67,21 +81,24 @@ class RankMemory {
       }
       ANNULUS_ASSERT(offset == message.offset_bytes + message.bytes, "rank {} step {}: a message's blocks and bytes disagree", plan_.rank,
                      number);
-      reads.push_back(range_of(message.buffer, message.offset_bytes, message.bytes));
+      leaving_.push_back(range_of(message.buffer, message.offset_bytes, message.bytes));
+      refuse_overlap(leaving_.back(), landing_, number);
     }
     for (const Message& message : step.receives) {
       const Range target = range_of(message.buffer, message.offset_bytes, message.bytes);
       ANNULUS_ASSERT(message.buffer == BufferId::slot_0 || message.buffer == BufferId::slot_1, "rank {} receives outside its slots",
                      plan_.rank);
-      refuse_overlap(target, reads, number);
-      refuse_overlap(target, writes, number);
-      writes.push_back(target);
+      refuse_overlap(target, leaving_, number);
+      refuse_overlap(target, landing_, number);
+      landing_.push_back(target);
       evict(target);
     }
   }
 
-  /// The receives of `step` have arrived.
-  void arrive(const Step& step) {
+  /// The messages of `step` have come and gone.
+  void wait(const Step& step) {
+    leaving_.clear();
+    landing_.clear();
     for (const Message& message : step.receives) {
       std::int64_t offset = message.offset_bytes;
       for (const std::int64_t index : message.blocks) {
@@ -89,6 +106,11 @@ class RankMemory {
         offset += block(index).bytes;
       }
     }
+  }
+
+  /// The keys of `item` are where it reads them.
+  void read_keys(const WorkItem& item, std::int64_t number) const {
+    if (item.keys.block >= 0) { expect_content(item.keys.block, item.keys.buffer, item.keys.offset_bytes, number); }
   }
 
   /// At the end: no buffer for messages is larger than what was ever in use of it.
@@ -101,13 +123,16 @@ class RankMemory {
     }
   }
 
+  void check_nothing_open() const {
+    ANNULUS_ASSERT(leaving_.empty() && landing_.empty(), "rank {} ends while messages travel", plan_.rank);
+  }
+
+ private:
   void expect_content(std::int64_t index, BufferId buffer, std::int64_t offset, std::int64_t number) const {
     const auto found = content_.find({buffer, offset});
     ANNULUS_ASSERT(found != content_.end() && found->second == key_of(block(index)),
                    "rank {} step {}: block {} is not where the plan reads it", plan_.rank, number, index);
   }
-
- private:
   Range range_of(BufferId buffer, std::int64_t offset, std::int64_t bytes) {
     ANNULUS_ASSERT(offset >= 0 && offset + bytes <= buffer_bytes(plan_, buffer), "rank {}: a range ends past its buffer", plan_.rank);
     std::int64_t& used = used_[buffer];
@@ -118,7 +143,7 @@ class RankMemory {
   void evict(const Range& target) {
     std::erase_if(content_, [&](const auto& entry) {
       const auto& [where, what] = entry;
-      return target.overlaps({where.first, where.second, where.second + std::get<6>(what)});
+      return target.overlaps({where.first, where.second, where.second + what.bytes});
     });
   }
   void refuse_overlap(const Range& target, const std::vector<Range>& others, std::int64_t number) const {
@@ -127,10 +152,26 @@ class RankMemory {
     }
   }
 
+  /// The rows that a pack takes from the shard are those of its block.
+  void check_own_rows(const PackItem& pack) const;
+
   const RingPlan& plan_;
+  std::vector<Range> leaving_;  ///< being sent
+  std::vector<Range> landing_;  ///< being received
   std::map<std::pair<BufferId, std::int64_t>, BlockKey> content_;
   std::map<BufferId, std::int64_t> used_;  ///< where the last range of a buffer ends
 };
+
+void RankMemory::check_own_rows(const PackItem& pack) const {
+  const KvBlock& what = block(pack.block);
+  ANNULUS_ASSERT(what.owner == plan_.rank, "rank {} packs a block of rank {} from its own rows", plan_.rank, what.owner);
+  ANNULUS_ASSERT(pack.from_rows.count() == what.rows_global.count(), "rank {} packs {} rows of a block of {}", plan_.rank,
+                 pack.from_rows.count(), what.rows_global.count());
+  for (std::int64_t row = 0; row < what.rows_global.count(); ++row) {
+    ANNULUS_ASSERT(global_row(plan_.shard, pack.from_rows[row]) == what.rows_global[row], "rank {} packs local row {} as global row {}",
+                   plan_.rank, pack.from_rows[row], what.rows_global[row]);
+  }
+}
 
 /// Whether a work item's mask shows key `k` to query `q`, both global positions.
 bool sees(kernels::Mask mask, std::int64_t q, std::int64_t k) {
@@ -190,8 +231,8 @@ class PairCounter {
   }
 
   void attend_head(const WorkItem& item, std::int64_t head, std::int64_t shift) {
-    for (std::int64_t q = 0; q < item.q_global.count; ++q) {
-      for (std::int64_t k = 0; k < item.k_global.count; ++k) {
+    for (std::int64_t q = 0; q < item.q_global.count(); ++q) {
+      for (std::int64_t k = 0; k < item.k_global.count(); ++k) {
         if (!sees(item.mask, item.q_global[q], item.k_global[k])) { continue; }
         ++counts_[index(static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift, item.k_global[k] + shift)];
       }
@@ -235,15 +276,6 @@ class PairCounter {
   std::vector<int> counts_;
 };
 
-/// The global row that a rank keeps as its local row, through whichever piece of its shard holds that; -1 if none does.
-std::int64_t global_row(const Shard& shard, std::int64_t local) {
-  for (const ShardPiece& piece : shard.pieces) {
-    const std::int64_t at = local - piece.local_first;
-    if (at >= 0 && at < piece.global.count) { return piece.global[at]; }
-  }
-  return -1;
-}
-
 /// Every token must be a local row of one rank, and every local row of a rank one token.
 void check_shards(std::span<const RingPlan> plans) {
   std::vector<int> owners(static_cast<std::size_t>(plans.front().problem.seq_len), 0);
@@ -264,17 +296,61 @@ void check_shards(std::span<const RingPlan> plans) {
 
 /// The rows and keys that a work item uses must be those it says, in the block or shard it says.
 void check_stored_rows(const RingPlan& plan, const WorkItem& item) {
-  for (std::int64_t row = 0; row < item.q_global.count; ++row) {
+  ANNULUS_ASSERT(item.q_local.count() == item.q_global.count(), "{} local query rows are {} global ones", item.q_local.count(),
+                 item.q_global.count());
+  for (std::int64_t row = 0; row < item.q_global.count(); ++row) {
     ANNULUS_ASSERT(global_row(plan.shard, item.q_local[row]) == item.q_global[row], "local query row {} is not global row {}",
                    item.q_local[row], item.q_global[row]);
   }
-  const KvBlock* block = item.keys.block < 0 ? nullptr : &plan.blocks.at(static_cast<std::size_t>(item.keys.block));
-  for (std::int64_t row = 0; row < item.k_global.count; ++row) {
-    const std::int64_t stored = item.k_stored[row];
-    const std::int64_t found = block == nullptr ? global_row(plan.shard, stored) : block->rows_global[stored];
-    ANNULUS_ASSERT(found == item.k_global[row], "stored key row {} is not global row {}", stored, item.k_global[row]);
+  const bool resident = item.keys.block < 0;
+  const std::int64_t stored = resident ? item.k_local.count() : item.k_packed.count();
+  ANNULUS_ASSERT(stored == item.k_global.count() && (resident ? item.k_packed.empty() : item.k_local.empty()),
+                 "{} stored key rows are {} global ones", stored, item.k_global.count());
+  for (std::int64_t row = 0; row < item.k_global.count(); ++row) {
+    const std::int64_t found = resident ? global_row(plan.shard, item.k_local[row])
+                                        : plan.blocks.at(static_cast<std::size_t>(item.keys.block)).rows_global[item.k_packed[row]];
+    ANNULUS_ASSERT(found == item.k_global[row], "stored key row number {} is not global row {}", row, item.k_global[row]);
   }
 }
+
+/// Items of one wave must touch disjoint rows of the partials, and waves must ascend.
+class WaveCheck {
+ public:
+  explicit WaveCheck(const RingPlan& plan)
+      : plan_(plan), last_wave_(static_cast<std::size_t>(plan.partials * plan.problem.heads * plan.local_rows), -1) {}
+
+  /// The items of one step.
+  void attend(const Step& step) {
+    std::fill(last_wave_.begin(), last_wave_.end(), -1);
+    std::int64_t wave = 0;
+    for (const WorkItem& item : step.work) {
+      ANNULUS_ASSERT(item.wave >= wave, "rank {}: wave {} after wave {}", plan_.rank, item.wave, wave);
+      wave = item.wave;
+      ANNULUS_ASSERT(item.partial >= 0 && item.partial < plan_.partials, "rank {} has no partial {}", plan_.rank, item.partial);
+      for (std::int64_t j = 0; j < item.heads.kv.count; ++j) {
+        for (std::int64_t i = 0; i < item.heads.q_per_kv; ++i) {
+          touch(item, item.heads.q_first + j * item.heads.kv.stride * plan_.problem.group_size() + i);
+        }
+      }
+    }
+  }
+
+ private:
+  void touch(const WorkItem& item, std::int64_t head) {
+    for (std::int64_t s = 0; s < item.segments; ++s) {
+      for (std::int64_t row = 0; row < item.q_local.count(); ++row) {
+        const std::int64_t at = item.q_local[row] + s * item.segment_stride;
+        std::int64_t& last = last_wave_[static_cast<std::size_t>((item.partial * plan_.problem.heads + head) * plan_.local_rows + at)];
+        ANNULUS_ASSERT(last < item.wave, "rank {}: two items of wave {} fold into local row {} of head {}", plan_.rank, item.wave, at,
+                       head);
+        last = item.wave;
+      }
+    }
+  }
+
+  const RingPlan& plan_;
+  std::vector<std::int64_t> last_wave_;  ///< by partial, head and local row
+};
 
 const Step& step_or_empty(const RingPlan& plan, std::int64_t number) {
   static const Step empty;
@@ -308,8 +384,40 @@ void check_messages_fit(std::span<const RingPlan> plans, std::int64_t number) {
   }
 }
 
+/// Turns ascend; each step's messages are packed, then posted, then waited for, once and before those of the next step are; a step with
+/// messages to wait for is attended after that; every rank finishes once, last. Ranks that take turns then never wait for a message
+/// that nobody has posted: posts of a step have a smaller turn than any wait for it, on all ranks alike.
+void check_order(const RingPlan& plan) {
+  const std::int64_t steps = std::ssize(plan.steps);
+  std::map<OpKind, std::int64_t> next{{OpKind::pack, 1}, {OpKind::post, 1}, {OpKind::wait, 1}, {OpKind::attend, 0}};
+  bool finished = false;
+  std::int64_t turn = 0;
+  for (const Op& op : plan.ops) {
+    ANNULUS_ASSERT(op.turn >= turn && !finished, "rank {}: an op of turn {} comes after turn {} or after the end", plan.rank, op.turn,
+                   turn);
+    turn = op.turn;
+    if (op.kind == OpKind::finish) {
+      finished = true;
+      continue;
+    }
+    ANNULUS_ASSERT(op.step == next.at(op.kind) && op.step < steps, "rank {}: an op of step {} is out of order", plan.rank, op.step);
+    const bool ready = op.kind == OpKind::pack || (op.kind == OpKind::post && next[OpKind::pack] > op.step) ||
+                       (op.kind == OpKind::wait && next[OpKind::post] > op.step) ||
+                       (op.kind == OpKind::attend && next[OpKind::wait] > op.step);
+    ANNULUS_ASSERT(ready, "rank {} step {}: an op comes before what it needs", plan.rank, op.step);
+    const std::int64_t expected =
+        op.kind == OpKind::attend ? 3 * op.step + 1 : (op.kind == OpKind::wait ? 3 * op.step - 1 : 3 * op.step - 3);
+    ANNULUS_ASSERT(op.turn == expected, "rank {} step {}: an op has turn {}, which on the other ranks is {}", plan.rank, op.step, op.turn,
+                   expected);
+    ++next[op.kind];
+  }
+  const bool complete = finished && next[OpKind::pack] == std::max<std::int64_t>(steps, 1) && next[OpKind::post] == next[OpKind::pack] &&
+                        next[OpKind::wait] == next[OpKind::pack] && next[OpKind::attend] == steps;
+  ANNULUS_ASSERT(complete, "rank {} leaves out a part of its {} steps", plan.rank, steps);
+}
+
 void check_blocks_used(const RingPlan& plan) {
-  if (plan.schedule == Schedule::ring_full) { return; }
+  if (plan.routing.schedule == Schedule::ring_full) { return; }
   std::vector<bool> used(plan.blocks.size(), false);
   for (const Step& step : plan.steps) {
     for (const WorkItem& item : step.work) {
@@ -333,26 +441,40 @@ Coverage prove_coverage(std::span<const RingPlan> plans) {
   for (const RingPlan& plan : plans) { coverage.steps = std::max(coverage.steps, static_cast<std::int64_t>(plan.steps.size())); }
   PairCounter pairs(plans.front().problem, plans.front().pattern);
   check_shards(plans);
-  std::vector<RankMemory> memories;
+  for (std::int64_t number = 0; number < coverage.steps; ++number) { check_messages_fit(plans, number); }
   for (const RingPlan& plan : plans) {
-    memories.emplace_back(plan);
     check_blocks_used(plan);
-  }
-  for (std::int64_t number = 0; number < coverage.steps; ++number) {
-    check_messages_fit(plans, number);
-    for (std::size_t rank = 0; rank < plans.size(); ++rank) {
-      const Step& current = step_or_empty(plans[rank], number);
-      memories[rank].arrive(current);
-      memories[rank].post(number + 1, step_or_empty(plans[rank], number + 1), current);
-      for (const WorkItem& item : current.work) {
-        if (item.keys.block >= 0) { memories[rank].expect_content(item.keys.block, item.keys.buffer, item.keys.offset_bytes, number); }
-        check_stored_rows(plans[rank], item);
-        pairs.attend(item);
+    check_order(plan);
+    RankMemory memory(plan);
+    WaveCheck waves(plan);
+    for (const Op& op : plan.ops) {
+      const Step& step = plan.steps[static_cast<std::size_t>(op.step)];
+      switch (op.kind) {
+        case OpKind::pack:
+          memory.pack(op.step, step);
+          break;
+        case OpKind::post:
+          memory.post(op.step, step);
+          for (const Message& message : step.sends) { coverage.bytes_moved += message.bytes; }
+          break;
+        case OpKind::wait:
+          memory.wait(step);
+          break;
+        case OpKind::attend:
+          waves.attend(step);
+          for (const WorkItem& item : step.work) {
+            memory.read_keys(item, op.step);
+            check_stored_rows(plan, item);
+            pairs.attend(item);
+          }
+          break;
+        case OpKind::finish:
+          memory.check_nothing_open();
+          break;
       }
-      for (const Message& message : current.sends) { coverage.bytes_moved += message.bytes; }
     }
+    memory.check_sizes();
   }
-  for (const RankMemory& memory : memories) { memory.check_sizes(); }
   coverage.pairs = pairs.check();
   return coverage;
 }

@@ -16,7 +16,7 @@ int main() {
   const annulus::Partition partition(annulus::PartitionKind::contiguous, problem.seq_len, 4);
   std::vector<annulus::RingPlan> plans;
   for (std::int64_t rank = 0; rank < 4; ++rank) {
-    plans.push_back(annulus::make_plan(problem, annulus::dense_pattern(problem.seq_len), partition, annulus::Schedule::ring, rank));
+    plans.push_back(annulus::make_plan(problem, annulus::dense_pattern(problem.seq_len), partition, {annulus::Schedule::ring}, rank));
   }
   std::printf("annulus %s moves %lld bytes\n", std::string(annulus::build_info().version).c_str(),
               static_cast<long long>(annulus::prove_coverage(plans).bytes_moved));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/attention/lower.hpp>
 #include <annulus/backend/backend.hpp>
 #include <annulus/io/result_file.hpp>
 #include <annulus/io/source.hpp>
@@ -15,7 +16,7 @@
 
 namespace annulus {
 
-/// Runs one rank's plan on one backend over one transport: step by step, as post, wait and work.
+/// Runs one rank's plan on one backend over one transport, op by op.
 ///
 /// It owns the rank's tensors, partials and slots (allocated once). Everything is enqueued on `queue`; `backend`, `transport`, `queue` and
 /// `watchdog` must outlive it. Q, K and V are never written.
@@ -23,7 +24,7 @@ class RingExecutor {
  public:
   RingExecutor(RingPlan plan, Backend& backend, Transport& transport, Queue& queue, Watchdog& watchdog);
 
-  /// Tells the transport where every step's messages will lie. Collective over the transport's ranks; once, before the first post().
+  /// Tells the transport where every step's messages will lie. Collective over the transport's ranks; once, before the first op.
   void connect();
 
   /// Reads the rank's rows of Q, K and V. Returns when they are in place.
@@ -38,14 +39,9 @@ class RingExecutor {
 
   /// Sets the partials to the identity and forgets earlier timings.
   void begin();
-  /// Packs and starts the messages that must have arrived before the work of `step`.
-  void post(std::int64_t step);
-  /// Work enqueued from now on sees the messages of `step`.
-  void wait(std::int64_t step);
-  /// Attends what `step` has: resident keys in step 0, then what arrived.
-  void work(std::int64_t step);
-  /// Combines the partials into O and LSE.
-  void finish();
+  /// One op of the plan; between begin() and its finish, all of them in their order. Those that move blocks may be left out together: the
+  /// work then runs on what the slots hold.
+  void execute(const Op& op);
 
   const RingPlan& plan() const { return plan_; }
   std::int64_t steps() const { return static_cast<std::int64_t>(plan_.steps.size()); }
@@ -71,10 +67,11 @@ class RingExecutor {
     std::shared_ptr<Event> wait_begin, wait_end, work_begin, work_end;
   };
 
-  std::byte* address(BufferId buffer) const;
-  kernels::AttendTask attend_task(const WorkItem& item) const;
-  std::vector<kernels::PackTask> pack_tasks(const PackItem& item) const;
-  void build_tasks();
+  void pack(std::int64_t step);
+  void post(std::int64_t step);
+  void wait(std::int64_t step);
+  void attend(std::int64_t step);
+  void finish();
 
   RingPlan plan_;
   Backend& backend_;
@@ -86,23 +83,18 @@ class RingExecutor {
   Buffer out_;
   Buffer lse_;
   std::vector<Buffer> partial_memory_;
-  std::vector<kernels::PartialPointers> partials_;
   Buffer slots_[2];
   Buffer sends_[2];
-  std::vector<std::vector<kernels::AttendTask>> attend_;  ///< by step
-  std::vector<std::vector<kernels::PackTask>> pack_;
-  std::vector<std::vector<Outgoing>> outgoing_;
-  std::vector<std::vector<Incoming>> incoming_;
-  kernels::FinishTask finish_;
+  LoweredPlan lowered_;
   std::vector<StepEvents> events_;
   std::shared_ptr<Event> begin_event_;
   std::shared_ptr<Event> first_post_event_;  ///< when step 1 was posted; the origin of the transports' timelines
   std::shared_ptr<Event> end_event_;
 };
 
-/// Runs the executors of this process in lockstep (one of them, or all virtual ranks): post of a step for all in turn, then work.
-/// Returns once everything is enqueued; on CPU backends, done. Without `pass_blocks` nothing is sent and the work runs on what the slots
-/// hold.
+/// Runs the executors of this process in lockstep (one of them, or all virtual ranks): the ops of one turn for all of them,
+/// then those of the next. Returns once everything is enqueued; on CPU backends, done. Without `pass_blocks` nothing is sent and the work
+/// runs on what the slots hold.
 void run_lockstep(std::span<const std::unique_ptr<RingExecutor>> executors, bool pass_blocks);
 
 }  // namespace annulus

@@ -3,6 +3,7 @@
 
 #include <annulus/core/enums.hpp>
 #include <annulus/pattern/progression.hpp>
+#include <annulus/pattern/rows.hpp>
 
 #include <cstdint>
 #include <vector>
@@ -13,13 +14,21 @@ namespace annulus {
 struct ShardPiece {
   Progression global;
   std::int64_t local_first = 0;
+  bool operator==(const ShardPiece&) const = default;
 };
 
 /// The tokens one rank owns, in local order.
 struct Shard {
   std::vector<ShardPiece> pieces;
   std::int64_t rows() const;
+  bool operator==(const Shard&) const = default;
 };
+
+/// Where global rows stand in a shard. Each run of them must lie in one piece of the shard; numbers keep their order.
+Rows<Local> local_rows(const Shard& shard, const Rows<Global>& rows);
+
+/// Where global rows stand in a block that holds the rows `block`. Each run of them must lie in one run of the block.
+Rows<Packed> packed_rows(const Rows<Global>& block, const Rows<Global>& rows);
 
 /// The contiguous rows of `rank`: seq_len / ranks of them, one more for the first seq_len mod ranks ranks. Ranks beyond seq_len get none.
 Progression split_by_rank(std::int64_t seq_len, std::int64_t ranks, std::int64_t rank);

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// The plan of one rank: what it sends, receives and attends in every step, as plain data. Made without MPI, GPU or memory of the
-// problem's size; read by the executor, the reports, `annulus plan` and the proof in coverage.hpp.
+// The plan of one rank: a program, as plain data. Its ops say in which order it packs, posts, waits, attends and finishes; its steps say
+// what. Made without MPI, GPU or memory of the problem's size; the executor, the reports, `annulus plan` and the proof in coverage.hpp
+// interpret the same list of ops.
 #pragma once
 
 #include <annulus/core/problem.hpp>
 #include <annulus/kernels/tasks.hpp>
 #include <annulus/pattern/branch_rows.hpp>
 #include <annulus/pattern/partition.hpp>
+#include <annulus/pattern/rows.hpp>
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -29,9 +32,10 @@ struct KvBlock {
   std::int64_t head_class = -1;
   std::int64_t segment = -1;
   std::int64_t owner = 0;  ///< the rank whose rows they are
-  Progression rows_global;
+  Rows<Global> rows_global;
   Progression kv_heads;
   std::int64_t bytes = 0;
+  bool operator==(const KvBlock&) const = default;
 };
 
 /// A block at its place in a buffer.
@@ -39,6 +43,7 @@ struct BlockPlace {
   std::int64_t block = 0;  ///< index into RingPlan::blocks
   BufferId buffer = BufferId::resident;
   std::int64_t offset_bytes = 0;
+  bool operator==(const BlockPlace&) const = default;
 };
 
 /// All that travels between this rank and `peer` in one step: one contiguous range of one buffer.
@@ -48,6 +53,7 @@ struct Message {
   std::int64_t offset_bytes = 0;
   std::int64_t bytes = 0;
   std::vector<std::int64_t> blocks;  ///< in their order in memory; sender and receiver list the same rows
+  bool operator==(const Message&) const = default;
 };
 
 /// A block copied into a send buffer before its message: gathered from the resident rows, or moved out of a slot.
@@ -55,8 +61,10 @@ struct PackItem {
   std::int64_t block = 0;
   BufferId from = BufferId::resident;
   std::int64_t from_offset_bytes = 0;  ///< in a slot; unused for resident
+  Rows<Local> from_rows;               ///< of the resident shard, one run; empty where a whole block is moved out of a slot
   BufferId to = BufferId::send_0;
   std::int64_t to_offset_bytes = 0;
+  bool operator==(const PackItem&) const = default;
 };
 
 /// Where the keys of a work item lie.
@@ -64,10 +72,12 @@ struct KeyPlace {
   std::int64_t block = -1;  ///< -1: the rank's resident rows
   BufferId buffer = BufferId::resident;
   std::int64_t offset_bytes = 0;  ///< of the block in its buffer
+  bool operator==(const KeyPlace&) const = default;
 };
 
 /// Attention of some query rows to some key rows of one branch, the same for `segments` segments that lie segment_stride tokens apart
-/// (in global and in local numbering; keys are resident when segments > 1). Any kernel can take a flat list of these.
+/// (in global and in local numbering; keys are resident when segments > 1). Each of its row sets is one run. Any kernel can take a flat
+/// list of these.
 struct WorkItem {
   std::int64_t branch = 0;
   std::int64_t head_class = 0;
@@ -75,21 +85,48 @@ struct WorkItem {
   std::int64_t segments = 1;
   std::int64_t segment_stride = 0;
   HeadSet heads;
-  Progression q_global;
-  Progression q_local;  ///< rows of the shard
-  Progression k_global;
-  Progression k_stored;  ///< rows of the resident shard, or of the block
+  Rows<Global> q_global;
+  Rows<Local> q_local;
+  Rows<Global> k_global;
+  Rows<Local> k_local;    ///< of resident keys; empty if they are a block's
+  Rows<Packed> k_packed;  ///< of keys in a block; empty if they are resident
   KeyPlace keys;
   kernels::Mask mask = kernels::Mask::none;
+  std::int64_t partial = 0;  ///< number of the running partial that it folds into
+  std::int64_t wave = 0;     ///< items of one step and wave touch disjoint rows of the partials; waves run in ascending order
+  bool operator==(const WorkItem&) const = default;
 };
 
-/// Everything of one step. Packs run before the messages are posted; messages of step t are posted before the work of step t-1, and
-/// have arrived when the work of step t starts.
+/// What one step moves and attends. When, is said by the ops.
 struct Step {
   std::vector<PackItem> packs;
   std::vector<Message> sends;
   std::vector<Message> receives;
-  std::vector<WorkItem> work;
+  std::vector<WorkItem> work;  ///< by wave, ascending
+  bool operator==(const Step&) const = default;
+};
+
+enum class OpKind {
+  pack,    ///< copies the step's blocks into the send buffer
+  post,    ///< starts the step's messages
+  wait,    ///< what comes after it sees what the step's messages brought
+  attend,  ///< the step's work, wave after wave
+  finish,  ///< combines the partials into O and LSE
+};
+
+/// One instruction of a plan. Ranks that share a process run the ops of one turn rank after rank before any of the next turn, so that
+/// all have posted before one waits.
+struct Op {
+  OpKind kind = OpKind::finish;
+  std::int64_t step = 0;  ///< unused by finish
+  std::int64_t turn = 0;  ///< ascending in a plan
+  bool operator==(const Op&) const = default;
+};
+
+/// How blocks travel.
+struct Routing {
+  Schedule schedule = Schedule::ring;
+  bool operator==(const Routing&) const = default;
 };
 
 /// Bytes that the plan says one rank will allocate, by use. The backend adds its workspace.
@@ -106,18 +143,21 @@ struct RingPlan {
   Pattern pattern;
   std::int64_t rank = 0;
   std::int64_t ranks = 1;
-  Schedule schedule = Schedule::ring;
+  Routing routing;
   Shard shard;
   std::int64_t local_rows = 0;
   std::vector<KvBlock> blocks;
   std::vector<Step> steps;  ///< step 0 attends resident keys; at least one step
-  std::int64_t slot_bytes[2] = {0, 0};
-  std::int64_t send_bytes[2] = {0, 0};
+  std::vector<Op> ops;      ///< in the order in which they run
+  std::int64_t partials = 1;
+  std::array<std::int64_t, 2> slot_bytes{};
+  std::array<std::int64_t, 2> send_bytes{};
+  bool operator==(const RingPlan&) const = default;
 };
 
 /// The plan of `rank`. Pure: equal arguments give equal plans, and the plans of all ranks fit together.
 /// @throws InvalidArgument if problem, pattern and partition do not agree
-RingPlan make_plan(const Problem& problem, const Pattern& pattern, const Partition& partition, Schedule schedule, std::int64_t rank);
+RingPlan make_plan(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing, std::int64_t rank);
 
 /// Bytes per buffer of a plan.
 std::int64_t buffer_bytes(const RingPlan& plan, BufferId buffer);

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/attention/lower.hpp>
+
+#include <annulus/core/error.hpp>
+
+#include <algorithm>
+
+namespace annulus {
+
+namespace {
+
+kernels::Combine combine_of(Mixing mixing) {
+  switch (mixing) {
+    case Mixing::mean:
+      return kernels::Combine::mean;
+    case Mixing::sum:
+      return kernels::Combine::sum;
+    case Mixing::lse:
+      break;
+  }
+  return kernels::Combine::lse;
+}
+
+std::byte* address(const TensorAddresses& addresses, BufferId buffer) {
+  switch (buffer) {
+    case BufferId::slot_0:
+      return addresses.slots[0];
+    case BufferId::slot_1:
+      return addresses.slots[1];
+    case BufferId::send_0:
+      return addresses.sends[0];
+    case BufferId::send_1:
+      return addresses.sends[1];
+    case BufferId::resident:
+      break;
+  }
+  return addresses.resident;
+}
+
+kernels::AttendTask attend_task(const RingPlan& plan, const TensorAddresses& addresses, std::int64_t accumulator, const WorkItem& item) {
+  const Problem& problem = plan.problem;
+  const std::int64_t rows = plan.local_rows;
+  const std::int64_t q_pitch = problem.heads * problem.head_dim;
+  const std::int64_t group_stride = item.heads.kv.stride * problem.group_size();
+  const std::int64_t element = size_of(problem.dtype);
+  const bool resident = item.keys.block < 0;
+  const Progression& q_local = item.q_local.only();
+  const Progression& k_stored = resident ? item.k_local.only() : item.k_packed.only();
+
+  kernels::AttendTask task;
+  task.dtype = problem.dtype;
+  task.mask = item.mask;
+  task.batch = problem.batch;
+  task.segments = item.segments;
+  task.q_rows = q_local.count;
+  task.k_rows = k_stored.count;
+  task.kv_heads = item.heads.kv.count;
+  task.q_per_kv = item.heads.q_per_kv;
+  task.head_dim = problem.head_dim;
+  task.scale = problem.scale;
+
+  const std::int64_t q_start = q_local.first * q_pitch + item.heads.q_first * problem.head_dim;
+  task.q = addresses.q + q_start * element;
+  task.q_strides = {rows * q_pitch, item.segment_stride * q_pitch, q_local.stride * q_pitch, group_stride * problem.head_dim,
+                    problem.head_dim};
+  const kernels::PartialPointers& partial = addresses.partials[static_cast<std::size_t>(item.partial)];
+  task.acc = static_cast<std::byte*>(partial.acc) + q_start * accumulator;
+  task.acc_strides = task.q_strides;
+  const std::int64_t stat_start = item.heads.q_first * rows + q_local.first;
+  task.max = static_cast<std::byte*>(partial.max) + stat_start * accumulator;
+  task.sum = static_cast<std::byte*>(partial.sum) + stat_start * accumulator;
+  task.stat_strides = {problem.heads * rows, item.segment_stride, q_local.stride, group_stride * rows, rows};
+
+  // Keys: rows of the resident shard, or of a block that holds the class's heads next to each other.
+  const KvBlock* block = resident ? nullptr : &plan.blocks[static_cast<std::size_t>(item.keys.block)];
+  const std::int64_t stored_rows = resident ? rows : block->rows_global.count();
+  const Progression stored_heads = resident ? range(0, problem.kv_heads) : block->kv_heads;
+  const Progression heads = indices_of(item.heads.kv, stored_heads);
+  const std::int64_t k_pitch = stored_heads.count * problem.head_dim;
+  const std::byte* base = address(addresses, item.keys.buffer) + item.keys.offset_bytes;
+  const std::int64_t k_start = k_stored.first * k_pitch + heads.first * problem.head_dim;
+  task.k = base + k_start * element;
+  task.v = base + (problem.batch * stored_rows * k_pitch + k_start) * element;
+  task.kv_strides = {stored_rows * k_pitch, item.segment_stride * k_pitch, k_stored.stride * k_pitch, heads.stride * problem.head_dim, 0};
+  task.q_positions = {item.q_global.only().first, item.q_global.only().stride};
+  task.k_positions = {item.k_global.only().first, item.k_global.only().stride};
+  return task;
+}
+
+/// K, then V.
+std::array<kernels::PackTask, 2> pack_tasks(const RingPlan& plan, const TensorAddresses& addresses, const PackItem& item) {
+  const Problem& problem = plan.problem;
+  const KvBlock& block = plan.blocks[static_cast<std::size_t>(item.block)];
+  const std::int64_t element = size_of(problem.dtype);
+  const std::int64_t tensor_bytes = block_elements(problem, block) * element;
+  std::byte* target = address(addresses, item.to) + item.to_offset_bytes;
+  const std::byte* source = address(addresses, item.from) + item.from_offset_bytes;
+  kernels::PackTask task;
+  task.element_size = element;
+  task.batch = problem.batch;
+  task.rows = block.rows_global.count();
+  task.heads = block.kv_heads.count;
+  task.head_dim = problem.head_dim;
+  std::array<kernels::PackTask, 2> tasks;
+  for (std::int64_t tensor = 0; tensor < 2; ++tensor) {
+    task.dst = target + tensor * tensor_bytes;
+    if (item.from == BufferId::resident) {
+      const std::int64_t pitch = problem.kv_heads * problem.head_dim;
+      const Progression& local = item.from_rows.only();
+      const std::int64_t start = local.first * pitch + block.kv_heads.first * problem.head_dim;
+      task.src = source + (tensor * problem.batch * plan.local_rows * pitch + start) * element;
+      task.src_batch_stride = plan.local_rows * pitch;
+      task.src_row_stride = local.stride * pitch;
+      task.src_head_stride = block.kv_heads.stride * problem.head_dim;
+    } else {
+      task.src = source + tensor * tensor_bytes;
+      task.src_head_stride = problem.head_dim;
+      task.src_row_stride = block.kv_heads.count * problem.head_dim;
+      task.src_batch_stride = block.rows_global.count() * task.src_row_stride;
+    }
+    tasks[static_cast<std::size_t>(tensor)] = task;
+  }
+  return tasks;
+}
+
+kernels::FinishTask finish_task(const RingPlan& plan, const TensorAddresses& addresses) {
+  kernels::FinishTask finish;
+  const Problem& problem = plan.problem;
+  finish.dtype = problem.dtype;
+  finish.combine = combine_of(plan.pattern.mixing);
+  finish.batch = problem.batch;
+  finish.rows = plan.local_rows;
+  finish.heads = problem.heads;
+  finish.head_dim = problem.head_dim;
+  finish.output_scale = plan.pattern.scale_by_branches ? 1.0 / static_cast<double>(plan.pattern.branches.size()) : 1.0;
+  finish.partials = checked_narrow<int>(plan.partials);
+  std::copy(addresses.partials.begin(), addresses.partials.end(), finish.partial);
+  finish.out = addresses.out;
+  finish.lse = addresses.lse;
+  return finish;
+}
+
+}  // namespace
+
+LoweredPlan lower(const RingPlan& plan, const TensorAddresses& addresses, std::int64_t accumulator_bytes) {
+  ANNULUS_EXPECTS(std::ssize(addresses.partials) == plan.partials, "{} partials have an address, and the plan has {}",
+                  addresses.partials.size(), plan.partials);
+  LoweredPlan lowered;
+  for (const Step& step : plan.steps) {
+    LoweredStep& to = lowered.steps.emplace_back();
+    for (const PackItem& item : step.packs) {
+      for (const kernels::PackTask& task : pack_tasks(plan, addresses, item)) { to.pack.push_back(task); }
+    }
+    for (const Message& message : step.sends) {
+      to.outgoing.push_back({message.peer, address(addresses, message.buffer) + message.offset_bytes, message.bytes});
+    }
+    for (const Message& message : step.receives) {
+      to.incoming.push_back({message.peer, address(addresses, message.buffer) + message.offset_bytes, message.bytes});
+    }
+    for (const WorkItem& item : step.work) { to.attend.push_back(attend_task(plan, addresses, accumulator_bytes, item)); }
+  }
+  lowered.finish = finish_task(plan, addresses);
+  return lowered;
+}
+
+}  // namespace annulus

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layout.hpp"
+
+#include <annulus/core/error.hpp>
+
+#include <algorithm>
+#include <optional>
+
+namespace annulus::planning {
+
+namespace {
+
+/// Messages start at multiples of this inside a slot or send buffer, so that vector loads of a block's rows stay aligned.
+constexpr std::int64_t kMessageAlignment = 256;
+/// Of one step and one direction, so that no sum of places and sizes can pass 2^63.
+constexpr std::int64_t kMostMessageBytes = std::int64_t{1} << 60;
+
+std::int64_t aligned_end(const Message& message) {
+  return ceil_div(message.offset_bytes + message.bytes, kMessageAlignment) * kMessageAlignment;
+}
+
+Step& step_of(Layout& layout, std::int64_t number) {
+  if (std::ssize(layout.steps) <= number) { layout.steps.resize(static_cast<std::size_t>(number) + 1); }
+  return layout.steps[static_cast<std::size_t>(number)];
+}
+
+const KvBlock& block_of(const Routes& routes, std::int64_t index) { return routes.blocks[static_cast<std::size_t>(index)]; }
+
+void append(Message& message, std::int64_t block, const Setting& setting, const Routes& routes) {
+  message.blocks.push_back(block);
+  message.bytes += block_of(routes, block).bytes;
+  ANNULUS_EXPECTS(message.bytes <= kMostMessageBytes - message.offset_bytes,
+                  "rank {} would exchange more than 2^60 bytes with rank {} in one step", setting.rank, message.peer);
+}
+
+/// Whether the block is the resident K and V as they lie in memory.
+bool is_resident_image(const Setting& setting, const KvBlock& block) {
+  return block.owner == setting.rank && block.rows_global.count() == setting.shard.rows() &&
+         block.kv_heads.count == setting.problem.kv_heads;
+}
+
+bool send_in_place(Message& message, const Setting& setting, const Routes& routes, const Layout& layout) {
+  const auto place_of = [&](std::int64_t block) -> std::optional<BlockPlace> {
+    const KvBlock& what = block_of(routes, block);
+    if (what.owner != setting.rank) { return layout.places[static_cast<std::size_t>(block)]; }
+    if (is_resident_image(setting, what)) { return BlockPlace{block, BufferId::resident, 0}; }
+    return std::nullopt;
+  };
+  const std::optional<BlockPlace> first = place_of(message.blocks.front());
+  if (!first) { return false; }
+  std::int64_t expected = first->offset_bytes;
+  for (const std::int64_t block : message.blocks) {
+    const std::optional<BlockPlace> place = place_of(block);
+    if (!place || place->buffer != first->buffer || place->offset_bytes != expected) { return false; }
+    expected += block_of(routes, block).bytes;
+  }
+  message.buffer = first->buffer;
+  message.offset_bytes = first->offset_bytes;
+  return true;
+}
+
+void send_packed(Message& message, std::int64_t number, const Setting& setting, const Routes& routes, Layout& layout) {
+  Step& current = step_of(layout, number);
+  message.buffer = number % 2 == 0 ? BufferId::send_0 : BufferId::send_1;
+  message.offset_bytes = 0;
+  for (const Message& earlier : current.sends) {
+    if (earlier.buffer == message.buffer) { message.offset_bytes = std::max(message.offset_bytes, aligned_end(earlier)); }
+  }
+  ANNULUS_EXPECTS(message.bytes <= kMostMessageBytes - message.offset_bytes, "rank {} would send more than 2^60 bytes in one step",
+                  setting.rank);
+  std::int64_t offset = message.offset_bytes;
+  for (const std::int64_t block : message.blocks) {
+    const KvBlock& what = block_of(routes, block);
+    PackItem pack{block, BufferId::resident, 0, {}, message.buffer, offset};
+    if (what.owner == setting.rank) {
+      pack.from_rows = local_rows(setting.shard, what.rows_global);
+    } else {
+      const BlockPlace& place = layout.places[static_cast<std::size_t>(block)];
+      pack.from = place.buffer;
+      pack.from_offset_bytes = place.offset_bytes;
+    }
+    current.packs.push_back(std::move(pack));
+    offset += what.bytes;
+  }
+  std::int64_t& size = layout.send_bytes[static_cast<std::size_t>(number % 2)];
+  size = std::max(size, offset);
+}
+
+/// A message for every run of hops between the same ranks in the same step: begin(step), append_hop(message, hop) for each, end(message,
+/// step).
+template <class Begin, class Append, class End>
+void for_each_message(const std::vector<Hop>& hops, Begin&& begin, Append&& append_hop, End&& end) {
+  for (auto hop = hops.begin(); hop != hops.end();) {
+    const std::int64_t number = hop->step;
+    Message message = begin(number);
+    message.peer = hop->peer;
+    for (; hop != hops.end() && hop->step == number && hop->peer == message.peer; ++hop) { append_hop(message, *hop); }
+    end(std::move(message), number);
+  }
+}
+
+}  // namespace
+
+Layout lay_out(const Setting& setting, const Routes& routes) {
+  Layout layout;
+  layout.steps.resize(1);
+  layout.places.resize(routes.blocks.size());
+  for_each_message(
+      routes.receives,
+      [&](std::int64_t number) {
+        Message message;
+        message.buffer = number % 2 == 0 ? BufferId::slot_0 : BufferId::slot_1;
+        const Step& current = step_of(layout, number);
+        message.offset_bytes = current.receives.empty() ? 0 : aligned_end(current.receives.back());
+        return message;
+      },
+      [&](Message& message, const Hop& hop) {
+        layout.places[static_cast<std::size_t>(hop.block)] = {hop.block, message.buffer, message.offset_bytes + message.bytes};
+        append(message, hop.block, setting, routes);
+      },
+      [&](Message message, std::int64_t number) {
+        std::int64_t& slot = layout.slot_bytes[static_cast<std::size_t>(number % 2)];
+        slot = std::max(slot, message.offset_bytes + message.bytes);
+        step_of(layout, number).receives.push_back(std::move(message));
+      });
+  for_each_message(
+      routes.sends, [](std::int64_t /*number*/) { return Message{}; },
+      [&](Message& message, const Hop& hop) { append(message, hop.block, setting, routes); },
+      [&](Message message, std::int64_t number) {
+        if (!send_in_place(message, setting, routes, layout)) { send_packed(message, number, setting, routes, layout); }
+        step_of(layout, number).sends.push_back(std::move(message));
+      });
+  return layout;
+}
+
+}  // namespace annulus::planning

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where blocks lie while they travel, and the messages that carry them.
+#pragma once
+
+#include "routes.hpp"
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+namespace annulus::planning {
+
+struct Layout {
+  std::vector<BlockPlace> places;  ///< by block, of received ones
+  std::vector<Step> steps;         ///< packs, sends and receives; at least one step
+  std::array<std::int64_t, 2> slot_bytes{};
+  std::array<std::int64_t, 2> send_bytes{};
+};
+
+/// Gathers each step's hops into messages: receives one after another in the step's slot; sends straight from where their blocks lie if
+/// those are neighbours in one buffer, else packed into the step's send buffer.
+/// @throws InvalidArgument if more than 2^60 bytes were to travel in one step
+Layout lay_out(const Setting& setting, const Routes& routes);
+
+}  // namespace annulus::planning

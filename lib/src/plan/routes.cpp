@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "routes.hpp"
+
+#include <algorithm>
+#include <optional>
+
+namespace annulus::planning {
+
+namespace {
+
+/// A rank that owns rows of a segment's row set.
+struct Member {
+  std::int64_t rank = 0;
+  std::vector<Progression> owned;  ///< by piece of its shard
+  std::int64_t last_row = -1;      ///< largest owned row: the query that sees most under `causal`
+};
+
+std::vector<Member> members_of(const Setting& setting, std::int64_t branch, std::int64_t segment, const Progression& rows) {
+  std::vector<Member> members;
+  const Progression tokens = segment_range(setting.problem.seq_len, setting.branch(branch), segment);
+  for (const std::int64_t rank : setting.partition.ranks_touching(tokens.first, tokens.last() + 1)) {
+    Member member;
+    member.rank = rank;
+    for (const ShardPiece& piece : setting.partition.shard(rank).pieces) {
+      const Progression owned = intersect(rows, piece.global);
+      if (owned.empty()) { continue; }
+      member.owned.push_back(owned);
+      member.last_row = std::max(member.last_row, owned.last());
+    }
+    if (!member.owned.empty()) { members.push_back(std::move(member)); }
+  }
+  return members;
+}
+
+std::int64_t add_block(Routes& routes, const Problem& problem, KvBlock block) {
+  block.bytes = 2 * block_elements(problem, block) * size_of(problem.dtype);
+  routes.blocks.push_back(std::move(block));
+  return std::ssize(routes.blocks) - 1;
+}
+
+/// Passes the blocks of one segment and head class.
+void pass_segment(Routes& routes, const Setting& setting, std::int64_t branch, std::int64_t head_class, std::int64_t segment) {
+  const std::vector<Member> members = members_of(setting, branch, segment, setting.rows_of(branch, head_class, segment));
+  const auto self = std::find_if(members.begin(), members.end(), [&](const Member& member) { return member.rank == setting.rank; });
+  if (self == members.end()) { return; }
+  const std::int64_t size = std::ssize(members);
+  const std::int64_t self_index = self - members.begin();
+  const auto member = [&](std::int64_t index) -> const Member& { return members[static_cast<std::size_t>(index)]; };
+  for (std::int64_t owner = 0; owner < size; ++owner) {
+    for (const Progression& owned : member(owner).owned) {
+      const auto needs = [&](std::int64_t index) {
+        return index != owner && (!setting.problem.causal || member(index).last_row >= owned.first);
+      };
+      if (self_index != owner && !needs(self_index)) { continue; }
+      // Walk the cyclic order from the owner: who hands the block to this rank, in which step, and who gets it next.
+      std::int64_t arrival = 0;
+      std::int64_t previous = member(owner).rank;
+      std::optional<std::int64_t> next;
+      bool passed_self = self_index == owner;
+      for (std::int64_t distance = 1; distance < size && !next; ++distance) {
+        const std::int64_t index = (owner + distance) % size;
+        if (!needs(index)) { continue; }
+        if (passed_self) {
+          next = member(index).rank;
+        } else {
+          ++arrival;
+          passed_self = index == self_index;
+          if (!passed_self) { previous = member(index).rank; }
+        }
+      }
+      if (self_index == owner && !next) { continue; }
+      const Progression& kv_heads = setting.heads(branch, head_class).kv;
+      const std::int64_t block =
+          add_block(routes, setting.problem, {branch, head_class, segment, member(owner).rank, Rows<Global>(owned), kv_heads, 0});
+      if (self_index != owner) { routes.receives.push_back({block, arrival, previous}); }
+      if (next) { routes.sends.push_back({block, arrival + 1, *next}); }
+    }
+  }
+}
+
+void sort_hops(std::vector<Hop>& hops) {
+  std::stable_sort(hops.begin(), hops.end(), [](const Hop& a, const Hop& b) {
+    return a.step != b.step ? a.step < b.step : (a.peer != b.peer ? a.peer < b.peer : a.block < b.block);
+  });
+}
+
+}  // namespace
+
+Routes ring_routes(const Setting& setting) {
+  Routes routes;
+  setting.for_each_class([&](std::int64_t branch, std::int64_t head_class) {
+    for (const std::int64_t segment : cut_segments(setting, branch)) { pass_segment(routes, setting, branch, head_class, segment); }
+  });
+  return routes;
+}
+
+Routes ring_full_routes(const Setting& setting) {
+  Routes routes;
+  const std::int64_t ranks = setting.partition.ranks();
+  const std::int64_t left = (setting.rank + ranks - 1) % ranks;
+  const std::int64_t right = (setting.rank + 1) % ranks;
+  for (std::int64_t distance = 0; distance < ranks && ranks > 1; ++distance) {
+    const std::int64_t owner = (setting.rank + ranks - distance) % ranks;
+    for (const ShardPiece& piece : setting.partition.shard(owner).pieces) {
+      const std::int64_t block =
+          add_block(routes, setting.problem, {-1, -1, -1, owner, Rows<Global>(piece.global), range(0, setting.problem.kv_heads), 0});
+      if (distance > 0) { routes.receives.push_back({block, distance, left}); }
+      if (distance + 1 < ranks) { routes.sends.push_back({block, distance + 1, right}); }
+    }
+  }
+  return routes;
+}
+
+Routes routes_of(const Setting& setting, Schedule schedule) {
+  Routes routes = schedule == Schedule::ring_full ? ring_full_routes(setting) : ring_routes(setting);
+  sort_hops(routes.receives);
+  sort_hops(routes.sends);
+  return routes;
+}
+
+}  // namespace annulus::planning

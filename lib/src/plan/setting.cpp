@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "setting.hpp"
+
+#include <algorithm>
+
+namespace annulus::planning {
+
+Progression whole_segments(const Setting& setting, std::int64_t branch, const ShardPiece& piece) {
+  if (piece.global.stride != 1) { return {}; }
+  const std::int64_t w = setting.branch(branch).segment_length;
+  return range(ceil_div(piece.global.first, w), floor_div(piece.global.last() + 1, w));
+}
+
+std::vector<std::int64_t> cut_segments(const Setting& setting, std::int64_t branch) {
+  std::vector<std::int64_t> cut;
+  const std::int64_t w = setting.branch(branch).segment_length;
+  for (const ShardPiece& piece : setting.shard.pieces) {
+    const Progression whole = whole_segments(setting, branch, piece);
+    const std::int64_t first = piece.global.first / w;
+    const std::int64_t last = piece.global.last() / w;
+    if (whole.empty()) {
+      for (std::int64_t segment = first; segment <= last; ++segment) { cut.push_back(segment); }
+    } else {
+      if (first < whole.first) { cut.push_back(first); }
+      if (last > whole.last()) { cut.push_back(last); }
+    }
+  }
+  std::sort(cut.begin(), cut.end());
+  cut.erase(std::unique(cut.begin(), cut.end()), cut.end());
+  return cut;
+}
+
+}  // namespace annulus::planning

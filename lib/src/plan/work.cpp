@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "work.hpp"
+
+#include <algorithm>
+#include <map>
+#include <tuple>
+
+namespace annulus::planning {
+
+namespace {
+
+/// Appends the attention of `q_rows` (of one piece of the shard) to `k_rows`, unless the mask hides all of it.
+void add_items(std::vector<WorkItem>& work, const Setting& setting, WorkItem item, const Progression& q_rows, const Progression& k_rows) {
+  if (q_rows.empty() || k_rows.empty()) { return; }
+  const bool causal = setting.problem.causal;
+  if (causal && k_rows.first > q_rows.last()) { return; }
+  item.mask = causal && k_rows.last() > q_rows.first ? kernels::Mask::causal : kernels::Mask::none;
+  item.q_global = Rows<Global>(q_rows);
+  item.q_local = local_rows(setting.shard, item.q_global);
+  item.k_global = Rows<Global>(k_rows);
+  if (item.keys.block < 0) { item.k_local = local_rows(setting.shard, item.k_global); }
+  for (const HeadSet& set : setting.heads(item.branch, item.head_class).head_sets) {
+    item.heads = set;
+    work.push_back(item);
+  }
+}
+
+/// Whole segments of a piece, as one item for all that look alike.
+void attend_whole_segments(std::vector<WorkItem>& work, const Setting& setting, WorkItem item, const ShardPiece& piece) {
+  const Progression segments = whole_segments(setting, item.branch, piece);
+  const std::int64_t period = offset_period(setting.pattern, item.branch);
+  for (std::int64_t lead = 0; lead < std::min(period, segments.count); ++lead) {
+    item.segment = segments.first + lead;
+    item.segments = (segments.count - 1 - lead) / period + 1;
+    item.segment_stride = period * setting.branch(item.branch).segment_length;
+    const Progression rows = setting.rows_of(item.branch, item.head_class, item.segment);
+    add_items(work, setting, item, rows, rows);
+  }
+}
+
+void attend_cut_segment(std::vector<WorkItem>& work, const Setting& setting, WorkItem item, std::int64_t segment) {
+  const Progression rows = setting.rows_of(item.branch, item.head_class, segment);
+  item.segment = segment;
+  for (const ShardPiece& q_piece : setting.shard.pieces) {
+    for (const ShardPiece& k_piece : setting.shard.pieces) {
+      add_items(work, setting, item, intersect(rows, q_piece.global), intersect(rows, k_piece.global));
+    }
+  }
+}
+
+/// Keys of the rank's own rows.
+void attend_resident(std::vector<WorkItem>& work, const Setting& setting) {
+  setting.for_each_class([&](std::int64_t branch, std::int64_t head_class) {
+    WorkItem item;
+    item.branch = branch;
+    item.head_class = head_class;
+    for (const ShardPiece& piece : setting.shard.pieces) { attend_whole_segments(work, setting, item, piece); }
+    for (const std::int64_t segment : cut_segments(setting, branch)) { attend_cut_segment(work, setting, item, segment); }
+  });
+}
+
+/// The shard's queries in one segment to `k_rows`, which lie in `block`.
+void attend_block(std::vector<WorkItem>& work, const Setting& setting, WorkItem item, const KvBlock& block, const Progression& k_rows) {
+  if (k_rows.empty()) { return; }
+  item.k_packed = packed_rows(block.rows_global, Rows<Global>(k_rows));
+  const Progression rows = setting.rows_of(item.branch, item.head_class, item.segment);
+  for (const ShardPiece& piece : setting.shard.pieces) { add_items(work, setting, item, intersect(rows, piece.global), k_rows); }
+}
+
+void attend_received(std::vector<Step>& steps, const Setting& setting, const Routes& routes, const std::vector<BlockPlace>& places) {
+  for (const Hop& hop : routes.receives) {
+    const KvBlock& block = routes.blocks[static_cast<std::size_t>(hop.block)];
+    const Progression& held = block.rows_global.only();
+    std::vector<WorkItem>& work = steps[static_cast<std::size_t>(hop.step)].work;
+    const BlockPlace& place = places[static_cast<std::size_t>(hop.block)];
+    WorkItem item;
+    item.keys = {hop.block, place.buffer, place.offset_bytes};
+    if (block.branch >= 0) {
+      item.branch = block.branch;
+      item.head_class = block.head_class;
+      item.segment = block.segment;
+      attend_block(work, setting, item, block, held);
+      continue;
+    }
+    setting.for_each_class([&](std::int64_t branch, std::int64_t head_class) {
+      item.branch = branch;
+      item.head_class = head_class;
+      for (const std::int64_t segment : cut_segments(setting, branch)) {
+        item.segment = segment;
+        attend_block(work, setting, item, block, intersect(setting.rows_of(branch, head_class, segment), held));
+      }
+    });
+  }
+}
+
+/// Numbers the waves of one step: an item comes one wave after the last before it that folds into rows of the same partial, which those
+/// of the same branch, heads and segment do, and where branches share a partial all of another branch. Then orders the items by wave.
+void number_waves(std::vector<WorkItem>& work, bool branches_share) {
+  using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+  std::map<Key, std::int64_t> next_of_rows;
+  std::map<std::int64_t, std::int64_t> next_of_branch;
+  for (WorkItem& item : work) {
+    const Key key{item.branch, item.head_class, item.segment, item.heads.q_first};
+    const auto found = next_of_rows.find(key);
+    item.wave = found == next_of_rows.end() ? 0 : found->second;
+    if (branches_share) {
+      for (const auto& [branch, next] : next_of_branch) {
+        if (branch != item.branch) { item.wave = std::max(item.wave, next); }
+      }
+    }
+    next_of_rows[key] = item.wave + 1;
+    std::int64_t& next = next_of_branch[item.branch];
+    next = std::max(next, item.wave + 1);
+  }
+  std::stable_sort(work.begin(), work.end(), [](const WorkItem& a, const WorkItem& b) { return a.wave < b.wave; });
+}
+
+}  // namespace
+
+void add_work(const Setting& setting, const Routes& routes, Layout& layout) {
+  attend_resident(layout.steps.front().work, setting);
+  attend_received(layout.steps, setting, routes, layout.places);
+  const bool branches_share = !one_branch_per_head(setting.pattern) && partial_count(setting.pattern) == 1;
+  for (Step& step : layout.steps) {
+    for (WorkItem& item : step.work) { item.partial = partial_count(setting.pattern) == 1 ? 0 : item.branch; }
+    number_waves(step.work, branches_share);
+  }
+}
+
+}  // namespace annulus::planning

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a rank attends, and in which step.
+#pragma once
+
+#include "layout.hpp"
+
+#include <cstdint>
+#include <vector>
+
+namespace annulus::planning {
+
+/// Adds the work to the steps of `layout`: keys of the rank's own rows in step 0, those of a block in the step that brings it.
+void add_work(const Setting& setting, const Routes& routes, Layout& layout);
+
+}  // namespace annulus::planning

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/attention/lower.hpp>
+
+#include <annulus/core/error.hpp>
+#include <annulus/verify/random_problem.hpp>
+#include <annulus_test.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+using namespace annulus;
+
+namespace {
+
+/// A tensor that is nowhere: addresses in it are only compared, and never read.
+std::byte* region(std::uintptr_t number) { return reinterpret_cast<std::byte*>(number << 40U); }
+
+constexpr std::int64_t kAccumulator = 8;
+
+TensorAddresses addresses_of(const RingPlan& plan) {
+  TensorAddresses addresses;
+  addresses.q = region(1);
+  addresses.resident = region(2);
+  addresses.out = region(3);
+  addresses.lse = reinterpret_cast<float*>(region(4));
+  addresses.slots = {region(5), region(6)};
+  addresses.sends = {region(7), region(8)};
+  for (std::int64_t index = 0; index < plan.partials; ++index) {
+    const auto first = static_cast<std::uintptr_t>(10 + 3 * index);
+    addresses.partials.push_back({region(first), region(first + 1), region(first + 2)});
+  }
+  return addresses;
+}
+
+std::int64_t distance(const void* from, const void* to) { return static_cast<const std::byte*>(to) - static_cast<const std::byte*>(from); }
+
+/// Checks one task against its item, element by element, from the layouts that plan.hpp names.
+void check_task(const RingPlan& plan, const TensorAddresses& addresses, const WorkItem& item, const kernels::AttendTask& task) {
+  const Problem& problem = plan.problem;
+  const std::int64_t size = size_of(problem.dtype);
+  const bool resident = item.keys.block < 0;
+  const Progression stored_heads = resident ? range(0, problem.kv_heads) : plan.blocks[static_cast<std::size_t>(item.keys.block)].kv_heads;
+  const std::int64_t stored_rows = resident ? plan.local_rows : plan.blocks[static_cast<std::size_t>(item.keys.block)].rows_global.count();
+  const std::byte* slots = item.keys.buffer == BufferId::slot_0 ? addresses.slots[0] : addresses.slots[1];
+  const std::byte* keys = (resident ? addresses.resident : slots) + item.keys.offset_bytes;
+  const kernels::PartialPointers& partial = addresses.partials[static_cast<std::size_t>(item.partial)];
+  for (std::int64_t b = 0; b < task.batch; ++b) {
+    for (std::int64_t s = 0; s < task.segments; ++s) {
+      for (std::int64_t j = 0; j < task.kv_heads; ++j) {
+        const auto at = [&](const kernels::TaskStrides& strides, std::int64_t row, std::int64_t i) {
+          return b * strides.batch + s * strides.segment + row * strides.row + j * strides.kv_head + i * strides.head;
+        };
+        for (std::int64_t i = 0; i < task.q_per_kv; ++i) {
+          const std::int64_t head = item.heads.q_first + j * item.heads.kv.stride * problem.group_size() + i;
+          for (std::int64_t row = 0; row < task.q_rows; ++row) {
+            const std::int64_t local = item.q_local[row] + s * item.segment_stride;
+            const std::int64_t vector = ((b * plan.local_rows + local) * problem.heads + head) * problem.head_dim;
+            const std::int64_t number = (b * problem.heads + head) * plan.local_rows + local;
+            REQUIRE(distance(addresses.q, task.q) + at(task.q_strides, row, i) * size == vector * size);
+            REQUIRE(distance(partial.acc, task.acc) + at(task.acc_strides, row, i) * kAccumulator == vector * kAccumulator);
+            REQUIRE(distance(partial.max, task.max) + at(task.stat_strides, row, i) * kAccumulator == number * kAccumulator);
+            REQUIRE(distance(partial.sum, task.sum) + at(task.stat_strides, row, i) * kAccumulator == number * kAccumulator);
+          }
+        }
+        std::int64_t place_of_head = 0;
+        while (stored_heads[place_of_head] != item.heads.kv[j]) { ++place_of_head; }
+        for (std::int64_t row = 0; row < task.k_rows; ++row) {
+          const std::int64_t stored = (resident ? item.k_local[row] : item.k_packed[row]) + s * item.segment_stride;
+          const std::int64_t vector = ((b * stored_rows + stored) * stored_heads.count + place_of_head) * problem.head_dim;
+          const std::int64_t k_elements = problem.batch * stored_rows * stored_heads.count * problem.head_dim;
+          REQUIRE(distance(keys, task.k) + at(task.kv_strides, row, 0) * size == vector * size);
+          REQUIRE(distance(keys, task.v) + at(task.kv_strides, row, 0) * size == (k_elements + vector) * size);
+        }
+      }
+    }
+  }
+}
+
+/// The rows that a pack reads are its block's, in their order.
+void check_pack(const RingPlan& plan, const TensorAddresses& addresses, const PackItem& item, const kernels::PackTask& task, bool values) {
+  const Problem& problem = plan.problem;
+  const KvBlock& block = plan.blocks[static_cast<std::size_t>(item.block)];
+  const std::int64_t size = size_of(problem.dtype);
+  const bool resident = item.from == BufferId::resident;
+  const std::byte* sends = item.to == BufferId::send_0 ? addresses.sends[0] : addresses.sends[1];
+  const std::byte* slots = item.from == BufferId::slot_0 ? addresses.slots[0] : addresses.slots[1];
+  const std::int64_t heads = resident ? problem.kv_heads : block.kv_heads.count;
+  const std::int64_t rows = resident ? plan.local_rows : block.rows_global.count();
+  REQUIRE(task.rows == block.rows_global.count());
+  REQUIRE(task.heads == block.kv_heads.count);
+  REQUIRE(distance(sends, task.dst) == item.to_offset_bytes + (values ? block.bytes / 2 : 0));
+  for (std::int64_t b = 0; b < task.batch; ++b) {
+    for (std::int64_t row = 0; row < task.rows; ++row) {
+      for (std::int64_t head = 0; head < task.heads; ++head) {
+        const std::int64_t from_row = resident ? item.from_rows[row] : row;
+        const std::int64_t from_head = resident ? block.kv_heads[head] : head;
+        const std::int64_t tensor = values ? problem.batch * rows : 0;
+        const std::int64_t vector = ((tensor + b * rows + from_row) * heads + from_head) * problem.head_dim;
+        const std::int64_t at = b * task.src_batch_stride + row * task.src_row_stride + head * task.src_head_stride;
+        REQUIRE(distance(resident ? addresses.resident : slots + item.from_offset_bytes, task.src) + at * size == vector * size);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("lowered tasks of random plans name the elements that their items name") {
+  const std::uint64_t seed = 21;
+  INFO("seed " << seed);
+  std::int64_t tasks = 0;
+  std::int64_t packs = 0;
+  for (std::int64_t number = 0; number < 400; ++number) {
+    const RandomCase drawn = random_case(seed, number, std::nullopt);
+    if (drawn.problem.seq_len > 200) { continue; }
+    INFO("case " << number << ": " << drawn.describe());
+    const Partition partition(PartitionKind::contiguous, drawn.problem.seq_len, drawn.ranks);
+    for (std::int64_t rank = 0; rank < drawn.ranks; ++rank) {
+      const RingPlan plan = make_plan(drawn.problem, drawn.pattern, partition, {drawn.schedule}, rank);
+      const TensorAddresses addresses = addresses_of(plan);
+      const LoweredPlan lowered = lower(plan, addresses, kAccumulator);
+      REQUIRE(lowered.steps.size() == plan.steps.size());
+      REQUIRE(lowered.finish.partials == plan.partials);
+      for (std::size_t step = 0; step < plan.steps.size(); ++step) {
+        const Step& from = plan.steps[step];
+        const LoweredStep& to = lowered.steps[step];
+        REQUIRE(to.attend.size() == from.work.size());
+        REQUIRE(to.pack.size() == 2 * from.packs.size());
+        REQUIRE(to.outgoing.size() == from.sends.size());
+        REQUIRE(to.incoming.size() == from.receives.size());
+        for (std::size_t i = 0; i < from.work.size(); ++i) { check_task(plan, addresses, from.work[i], to.attend[i]); }
+        for (std::size_t i = 0; i < to.pack.size(); ++i) { check_pack(plan, addresses, from.packs[i / 2], to.pack[i], i % 2 == 1); }
+        tasks += std::ssize(from.work);
+        packs += std::ssize(from.packs);
+      }
+    }
+  }
+  CHECK(tasks > 1000);
+  CHECK(packs > 100);
+}
+
+TEST_CASE("a plan is not lowered to fewer partials than it folds into") {
+  Problem problem;
+  problem.seq_len = 16;
+  Pattern pattern;
+  pattern.branches = {{8, 1}, {16, 2}};
+  pattern.head_split = HeadSplit::all;
+  pattern.mixing = Mixing::mean;
+  const RingPlan plan = make_plan(problem, pattern, Partition(PartitionKind::contiguous, 16, 1), {}, 0);
+  TensorAddresses addresses = addresses_of(plan);
+  addresses.partials.pop_back();
+  CHECK_THROWS_AS(lower(plan, addresses, kAccumulator), InvalidArgument);
+}
