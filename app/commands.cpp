@@ -6,6 +6,7 @@
 #include <annulus/core/thread_stacks.hpp>
 #include <annulus/io/result_file.hpp>
 #include <annulus/plan/cost.hpp>
+#include <annulus/plan/key_order.hpp>
 #include <annulus/verify/check.hpp>
 
 #include "bench.hpp"
@@ -29,9 +30,16 @@ std::string setup_line(const Session& session) {
                      to_string(session.transport_kind()), to_string(session.resolved().config.schedule), session.backend().describe());
 }
 
+std::string key_order_line(const Session& session) {
+  const Config& config = session.resolved().config;
+  const Partition partition(config.partition, config.problem.seq_len, session.ranks());
+  return describe_key_order(config.problem, config.pattern, partition, routing_of(config));
+}
+
 std::vector<std::pair<std::string, std::string>> result_provenance(const Invocation& invocation, const Session& session,
                                                                    const std::string& hosts) {
   auto entries = provenance(invocation, session.resolved().config);
+  entries.emplace_back("key_order", key_order_line(session));
   entries.emplace_back("backend", session.backend().describe());
   entries.emplace_back("transport", std::string(to_string(session.transport_kind())));
   entries.emplace_back("ranks", std::to_string(session.ranks()));
@@ -94,6 +102,7 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
   if (counts.non_finite > 0) { print_error(line_of(counts)); }
   if (invocation.json) {
     Json json{{"problem", to_json(session.problem())}, {"pattern", describe(session.pattern())}, {"setup", setup_line(session)}};
+    json["key_order"] = key_order_line(session);
     json["total_ms"] = ms;
     json["tflops"] = flops / ms / 1e9;
     json["bytes_received"] = received;
@@ -106,7 +115,7 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
     say("{}\n", json.dump(2));
     return code;
   }
-  say("{}\n{}\n{}\n", describe(session.problem()), describe(session.pattern()), setup_line(session));
+  say("{}\n{}\n{}\n{}\n", describe(session.problem()), describe(session.pattern()), setup_line(session), key_order_line(session));
   print_timings(timings);
   say("time {:.3f} ms (slowest rank), {:.4g} TFLOP/s over all ranks{}\n", ms, flops / ms / 1e9,
       resolved.config.share_gpu ? "; ranks share a GPU, so times mean nothing" : "");
@@ -157,10 +166,12 @@ ExitCode execute_plan(const Invocation& invocation) {
   const std::int64_t accumulator = config.backend == BackendKind::reference ? 8 : 4;
   constexpr std::int64_t kLines = 16;
   Json json{{"problem", to_json(config.problem)}, {"pattern", describe(config.pattern)}, {"ranks", ranks}};
+  json["key_order"] = describe_key_order(config.problem, config.pattern, partition, routing_of(config));
   Json list = Json::array();
   if (!invocation.json) {
     say("{}\n{}\n{} ranks, partition {}, schedule {}\n", describe(config.problem), describe(config.pattern), ranks,
         to_string(config.partition), to_string(config.schedule));
+    say("{}\n", describe_key_order(config.problem, config.pattern, partition, routing_of(config)));
     say("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10}\n", "rank", "rows", "steps", "memory", "inputs+out",
         "partials", "slots", "sent B", "received B", "peers", "GFLOP");
   }
@@ -169,7 +180,7 @@ ExitCode execute_plan(const Invocation& invocation) {
   double flops = 0;
   Int128 busiest_link = 0;
   for (std::int64_t rank = 0; rank < ranks; ++rank) {
-    const RingPlan plan = make_plan(config.problem, config.pattern, partition, {config.schedule}, rank);
+    const RingPlan plan = make_plan(config.problem, config.pattern, partition, routing_of(config), rank);
     const PlanCost cost = plan_cost(plan);
     const MemoryPlan memory = plan_memory(plan, accumulator);
     bytes += cost.bytes_sent;

@@ -220,6 +220,8 @@ std::vector<Option> make_options() {
                                       [](Config& c) -> auto& { return c.partition; }));
   all.push_back(
       choice<Schedule>("schedule", "Execution", "how KV blocks travel", kPlanning, [](Config& c) -> auto& { return c.schedule; }));
+  all.push_back(choice<KeyOrder>("key-order", "Execution", "in which order a query meets its keys; cyclic gives the same bits on any ranks",
+                                 kPlanning, [](Config& c) -> auto& { return c.key_order; }));
   all.push_back(choice<TransportKind>("transport", "Execution", "what moves them; auto takes what fits the job", kComputing,
                                       [](Config& c) -> auto& { return c.transport; }));
   all.push_back(choice<BackendKind>("backend", "Execution", "what computes", kPlanning, [](Config& c) -> auto& { return c.backend; }));

@@ -27,6 +27,8 @@ constexpr std::int64_t kMaxTilesPerItem = 4;  // query tiles that share one pack
 constexpr std::int64_t kItemsPerThread = 4;   // at least so many, for balance, before tiles share
 constexpr std::int64_t kAlignment = 64;
 
+constexpr std::int64_t kBlockRows = 256;  // four tiles of the default size, and two key tiles
+
 std::int64_t tile_rows_of(const Settings& settings) { return settings.tile_rows > 0 ? settings.tile_rows : kDefaultTileRows; }
 
 /// Hands out 64-byte aligned pieces of a thread's workspace, or only counts them when base is null.
@@ -86,42 +88,57 @@ struct QueryTile {
   std::int64_t rows = 0;
 };
 
-/// How a task falls into items, each of up to kMaxTilesPerItem query tiles of one (batch, segment, kv_head): what one thread does at a
-/// time.
+/// How a task falls into items, each of up to kMaxTilesPerItem query tiles of one (batch, segment, kv_head) and one block: what one thread
+/// does at a time. Where rows have no place, all rows are one block.
 class Cut {
  public:
   Cut(const AttendTask& task, const Settings& settings)
       : task_(&task),
         tile_rows_(tile_rows_of(settings)),
-        tiles_per_group_((task.q_rows + tile_rows_ - 1) / tile_rows_ * task.q_per_kv),
+        q_first_(task.place.block_rows > 0 ? task.place.q_first : 0),
+        first_tile_(q_first_ / tile_rows_ * task.q_per_kv),
+        last_tile_((q_first_ + task.q_rows + tile_rows_ - 1) / tile_rows_ * task.q_per_kv),
+        tiles_per_block_(task.place.block_rows > 0 ? task.place.block_rows / tile_rows_ * task.q_per_kv : last_tile_),
+        first_block_(first_tile_ / tiles_per_block_),
+        blocks_((last_tile_ + tiles_per_block_ - 1) / tiles_per_block_ - first_block_),
         groups_(task.batch * task.segments * task.kv_heads),
-        tiles_per_item_(std::clamp<std::int64_t>(groups_ * tiles_per_group_ / (settings.threads * kItemsPerThread), 1, kMaxTilesPerItem)),
-        items_per_group_((tiles_per_group_ + tiles_per_item_ - 1) / tiles_per_item_) {}
+        tiles_per_item_(
+            std::clamp<std::int64_t>(groups_ * (last_tile_ - first_tile_) / (settings.threads * kItemsPerThread), 1, kMaxTilesPerItem)),
+        items_per_block_((tiles_per_block_ + tiles_per_item_ - 1) / tiles_per_item_) {}
 
-  std::int64_t items() const { return groups_ * items_per_group_; }
+  std::int64_t items() const { return groups_ * blocks_ * items_per_block_; }
   std::int64_t tile_rows() const { return tile_rows_; }
 
   /// Index over (batch, segment, kv_head) of an item.
   std::int64_t group(std::int64_t item) const { return item % groups_; }
 
-  /// Query tiles [first, last) of an item, in an order where query heads of the same rows are neighbours. Items come with the last rows
-  /// first: under a causal mask they see the most keys, and the short items at the end even out the threads.
+  /// Query tiles [first, last) of an item, in an order where query heads of the same rows are neighbours; none where the task has a part of
+  /// a block only. Items come with the last rows first: under a causal mask they see the most keys, and the short items at the end even out
+  /// the threads.
   std::pair<std::int64_t, std::int64_t> tiles(std::int64_t item) const {
-    const std::int64_t first = (items_per_group_ - 1 - item / groups_) * tiles_per_item_;
-    return {first, std::min(first + tiles_per_item_, tiles_per_group_)};
+    const std::int64_t index = blocks_ * items_per_block_ - 1 - item / groups_;
+    const std::int64_t block = (first_block_ + index / items_per_block_) * tiles_per_block_;
+    const std::int64_t first = block + index % items_per_block_ * tiles_per_item_;
+    return {std::max(first, first_tile_), std::min({first + tiles_per_item_, block + tiles_per_block_, last_tile_})};
   }
   QueryTile tile(std::int64_t index) const {
-    const std::int64_t first_row = index / task_->q_per_kv * tile_rows_;
-    return {index % task_->q_per_kv, first_row, std::min(tile_rows_, task_->q_rows - first_row)};
+    const std::int64_t place = index / task_->q_per_kv * tile_rows_ - q_first_;  // of the tile's first row, which the task may not have
+    const std::int64_t first_row = std::max<std::int64_t>(0, place);
+    return {index % task_->q_per_kv, first_row, std::min(place + tile_rows_, task_->q_rows) - first_row};
   }
 
  private:
   const AttendTask* task_;
   std::int64_t tile_rows_;
-  std::int64_t tiles_per_group_;
+  std::int64_t q_first_;     ///< place of query row 0
+  std::int64_t first_tile_;  ///< tiles are numbered from the segment's start
+  std::int64_t last_tile_;
+  std::int64_t tiles_per_block_;
+  std::int64_t first_block_;
+  std::int64_t blocks_;
   std::int64_t groups_;
   std::int64_t tiles_per_item_;
-  std::int64_t items_per_group_;
+  std::int64_t items_per_block_;
 };
 
 /// Base of the operand's element for a (batch, segment, kv_head).
@@ -146,21 +163,48 @@ class Item {
         ld_(round_up(task.head_dim, kPadding)) {}
 
   bool run() const noexcept {
+    if (first_tile_ >= last_tile_) { return true; }
     for (std::int64_t t = first_tile_; t < last_tile_; ++t) { load(t); }
     const QueryTile last = cut_.tile(last_tile_ - 1);
-    const std::int64_t key_end = visible_keys(task_, last.first_row + last.rows - 1);
-    for (std::int64_t first_key = 0; first_key < key_end; first_key += kKeyTile) {
-      const std::int64_t keys = std::min(kKeyTile, task_.k_rows - first_key);
-      pack_keys(first_key, keys);
-      for (std::int64_t t = first_tile_; t < last_tile_; ++t) {
-        if (!attend_tile(t, first_key, keys)) { return false; }
+    const std::int64_t seen = visible_keys(task_, last.first_row + last.rows - 1);
+    bool complete = true;
+    if (task_.place.block_rows == 0) {
+      for (std::int64_t key = 0; key < seen && complete; key += kKeyTile) {
+        complete = attend_keys(key, std::min(key + kKeyTile, task_.k_rows));
       }
+    } else {
+      const std::int64_t down = keys_down(task_, last.first_row);
+      if (task_.place.part != KeyPart::above) { complete = walk_down(0, down, seen); }
+      if (task_.place.part != KeyPart::down) { complete = complete && walk_down(down, task_.k_rows, seen); }
     }
+    if (!complete) { return false; }
     for (std::int64_t t = first_tile_; t < last_tile_; ++t) { store(t); }
     return true;
   }
 
  private:
+  /// The item's rows against keys [begin, end) of the task, from the last key tile to the first; tiles are cut at multiples of kKeyTile in
+  /// the segment. From key `seen` on, no row sees any.
+  bool walk_down(std::int64_t begin, std::int64_t end, std::int64_t seen) const {
+    const std::int64_t place = task_.place.k_first;
+    while (end > begin) {
+      const std::int64_t tile = (place + end - 1) / kKeyTile * kKeyTile - place;
+      const std::int64_t first = std::max(begin, tile);
+      if (first < seen && !attend_keys(first, end)) { return false; }
+      end = first;
+    }
+    return true;
+  }
+
+  /// The item's rows against keys [begin, end) of the task, at most kKeyTile of them.
+  bool attend_keys(std::int64_t begin, std::int64_t end) const {
+    pack_keys(begin, end - begin);
+    for (std::int64_t t = first_tile_; t < last_tile_; ++t) {
+      if (!attend_tile(t, begin, end - begin)) { return false; }
+    }
+    return true;
+  }
+
   std::int64_t slot(std::int64_t t) const { return (t - first_tile_) * cut_.tile_rows(); }
   std::int64_t offset(const TaskStrides& strides, const QueryTile& tile, std::int64_t i) const {
     return group_offset(task_, strides, group_) + tile.head * strides.head + (tile.first_row + i) * strides.row;
@@ -261,6 +305,11 @@ const TileOps& tile_ops() {
 }
 
 }  // namespace
+
+std::int64_t block_rows(std::int64_t tile_rows) {
+  const std::int64_t rows = tile_rows > 0 ? tile_rows : kDefaultTileRows;
+  return kBlockRows % rows == 0 ? kBlockRows : 0;
+}
 
 std::string describe() { return std::string(supported() ? tile_ops().name : "no AVX2") + ", " + describe_gemm(); }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/kernels/reference.hpp>
 
+#include <annulus/kernels/visible_keys.hpp>
+
 #include <bit>
 #include <cmath>
 #include <cstddef>
@@ -46,29 +48,42 @@ bool visible(const AttendTask& task, std::int64_t q_row, std::int64_t k_row) {
   return task.k_positions.first + k_row * task.k_positions.stride <= task.q_positions.first + q_row * task.q_positions.stride;
 }
 
-/// One query row against all keys of one (batch, segment, kv_head).
+/// One query row against one key and value.
+template <class Element>
+void attend_key(const AttendTask& task, const Element* q, const Element* key, const Element* value, double* acc, double& max, double& sum) {
+  double score = 0.0;
+  for (std::int64_t d = 0; d < task.head_dim; ++d) { score += static_cast<double>(to_float(q[d])) * static_cast<double>(to_float(key[d])); }
+  score *= task.scale;
+  if (score == kNegativeInfinity) { return; }
+  if (score > max) {
+    const double correction = weight_of(max, score);
+    for (std::int64_t d = 0; d < task.head_dim; ++d) { acc[d] *= correction; }
+    sum *= correction;
+    max = score;
+  }
+  const double probability = std::exp(score - max);
+  for (std::int64_t d = 0; d < task.head_dim; ++d) { acc[d] += probability * static_cast<double>(to_float(value[d])); }
+  sum += probability;
+}
+
+/// One query row against the keys of one (batch, segment, kv_head) that the task has for it.
 template <class Element>
 void attend_row(const AttendTask& task, std::int64_t q_row, const Element* q, const Element* k, const Element* v, double* acc, double& max,
                 double& sum) {
-  for (std::int64_t k_row = 0; k_row < task.k_rows; ++k_row) {
-    if (!visible(task, q_row, k_row)) { continue; }
-    const Element* key = k + k_row * task.kv_strides.row;
-    const Element* value = v + k_row * task.kv_strides.row;
-    double score = 0.0;
-    for (std::int64_t d = 0; d < task.head_dim; ++d) {
-      score += static_cast<double>(to_float(q[d])) * static_cast<double>(to_float(key[d]));
-    }
-    score *= task.scale;
-    if (score == kNegativeInfinity) { continue; }
-    if (score > max) {
-      const double correction = weight_of(max, score);
-      for (std::int64_t d = 0; d < task.head_dim; ++d) { acc[d] *= correction; }
-      sum *= correction;
-      max = score;
-    }
-    const double probability = std::exp(score - max);
-    for (std::int64_t d = 0; d < task.head_dim; ++d) { acc[d] += probability * static_cast<double>(to_float(value[d])); }
-    sum += probability;
+  const auto meet = [&](std::int64_t k_row) {
+    if (!visible(task, q_row, k_row)) { return; }
+    attend_key(task, q, k + k_row * task.kv_strides.row, v + k_row * task.kv_strides.row, acc, max, sum);
+  };
+  if (task.place.block_rows == 0) {
+    for (std::int64_t k_row = 0; k_row < task.k_rows; ++k_row) { meet(k_row); }
+    return;
+  }
+  const std::int64_t down = keys_down(task, q_row);
+  if (task.place.part != KeyPart::above) {
+    for (std::int64_t k_row = down - 1; k_row >= 0; --k_row) { meet(k_row); }
+  }
+  if (task.place.part != KeyPart::down) {
+    for (std::int64_t k_row = task.k_rows - 1; k_row >= down; --k_row) { meet(k_row); }
   }
 }
 

@@ -4,6 +4,7 @@
 #include <annulus/core/error.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/plan/coverage.hpp>
+#include <annulus/plan/key_order.hpp>
 #include <annulus/verify/random_problem.hpp>
 #include <annulus_test.hpp>
 
@@ -15,11 +16,15 @@ using namespace annulus;
 
 namespace {
 
-std::vector<RingPlan> plans_of(const Problem& problem, const Pattern& pattern, Schedule schedule, std::int64_t ranks) {
+std::vector<RingPlan> plans_of(const Problem& problem, const Pattern& pattern, const Routing& routing, std::int64_t ranks) {
   const Partition partition(PartitionKind::contiguous, problem.seq_len, ranks);
   std::vector<RingPlan> plans;
-  for (std::int64_t rank = 0; rank < ranks; ++rank) { plans.push_back(make_plan(problem, pattern, partition, {schedule}, rank)); }
+  for (std::int64_t rank = 0; rank < ranks; ++rank) { plans.push_back(make_plan(problem, pattern, partition, routing, rank)); }
   return plans;
+}
+
+std::vector<RingPlan> plans_of(const Problem& problem, const Pattern& pattern, Schedule schedule, std::int64_t ranks) {
+  return plans_of(problem, pattern, Routing{schedule}, ranks);
 }
 
 /// A bound that only arithmetic without overflow meets.
@@ -68,8 +73,9 @@ TEST_CASE("the plans of random problems attend every visible pair exactly once, 
     }
     ++proven;
     INFO("case " << number << ": " << drawn.describe());
-    for (const Schedule schedule : {Schedule::ring, Schedule::ring_full}) {
-      const std::vector<RingPlan> plans = plans_of(drawn.problem, drawn.pattern, schedule, drawn.ranks);
+    for (const Routing& routing : {Routing{Schedule::ring}, Routing{Schedule::ring_full}, Routing{Schedule::ring, KeyOrder::cyclic, 4},
+                                   Routing{Schedule::ring_full, KeyOrder::cyclic, 8}}) {
+      const std::vector<RingPlan> plans = plans_of(drawn.problem, drawn.pattern, routing, drawn.ranks);
       const Coverage coverage = prove_coverage(plans);
       REQUIRE(coverage.pairs * drawn.problem.batch == pairs_of(plans));
       REQUIRE(coverage.bytes_moved == bytes_received(plans));
@@ -322,6 +328,82 @@ TEST_CASE("the proof catches ops that are missing, repeated or out of order") {
     std::swap(swapped[1].ops[index - 1], swapped[1].ops[index]);
     CHECK_THROWS_AS(prove_coverage(swapped), AssertionFailure);
   }
+}
+
+TEST_CASE("under a cyclic order, what lies above a block of resident keys comes after the last block, in a wave of its own") {
+  const auto plans = plans_of(problem_of(96, 2, 2, false), dense_pattern(96), Routing{Schedule::ring, KeyOrder::cyclic, 8}, 3);
+  REQUIRE_NOTHROW(prove_coverage(plans));
+  for (const RingPlan& plan : plans) {
+    REQUIRE(plan.steps.size() == 3);
+    REQUIRE(plan.steps[0].work.size() == 1);
+    CHECK(plan.steps[0].work[0].place.part == kernels::KeyPart::down);
+    CHECK(plan.steps[1].work.size() == 1);
+    REQUIRE(plan.steps[2].work.size() == 2);
+    CHECK(plan.steps[2].work[0].place.part == kernels::KeyPart::all);
+    CHECK(plan.steps[2].work[1].place.part == kernels::KeyPart::above);
+    CHECK(plan.steps[2].work[1].keys.block == -1);
+    CHECK(plan.steps[2].work[1].wave == 1);
+  }
+}
+
+TEST_CASE("the proof catches keys in another order than on one rank") {
+  const auto good = plans_of(problem_of(96, 2, 2, false), dense_pattern(96), Routing{Schedule::ring, KeyOrder::cyclic, 8}, 3);
+  REQUIRE_NOTHROW(prove_coverage(good));
+
+  auto all_at_once = good;
+  all_at_once[0].steps[0].work[0].place.part = kernels::KeyPart::all;
+  all_at_once[0].steps[2].work.pop_back();
+  CHECK_THROWS_AS(prove_coverage(all_at_once), AssertionFailure);
+
+  auto before_the_block = good;
+  std::swap(before_the_block[1].steps[2].work[0], before_the_block[1].steps[2].work[1]);
+  std::swap(before_the_block[1].steps[2].work[0].wave, before_the_block[1].steps[2].work[1].wave);
+  CHECK_THROWS_AS(prove_coverage(before_the_block), AssertionFailure);
+
+  auto lost = good;
+  lost[2].steps[2].work.pop_back();
+  CHECK_THROWS_AS(prove_coverage(lost), AssertionFailure);
+
+  auto misplaced = good;
+  misplaced[2].steps[1].work[0].place.k_first += 8;
+  CHECK_THROWS_AS(prove_coverage(misplaced), AssertionFailure);
+}
+
+TEST_CASE("each branch has a partial of its own under a cyclic order, and all branches of a step are one wave") {
+  Pattern pattern;
+  pattern.branches = {{16, 1}, {64, 2}, {96, 3}};
+  pattern.head_split = HeadSplit::all;
+  for (const RingPlan& plan : plans_of(problem_of(96, 2, 2, true), pattern, Routing{Schedule::ring, KeyOrder::cyclic, 8}, 3)) {
+    CHECK(plan.partials == 3);
+    for (const Step& step : plan.steps) {
+      for (const WorkItem& item : step.work) { CHECK((item.wave == 0 && item.partial == item.branch)); }
+    }
+  }
+}
+
+TEST_CASE("the order of keys is said, with what keeps its promise where a shard cuts a block") {
+  const Routing cyclic{Schedule::ring, KeyOrder::cyclic, 256};
+  const auto said = [&](std::int64_t seq_len, const Pattern& pattern, std::int64_t ranks, const Routing& routing) {
+    return describe_key_order(problem_of(seq_len, 2, 2, false), pattern, Partition(PartitionKind::contiguous, seq_len, ranks), routing);
+  };
+  CHECK_THAT(said(2048, dense_pattern(2048), 8, cyclic), test::contains_text("the same bits as on any ranks"));
+  CHECK_THAT(said(2049, dense_pattern(2049), 1, cyclic), test::contains_text("the same bits as on any ranks"));
+  CHECK_THAT(said(2048, dense_pattern(2048), 8, Routing{}), test::contains_text("as they come"));
+  const std::string cut = said(2048, dense_pattern(2048), 3, cyclic);
+  CHECK_THAT(cut, test::contains_text("rank 0 ends inside a block of 256 rows of branch 0"));
+  CHECK_THAT(cut, test::contains_text("it would be with --seq-len 1536 or 2304, or on 2 or 4 ranks"));
+  Pattern dilated;
+  dilated.branches = {{512, 1}, {2048, 2}};
+  CHECK_THAT(said(2048, dilated, 4, cyclic), test::contains_text("the same bits as on any ranks"));
+  CHECK_THAT(said(2048, dilated, 8, cyclic), test::contains_text("of branch 1"));
+}
+
+TEST_CASE("an order of keys without blocks is no routing") {
+  const Partition partition(PartitionKind::contiguous, 8, 2);
+  CHECK_THROWS_AS(make_plan(problem_of(8, 1, 1, false), dense_pattern(8), partition, {Schedule::ring, KeyOrder::cyclic, 0}, 0),
+                  InvalidArgument);
+  CHECK_THROWS_AS(make_plan(problem_of(8, 1, 1, false), dense_pattern(8), partition, {Schedule::ring, KeyOrder::automatic, 8}, 0),
+                  InvalidArgument);
 }
 
 TEST_CASE("equal arguments give equal plans") {

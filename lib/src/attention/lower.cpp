@@ -84,6 +84,7 @@ kernels::AttendTask attend_task(const RingPlan& plan, const TensorAddresses& add
   task.kv_strides = {stored_rows * k_pitch, item.segment_stride * k_pitch, k_stored.stride * k_pitch, heads.stride * problem.head_dim, 0};
   task.q_positions = {item.q_global.only().first, item.q_global.only().stride};
   task.k_positions = {item.k_global.only().first, item.k_global.only().stride};
+  task.place = item.place;
   return task;
 }
 

@@ -46,6 +46,7 @@ std::vector<Fact> facts_of(const ResolvedConfig& resolved) {
       {"scale-by-branches", text(pattern.scale_by_branches)},
       {"partition", text(to_string(config.partition))},
       {"schedule", text(to_string(config.schedule))},
+      {"key-order", text(to_string(config.key_order))},
       {"transport", text(to_string(config.transport))},
       {"backend", text(to_string(config.backend))},
       {"kernel", text(to_string(config.kernel))},

@@ -4,7 +4,10 @@
 #include <annulus/core/affinity.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/core/thread_stacks.hpp>
+#include <annulus/kernels/cpu.hpp>
+#include <annulus/kernels/reference.hpp>
 #include <annulus/plan/cost.hpp>
+#include <annulus/plan/key_order.hpp>
 #include <annulus/transport/gpu_assignment.hpp>
 
 #include "attention/host_load.hpp"
@@ -94,8 +97,25 @@ std::vector<NamedFile> named_files(const Config& config, const TensorSource* sou
 
 Config resolve_without_input(Config config) {
   open_source(config);
+  routing_of(config);
   warn_of_layout(config);
   return config;
+}
+
+Routing routing_of(const Config& config) {
+  const auto with_blocks = [&](std::int64_t block_rows, const std::string& kernel) {
+    return choose_routing(config.schedule, config.key_order, block_rows, kernel);
+  };
+  switch (config.backend) {
+    case BackendKind::reference:
+      return with_blocks(kernels::reference::kBlockRows, "backend reference");
+    case BackendKind::cpu:
+      return with_blocks(kernels::cpu::block_rows(config.tile_rows),
+                         fmt::format("backend cpu{}", config.tile_rows > 0 ? fmt::format(" with --tile-rows {}", config.tile_rows) : ""));
+    case BackendKind::cuda:
+      break;
+  }
+  return with_blocks(0, fmt::format("kernel {}", to_string(config.kernel)));
 }
 
 std::int64_t default_threads(const Communicator& comm) {
@@ -123,6 +143,7 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
   together(comm, [&] {
     require_thread_stacks(checked_narrow<int>(config.threads));
     resolved.source = open_source(config);
+    routing_of(config);
     ANNULUS_EXPECTS(config.virtual_ranks == 1 || comm.size() == 1, "--virtual-ranks {} runs in one process, and this job has {}",
                     config.virtual_ranks, comm.size());
     const bool loopback = config.virtual_ranks > 1 || config.transport == TransportKind::loopback;
@@ -147,7 +168,7 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   together(comm, [&] {
     const Partition partition(config.partition, config.problem.seq_len, resolved.ranks);
     for (std::int64_t rank = loopback ? 0 : comm.rank(); rank < (loopback ? resolved.ranks : comm.rank() + 1); ++rank) {
-      plans.push_back(make_plan(config.problem, config.pattern, partition, {config.schedule}, rank));
+      plans.push_back(make_plan(config.problem, config.pattern, partition, routing_of(config), rank));
     }
   });
   BackendOptions options;

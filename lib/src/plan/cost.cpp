@@ -40,14 +40,45 @@ Int128 causal_pairs(const Progression& q, const Progression& k) {
   return static_cast<Int128>(q.count - full) * k.count + (growing > 0 ? floor_sum(growing, k.stride, q.stride, base) + growing : Int128{0});
 }
 
+/// Pairs of one segment and head, without a mask, whose key lies from the query's own block down.
+Int128 pairs_down(const WorkItem& item) {
+  const kernels::SegmentPlace& place = item.place;
+  const std::int64_t q_rows = item.q_global.count();
+  const std::int64_t k_rows = item.k_global.count();
+  // A query at place p has the keys before place (floor(p / block) + 1) * block: none for the first ones, all from `full` on.
+  const auto first_with = [&](std::int64_t key_end) {
+    return std::clamp<std::int64_t>((ceil_div(key_end, place.block_rows) - 1) * place.block_rows - place.q_first, 0, q_rows);
+  };
+  const std::int64_t first = first_with(place.k_first + 1);
+  const std::int64_t full = first_with(place.k_first + k_rows);
+  const std::int64_t growing = full - first;
+  const Int128 blocks = growing > 0 ? floor_sum(growing, place.block_rows, 1, place.q_first + first) + growing : Int128{0};
+  return blocks * place.block_rows - static_cast<Int128>(growing) * place.k_first + static_cast<Int128>(q_rows - full) * k_rows;
+}
+
+/// Pairs of one segment and head, without a mask.
+Int128 unmasked_pairs(const WorkItem& item) {
+  const Int128 all = static_cast<Int128>(item.q_global.count()) * item.k_global.count();
+  switch (item.place.part) {
+    case kernels::KeyPart::all:
+      break;
+    case kernels::KeyPart::down:
+      return pairs_down(item);
+    case kernels::KeyPart::above:
+      return all - pairs_down(item);
+  }
+  return all;
+}
+
 /// Visible pairs of one segment and head.
 Int128 segment_pairs(const WorkItem& item) {
   switch (item.mask) {
     case kernels::Mask::none:
-      return static_cast<Int128>(item.q_global.count()) * item.k_global.count();
+      return unmasked_pairs(item);
     case kernels::Mask::causal:
       break;
   }
+  ANNULUS_ASSERT(item.place.part == kernels::KeyPart::all, "a causal item with a part of its keys");
   return causal_pairs(item.q_global.only(), item.k_global.only());
 }
 

@@ -187,19 +187,22 @@ bool sees(kernels::Mask mask, std::int64_t q, std::int64_t k) {
 /// Counts how often each (branch, head, query, key) is attended.
 class PairCounter {
  public:
-  PairCounter(const Problem& problem, const Pattern& pattern)
+  PairCounter(const Problem& problem, const Pattern& pattern, const Routing& routing)
       : problem_(problem),
         pattern_(pattern),
+        routing_(routing),
+        walked_(pattern.branches.size() * static_cast<std::size_t>(problem.heads * problem.seq_len), -1),
         counts_(pattern.branches.size() * static_cast<std::size_t>(problem.heads * problem.seq_len * problem.seq_len), 0) {}
 
-  void attend(const WorkItem& item) {
+  /// @param shard where the item's queries are
+  void attend(const WorkItem& item, const Shard& shard) {
     for (std::int64_t s = 0; s < item.segments; ++s) {
       const std::int64_t shift = s * item.segment_stride;
       for (std::int64_t j = 0; j < item.heads.kv.count; ++j) {
         for (std::int64_t i = 0; i < item.heads.q_per_kv; ++i) {
           const std::int64_t head = item.heads.q_first + j * item.heads.kv.stride * problem_.group_size() + i;
           ANNULUS_ASSERT(head / problem_.group_size() == item.heads.kv[j], "query head {} is given KV head {}", head, item.heads.kv[j]);
-          attend_head(item, head, shift);
+          attend_head(item, shard, head, shift);
         }
       }
     }
@@ -230,13 +233,67 @@ class PairCounter {
         ((static_cast<std::int64_t>(branch) * problem_.heads + head) * problem_.seq_len + q) * problem_.seq_len + k);
   }
 
-  void attend_head(const WorkItem& item, std::int64_t head, std::int64_t shift) {
+  void attend_head(const WorkItem& item, const Shard& shard, std::int64_t head, std::int64_t shift) {
     for (std::int64_t q = 0; q < item.q_global.count(); ++q) {
+      std::int64_t nearest = -1;
+      std::int64_t farthest = -1;
       for (std::int64_t k = 0; k < item.k_global.count(); ++k) {
-        if (!sees(item.mask, item.q_global[q], item.k_global[k])) { continue; }
+        if (!sees(item.mask, item.q_global[q], item.k_global[k]) || !has_part(item, q, k)) { continue; }
+        if (routing_.key_order == KeyOrder::cyclic) {
+          const std::int64_t distance =
+              walk_distance(static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift, item.k_global[k] + shift);
+          nearest = nearest < 0 ? distance : std::min(nearest, distance);
+          farthest = std::max(farthest, distance);
+        }
         ++counts_[index(static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift, item.k_global[k] + shift)];
       }
+      if (farthest < 0 || cuts_block(shard, static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift)) { continue; }
+      std::int64_t& walked =
+          walked_[static_cast<std::size_t>((item.branch * problem_.heads + head) * problem_.seq_len + item.q_global[q] + shift)];
+      ANNULUS_ASSERT(nearest > walked, "branch {} head {} query {} meets its keys in another order than on one rank", item.branch, head,
+                     item.q_global[q] + shift);
+      walked = farthest;
     }
+  }
+
+  /// Whether the item's part of the keys holds key `k` for query `q`, both counted in the item.
+  bool has_part(const WorkItem& item, std::int64_t q, std::int64_t k) const {
+    if (item.place.part == kernels::KeyPart::all) { return true; }
+    const bool down = item.place.k_first + k < ((item.place.q_first + q) / routing_.block_rows + 1) * routing_.block_rows;
+    return down == (item.place.part == kernels::KeyPart::down);
+  }
+
+  /// A query's segment and block, in rows that the branch selects.
+  struct Place {
+    std::int64_t first = 0;      ///< token of the segment's first row
+    std::int64_t rows = 0;       ///< of the segment
+    std::int64_t block_end = 0;  ///< of the query's block
+  };
+  Place place_of(std::size_t branch, std::int64_t head, std::int64_t q) const {
+    const auto [w, r] = pattern_.branches[branch];
+    Place place;
+    place.first = q / w * w;
+    const std::int64_t end = std::min(place.first + w, problem_.seq_len);
+    while (!inside(branch, head, place.first)) { ++place.first; }
+    place.rows = (end - 1 - place.first) / r + 1;
+    place.block_end = std::min(place.rows, ((q - place.first) / r / routing_.block_rows + 1) * routing_.block_rows);
+    return place;
+  }
+
+  /// How many keys of its segment a query meets before key `k` on one rank, from the definition: it starts at the end of its block, goes
+  /// down to the segment's first row, and on from the last. Queries and keys are tokens that the branch selects.
+  std::int64_t walk_distance(std::size_t branch, std::int64_t head, std::int64_t q, std::int64_t k) const {
+    const Place place = place_of(branch, head, q);
+    const std::int64_t at = (k - place.first) / pattern_.branches[branch].dilation_rate;
+    return at < place.block_end ? place.block_end - 1 - at : place.block_end + place.rows - 1 - at;
+  }
+
+  /// Whether the shard ends inside the query's block: the query's order of keys cannot be that of one rank then.
+  bool cuts_block(const Shard& shard, std::size_t branch, std::int64_t head, std::int64_t q) const {
+    if (routing_.key_order != KeyOrder::cyclic) { return true; }
+    const Place place = place_of(branch, head, q);
+    const std::int64_t last = place.first + (place.block_end - 1) * pattern_.branches[branch].dilation_rate;
+    return std::none_of(shard.pieces.begin(), shard.pieces.end(), [&](const ShardPiece& piece) { return piece.global.contains(last); });
   }
 
   bool runs(std::size_t branch, std::int64_t head) const {
@@ -273,6 +330,8 @@ class PairCounter {
 
   const Problem& problem_;
   const Pattern& pattern_;
+  const Routing& routing_;
+  std::vector<std::int64_t> walked_;  ///< by branch, head and query: how far along its order of keys it has come
   std::vector<int> counts_;
 };
 
@@ -292,6 +351,21 @@ void check_shards(std::span<const RingPlan> plans) {
   for (std::size_t row = 0; row < owners.size(); ++row) {
     ANNULUS_ASSERT(owners[row] == 1, "global row {} is owned {} times", row, owners[row]);
   }
+}
+
+/// An item's place in its segment must be what its rows say.
+void check_place(const RingPlan& plan, const WorkItem& item) {
+  if (plan.routing.key_order != KeyOrder::cyclic) {
+    ANNULUS_ASSERT(item.place == kernels::SegmentPlace{}, "rank {}: a place in a plan without an order of keys", plan.rank);
+    return;
+  }
+  const auto [w, r] = plan.pattern.branches[static_cast<std::size_t>(item.branch)];
+  const std::int64_t q = item.q_global[0];
+  const std::int64_t k = item.k_global[0];
+  // Rows of a segment are a dilation rate apart, and its first one is less than that from its start.
+  ANNULUS_ASSERT(item.place.block_rows == plan.routing.block_rows && item.place.q_first == q % w / r && item.place.k_first == k % w / r,
+                 "rank {}: query {} and key {} are not at places {} and {} of their segment", plan.rank, q, k, item.place.q_first,
+                 item.place.k_first);
 }
 
 /// The rows and keys that a work item uses must be those it says, in the block or shard it says.
@@ -439,7 +513,7 @@ Coverage prove_coverage(std::span<const RingPlan> plans) {
   Coverage coverage;
   ANNULUS_EXPECTS(!plans.empty(), "no plans to prove");
   for (const RingPlan& plan : plans) { coverage.steps = std::max(coverage.steps, static_cast<std::int64_t>(plan.steps.size())); }
-  PairCounter pairs(plans.front().problem, plans.front().pattern);
+  PairCounter pairs(plans.front().problem, plans.front().pattern, plans.front().routing);
   check_shards(plans);
   for (std::int64_t number = 0; number < coverage.steps; ++number) { check_messages_fit(plans, number); }
   for (const RingPlan& plan : plans) {
@@ -465,7 +539,8 @@ Coverage prove_coverage(std::span<const RingPlan> plans) {
           for (const WorkItem& item : step.work) {
             memory.read_keys(item, op.step);
             check_stored_rows(plan, item);
-            pairs.attend(item);
+            check_place(plan, item);
+            pairs.attend(item, plan.shard);
           }
           break;
         case OpKind::finish:

@@ -60,7 +60,10 @@ RingPlan make_plan(const Problem& problem, const Pattern& pattern, const Partiti
   validate(pattern);
   ANNULUS_EXPECTS(partition.seq_len() == problem.seq_len, "the partition is of {} tokens, the problem of {}", partition.seq_len(),
                   problem.seq_len);
-  planning::Setting setting{problem, pattern, partition, rank, partition.shard(rank), {}};
+  const bool cyclic = routing.key_order == KeyOrder::cyclic;
+  ANNULUS_EXPECTS(routing.key_order != KeyOrder::automatic && (routing.block_rows > 0) == cyclic, "key order {} with blocks of {} rows",
+                  to_string(routing.key_order), routing.block_rows);
+  planning::Setting setting{problem, pattern, partition, routing, rank, partition.shard(rank), {}};
   for (std::int64_t branch = 0; branch < std::ssize(pattern.branches); ++branch) {
     setting.classes.push_back(head_classes(problem, pattern, branch));
   }
@@ -75,11 +78,11 @@ RingPlan make_plan(const Problem& problem, const Pattern& pattern, const Partiti
   plan.ranks = partition.ranks();
   plan.routing = routing;
   plan.local_rows = setting.shard.rows();
-  plan.shard = std::move(setting.shard);
   plan.blocks = std::move(routes.blocks);
   plan.ops = ops_of(std::ssize(layout.steps));
   plan.steps = std::move(layout.steps);
-  plan.partials = partial_count(pattern);
+  plan.partials = planning::partials_of(setting);
+  plan.shard = std::move(setting.shard);
   plan.slot_bytes = layout.slot_bytes;
   plan.send_bytes = layout.send_bytes;
   return plan;

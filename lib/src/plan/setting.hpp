@@ -13,6 +13,7 @@ struct Setting {
   const Problem& problem;
   const Pattern& pattern;
   const Partition& partition;
+  const Routing& routing;
   std::int64_t rank = 0;
   Shard shard;
   std::vector<std::vector<HeadClass>> classes;  ///< by branch

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "work.hpp"
 
+#include <annulus/core/error.hpp>
+
 #include <algorithm>
 #include <map>
 #include <tuple>
@@ -8,6 +10,15 @@
 namespace annulus::planning {
 
 namespace {
+
+/// Where the rows of an item stand in their segment.
+kernels::SegmentPlace place_of(const Setting& setting, const WorkItem& item) {
+  const Progression rows = setting.rows_of(item.branch, item.head_class, item.segment);
+  const Progression q = indices_of(item.q_global.only(), rows);
+  const Progression k = indices_of(item.k_global.only(), rows);
+  ANNULUS_EXPECTS(q.stride == 1 && k.stride == 1, "rank {} does not own neighbouring rows, which key order cyclic needs", setting.rank);
+  return {setting.routing.block_rows, q.first, k.first, item.place.part};
+}
 
 /// Appends the attention of `q_rows` (of one piece of the shard) to `k_rows`, unless the mask hides all of it.
 void add_items(std::vector<WorkItem>& work, const Setting& setting, WorkItem item, const Progression& q_rows, const Progression& k_rows) {
@@ -18,6 +29,7 @@ void add_items(std::vector<WorkItem>& work, const Setting& setting, WorkItem ite
   item.q_global = Rows<Global>(q_rows);
   item.q_local = local_rows(setting.shard, item.q_global);
   item.k_global = Rows<Global>(k_rows);
+  if (setting.routing.key_order == KeyOrder::cyclic) { item.place = place_of(setting, item); }
   if (item.keys.block < 0) { item.k_local = local_rows(setting.shard, item.k_global); }
   for (const HeadSet& set : setting.heads(item.branch, item.head_class).head_sets) {
     item.heads = set;
@@ -93,6 +105,26 @@ void attend_received(std::vector<Step>& steps, const Setting& setting, const Rou
   }
 }
 
+/// Cuts what the resident keys of a segment have above the blocks of its queries off step 0, and attends it after the segment's last block.
+void put_off_keys_above(std::vector<Step>& steps) {
+  using Segment = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
+  std::map<Segment, std::size_t> last_step;
+  for (std::size_t step = 1; step < steps.size(); ++step) {
+    for (const WorkItem& item : steps[step].work) { last_step[{item.branch, item.head_class, item.segment}] = step; }
+  }
+  for (WorkItem& item : steps.front().work) {
+    const auto last = last_step.find({item.branch, item.head_class, item.segment});
+    const kernels::SegmentPlace& place = item.place;
+    const std::int64_t first_block_end = (place.q_first / place.block_rows + 1) * place.block_rows;
+    const bool any_above = place.k_first + item.k_global.count() > first_block_end;
+    if (last == last_step.end() || item.segments > 1 || !any_above) { continue; }
+    WorkItem above = item;
+    above.place.part = kernels::KeyPart::above;
+    steps[last->second].work.push_back(std::move(above));
+    item.place.part = kernels::KeyPart::down;
+  }
+}
+
 /// Numbers the waves of one step: an item comes one wave after the last before it that folds into rows of the same partial, which those
 /// of the same branch, heads and segment do, and where branches share a partial all of another branch. Then orders the items by wave.
 void number_waves(std::vector<WorkItem>& work, bool branches_share) {
@@ -117,13 +149,21 @@ void number_waves(std::vector<WorkItem>& work, bool branches_share) {
 
 }  // namespace
 
+std::int64_t partials_of(const Setting& setting) {
+  const bool for_each_branch = setting.routing.key_order == KeyOrder::cyclic && !one_branch_per_head(setting.pattern);
+  return for_each_branch ? std::ssize(setting.pattern.branches) : partial_count(setting.pattern);
+}
+
 void add_work(const Setting& setting, const Routes& routes, Layout& layout) {
   attend_resident(layout.steps.front().work, setting);
   attend_received(layout.steps, setting, routes, layout.places);
-  const bool branches_share = !one_branch_per_head(setting.pattern) && partial_count(setting.pattern) == 1;
+  // A causal mask hides what lies above.
+  const bool looks_up = setting.routing.key_order == KeyOrder::cyclic && !setting.problem.causal;
+  if (looks_up) { put_off_keys_above(layout.steps); }
+  const bool one_for_all = partials_of(setting) == 1;
   for (Step& step : layout.steps) {
-    for (WorkItem& item : step.work) { item.partial = partial_count(setting.pattern) == 1 ? 0 : item.branch; }
-    number_waves(step.work, branches_share);
+    for (WorkItem& item : step.work) { item.partial = one_for_all ? 0 : item.branch; }
+    number_waves(step.work, one_for_all && !one_branch_per_head(setting.pattern));
   }
 }
 

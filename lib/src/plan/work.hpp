@@ -9,7 +9,11 @@
 
 namespace annulus::planning {
 
-/// Adds the work to the steps of `layout`: keys of the rank's own rows in step 0, those of a block in the step that brings it.
+/// Running partials of each row.
+std::int64_t partials_of(const Setting& setting);
+
+/// Adds the work to the steps of `layout`: keys of the rank's own rows in step 0, those of a block in the step that brings it. Under
+/// KeyOrder::cyclic, own rows above a query's block follow the segment's last block.
 void add_work(const Setting& setting, const Routes& routes, Layout& layout);
 
 }  // namespace annulus::planning

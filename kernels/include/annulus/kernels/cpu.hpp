@@ -22,6 +22,10 @@ struct Settings {
   std::atomic<std::uint64_t>* progress = nullptr;  ///< attend() adds to it while it works; may be null
 };
 
+/// Rows of a block of SegmentPlace for tiles of `tile_rows` (0: the default), a multiple of them and of the key tile; 0 if there is none up
+/// to 256: the kernel then keeps no order of keys.
+std::int64_t block_rows(std::int64_t tile_rows);
+
 /// Whether this CPU has the instructions that the kernels need (AVX2 with FMA and F16C).
 bool supported();
 
@@ -40,6 +44,9 @@ void pack(const PackTask& task, int threads);
 /// Folds dense attention into a running fp32 partial as AttendTask says; q, k, v in task.dtype, widened to fp32 once per tile.
 ///
 /// A row that sees no key is left untouched. A score of -inf contributes nothing; NaN and +inf make the row NaN.
+/// Where rows have a place, tiles of queries and keys are cut at multiples of their size in the segment: the bits of a row depend on its
+/// segment alone, however its keys are dealt out to tasks, if these are cut at multiples of block_rows() and come in the order of KeyPart.
+/// place.block_rows must be 0 or block_rows(settings.tile_rows).
 /// workspace: at least workspace_bytes(task.head_dim, settings) bytes, 64-byte aligned; nothing is in flight at return.
 /// acc, max, sum and workspace must not alias q, k or v. kv head_dim is 1..kLargestHeadDim; k_positions.stride >= 1.
 /// @throws std::runtime_error if the product library cannot serve a tile's shape, or the CPU is not supported()

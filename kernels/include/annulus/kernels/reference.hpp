@@ -9,6 +9,9 @@
 
 namespace annulus::kernels::reference {
 
+/// Rows of a block of SegmentPlace.
+inline constexpr std::int64_t kBlockRows = 256;
+
 /// Sets a partial to the identity: acc [rows, head_dim] 0, max [rows] -inf, sum [rows] 0; fp64.
 void fill_identity(const PartialPointers& partial, std::int64_t rows, std::int64_t head_dim);
 

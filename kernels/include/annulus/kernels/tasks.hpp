@@ -20,6 +20,24 @@ inline constexpr std::array<Mask, 2> kMasks{Mask::none, Mask::causal};
 /// How a row whose head has several branches, each with a partial of its own, combines them.
 enum class Combine { lse, mean, sum };
 
+/// Which of a task's keys a query row meets. Rows have a place in their segment, counted in the branch's own rows, and belong to blocks of
+/// `block_rows` rows that are counted from the segment's start.
+enum class KeyPart {
+  all,    ///< down, then above
+  down,   ///< those from the end of the row's own block down, the last first
+  above,  ///< those above the row's own block, the last first
+};
+
+/// Where a task's rows stand in their segment, in rows of the branch.
+struct SegmentPlace {
+  /// Rows of a block; 0: rows have no place, and every row meets all keys in whatever order the kernel takes them.
+  std::int64_t block_rows = 0;
+  std::int64_t q_first = 0;  ///< place of query row 0; the others follow it one by one
+  std::int64_t k_first = 0;  ///< place of key row 0; the others follow it one by one
+  KeyPart part = KeyPart::all;
+  bool operator==(const SegmentPlace&) const = default;
+};
+
 /// Global positions first + i*stride of a task's rows (segment 0; segment s adds s * segment_stride to both q and k).
 struct Positions {
   std::int64_t first = 0;
@@ -67,6 +85,7 @@ struct AttendTask {
   TaskStrides stat_strides;
   Positions q_positions;
   Positions k_positions;
+  SegmentPlace place;  ///< read by kernels that keep an order of keys
   /// The same work on the same memory.
   bool operator==(const AttendTask&) const = default;
 };

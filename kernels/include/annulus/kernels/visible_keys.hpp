@@ -20,4 +20,10 @@ inline std::int64_t visible_keys(const AttendTask& task, std::int64_t row) {
   return ahead < 0 ? 0 : std::min(task.k_rows, ahead / task.k_positions.stride + 1);
 }
 
+/// The keys of a task that lie from the own block of query row `row` down: always the first ones. The others lie above it.
+inline std::int64_t keys_down(const AttendTask& task, std::int64_t row) {
+  const std::int64_t block = (task.place.q_first + row) / task.place.block_rows;
+  return std::clamp<std::int64_t>((block + 1) * task.place.block_rows - task.place.k_first, 0, task.k_rows);
+}
+
 }  // namespace annulus::kernels

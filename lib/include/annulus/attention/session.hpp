@@ -6,6 +6,7 @@
 #include <annulus/core/unwinding.hpp>
 #include <annulus/io/file_identity.hpp>
 #include <annulus/io/source.hpp>
+#include <annulus/plan/plan.hpp>
 #include <annulus/transport/communicator.hpp>
 #include <annulus/transport/make_transport.hpp>
 
@@ -38,6 +39,10 @@ std::vector<NamedFile> named_files(const Config& config, const TensorSource* sou
 
 /// As resolve() for a problem that is not read: for plan, without a job.
 Config resolve_without_input(Config config);
+
+/// How a resolved configuration routes blocks and orders keys.
+/// @throws InvalidArgument if its kernel keeps no order of keys and one is asked for
+Routing routing_of(const Config& config);
 
 /// CPUs this process may use divided by the ranks of this host that may use the same ones; at least 1. Collective.
 std::int64_t default_threads(const Communicator& comm);

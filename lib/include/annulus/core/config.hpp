@@ -24,6 +24,7 @@ struct Config {
 
   PartitionKind partition = PartitionKind::contiguous;
   Schedule schedule = Schedule::ring;
+  KeyOrder key_order = KeyOrder::automatic;
   TransportKind transport = TransportKind::automatic;
   BackendKind backend = BackendKind::cpu;
   KernelKind kernel = KernelKind::cublas;

@@ -50,6 +50,13 @@ enum class Schedule {
   ring_full,  ///< the classic unpruned ring: whole shards make ranks-1 hops whatever the pattern
 };
 
+/// In which order a query row meets its keys. It is part of the arithmetic.
+enum class KeyOrder {
+  automatic,  ///< cyclic where the kernel keeps an order of keys, else arrival
+  cyclic,     ///< by position: from the row's own block down to its segment's first key, then from the last down to the own block
+  arrival,    ///< resident keys first, then blocks as they come
+};
+
 enum class TransportKind { automatic, self, loopback, mpi, nccl, p2p };
 enum class BackendKind { reference, cpu, cuda };
 
@@ -97,6 +104,11 @@ template <>
 struct EnumNames<Schedule> {
   static constexpr std::array<std::pair<Schedule, std::string_view>, 2> values{
       {{Schedule::ring, "ring"}, {Schedule::ring_full, "ring-full"}}};
+};
+template <>
+struct EnumNames<KeyOrder> {
+  static constexpr std::array<std::pair<KeyOrder, std::string_view>, 3> values{
+      {{KeyOrder::automatic, "auto"}, {KeyOrder::cyclic, "cyclic"}, {KeyOrder::arrival, "arrival"}}};
 };
 template <>
 struct EnumNames<TransportKind> {

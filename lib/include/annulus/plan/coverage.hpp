@@ -18,8 +18,11 @@ struct Coverage {
 /// Runs the plans of all ranks symbolically (plans[i] is rank i's) and proves that
 /// - what one rank sends is what its peer expects, block for block, and lies where the message says when it is sent;
 /// - every visible (branch, head, query, key) is attended exactly once, judged token by token from the operator's definition;
+/// - under KeyOrder::cyclic every query meets its keys in the order of one rank, unless its shard ends inside its block;
 /// - every received block is used by its receiver (except under Schedule::ring_full);
-/// - no memory is written while a message, a pack or the step's work may still use it, and the buffers are no larger than needed.
+/// - packs take the rows of their block, ops come in an order in which ranks that take turns never wait in vain, and work of one wave
+///   touches disjoint rows of the partials;
+/// - no memory is written while a message, a pack or work may still use it, and the buffers are no larger than needed.
 /// Costs seq_len^2 * heads * branches; meant for small problems.
 /// @throws AssertionFailure that says what is broken
 Coverage prove_coverage(std::span<const RingPlan> plans);

@@ -92,6 +92,7 @@ struct WorkItem {
   Rows<Packed> k_packed;  ///< of keys in a block; empty if they are resident
   KeyPlace keys;
   kernels::Mask mask = kernels::Mask::none;
+  kernels::SegmentPlace place;
   std::int64_t partial = 0;  ///< number of the running partial that it folds into
   std::int64_t wave = 0;     ///< items of one step and wave touch disjoint rows of the partials; waves run in ascending order
   bool operator==(const WorkItem&) const = default;
@@ -123,9 +124,11 @@ struct Op {
   bool operator==(const Op&) const = default;
 };
 
-/// How blocks travel.
+/// How blocks travel, and in which order query rows meet their keys.
 struct Routing {
   Schedule schedule = Schedule::ring;
+  KeyOrder key_order = KeyOrder::arrival;  ///< cyclic or arrival
+  std::int64_t block_rows = 0;             ///< the kernel's block, for KeyOrder::cyclic
   bool operator==(const Routing&) const = default;
 };
 
@@ -147,16 +150,20 @@ struct RingPlan {
   Shard shard;
   std::int64_t local_rows = 0;
   std::vector<KvBlock> blocks;
-  std::vector<Step> steps;  ///< step 0 attends resident keys; at least one step
-  std::vector<Op> ops;      ///< in the order in which they run
-  std::int64_t partials = 1;
+  std::vector<Step> steps;    ///< step 0 attends resident keys; at least one step
+  std::vector<Op> ops;        ///< in the order in which they run
+  std::int64_t partials = 1;  ///< running partials of each row: one for all branches, or one for each
   std::array<std::int64_t, 2> slot_bytes{};
   std::array<std::int64_t, 2> send_bytes{};
   bool operator==(const RingPlan&) const = default;
 };
 
 /// The plan of `rank`. Pure: equal arguments give equal plans, and the plans of all ranks fit together.
-/// @throws InvalidArgument if problem, pattern and partition do not agree
+///
+/// KeyOrder::arrival attends resident keys first and then blocks as they come, with one partial for the branches of a head under
+/// Mixing::lse. KeyOrder::cyclic lets every row meet its keys in the order of one rank: what lies above the own block of resident keys is
+/// attended after the last block of the segment, and each branch has its own partial.
+/// @throws InvalidArgument if problem, pattern, partition and routing do not agree
 RingPlan make_plan(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing, std::int64_t rank);
 
 /// Bytes per buffer of a plan.

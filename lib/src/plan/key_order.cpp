@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/plan/key_order.hpp>
+
+#include <annulus/core/error.hpp>
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace annulus {
+
+namespace {
+
+/// Whether no shard would cut a block with another length or number of ranks. A branch that is as long as the sequence stays so.
+bool holds(Problem problem, Pattern pattern, std::int64_t seq_len, std::int64_t ranks, std::int64_t block_rows) {
+  for (Branch& branch : pattern.branches) {
+    if (branch.segment_length >= problem.seq_len) { branch.segment_length = seq_len; }
+  }
+  problem.seq_len = seq_len;
+  return !find_cut_block(problem, pattern, Partition(PartitionKind::contiguous, seq_len, ranks), block_rows);
+}
+
+/// "5 or 9" of the nearest numbers on both sides that pass, "5" of the only one, nothing if none of those tried does.
+template <class Passes>
+std::string nearest(std::int64_t from, std::int64_t unit, std::int64_t tries, Passes&& passes) {
+  std::vector<std::string> found;
+  const auto search = [&](std::int64_t first, std::int64_t step) {
+    for (std::int64_t n = 0; n < tries && first + n * step >= 1; ++n) {
+      if (passes(first + n * step)) {
+        found.push_back(fmt::format("{}", first + n * step));
+        return;
+      }
+    }
+  };
+  search((from - 1) / unit * unit, -unit);
+  search(from / unit * unit + unit, unit);
+  return fmt::format("{}", fmt::join(found, " or "));
+}
+
+}  // namespace
+
+Routing choose_routing(Schedule schedule, KeyOrder asked, std::int64_t block_rows, const std::string& kernel) {
+  ANNULUS_EXPECTS(asked != KeyOrder::cyclic || block_rows > 0,
+                  "--key-order cyclic: {} takes keys in the order in which they come; it can have auto or arrival", kernel);
+  if (asked == KeyOrder::arrival || block_rows == 0) { return {schedule, KeyOrder::arrival, 0}; }
+  return {schedule, KeyOrder::cyclic, block_rows};
+}
+
+std::optional<CutBlock> find_cut_block(const Problem& problem, const Pattern& pattern, const Partition& partition,
+                                       std::int64_t block_rows) {
+  std::vector<std::vector<HeadClass>> classes;
+  for (std::int64_t branch = 0; branch < std::ssize(pattern.branches); ++branch) {
+    classes.push_back(head_classes(problem, pattern, branch));
+  }
+  for (std::int64_t rank = 0; rank + 1 < partition.ranks(); ++rank) {
+    const Shard shard = partition.shard(rank);
+    if (shard.pieces.empty()) { continue; }
+    const std::int64_t end = shard.pieces.back().global.last() + 1;
+    if (end >= problem.seq_len) { break; }
+    for (std::int64_t branch = 0; branch < std::ssize(pattern.branches); ++branch) {
+      const std::int64_t segment = end / pattern.branches[static_cast<std::size_t>(branch)].segment_length;
+      for (const HeadClass& heads : classes[static_cast<std::size_t>(branch)]) {
+        const Progression rows = segment_rows(problem.seq_len, pattern, branch, segment, heads);
+        const std::int64_t before = rows.empty() ? 0 : std::clamp<std::int64_t>(ceil_div(end - rows.first, rows.stride), 0, rows.count);
+        if (before < rows.count && before % block_rows != 0) { return CutBlock{rank, branch}; }
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+std::string describe_key_order(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing) {
+  if (routing.key_order != KeyOrder::cyclic) { return "keys as they come: other numbers of ranks give other bits, within rounding"; }
+  const std::optional<CutBlock> cut = find_cut_block(problem, pattern, partition, routing.block_rows);
+  if (!cut) {
+    return fmt::format("keys in cyclic order: the same bits as on any ranks whose rows are whole blocks of {}", routing.block_rows);
+  }
+  std::string text = fmt::format("keys in cyclic order, but rank {} ends inside a block of {} rows of branch {}: not the bits of one rank",
+                                 cut->rank, routing.block_rows, cut->branch);
+  const std::int64_t ranks = partition.ranks();
+  std::int64_t rate = 1;
+  for (const Branch& branch : pattern.branches) { rate = std::max(rate, branch.dilation_rate); }
+  constexpr std::int64_t kTries = 64;
+  const std::string lengths = nearest(problem.seq_len, ranks * routing.block_rows * rate, kTries,
+                                      [&](std::int64_t length) { return holds(problem, pattern, length, ranks, routing.block_rows); });
+  const std::string other_ranks = nearest(ranks, 1, kTries, [&](std::int64_t number) {
+    return number > 1 && holds(problem, pattern, problem.seq_len, number, routing.block_rows);
+  });
+  if (!lengths.empty()) { text += fmt::format("; it would be with --seq-len {}", lengths); }
+  if (!other_ranks.empty()) { text += fmt::format("{} on {} ranks", lengths.empty() ? "; it would be" : ", or", other_ranks); }
+  return text;
+}
+
+}  // namespace annulus

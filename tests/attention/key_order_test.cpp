@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+// The promise of KeyOrder::cyclic: the bits of one rank on any number of ranks whose shards are whole blocks, over whatever transport.
+#include <annulus/attention/session.hpp>
+#include <annulus/core/error.hpp>
+#include <annulus_test.hpp>
+
+#include "mpi_world.hpp"
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+using namespace annulus;
+
+namespace {
+
+struct Case {
+  std::string name;
+  Config config;
+};
+
+/// @param unit tokens of which the length is a multiple
+std::vector<Case> cases(BackendKind backend, std::int64_t unit) {
+  Config base;
+  base.problem = {2, unit, 2, 1, backend == BackendKind::cpu ? 20 : 4, DType::bf16, false, 1.0};
+  base.dtype = DType::bf16;
+  base.threads = 2;
+  base.backend = backend;
+  std::vector<Case> all{
+      {"dense", base}, {"causal fp32", base}, {"dense, ring-full", base}, {"LongNet", base}, {"LongNet causal mean", base}};
+  all[1].config.problem.causal = true;
+  all[1].config.dtype = DType::fp32;
+  all[2].config.schedule = Schedule::ring_full;
+  Pattern pattern;
+  pattern.branches = {{unit / 4, 1}, {unit, 2}};
+  pattern.offset = OffsetRule::head;
+  pattern.head_split = HeadSplit::all;
+  all[3].config.pattern = pattern;
+  pattern.mixing = Mixing::mean;
+  all[4].config.pattern = pattern;
+  all[4].config.problem.causal = true;
+  return all;
+}
+
+/// O and LSE of the ranks of this process in the order of the sequence: [batch][rank].
+std::vector<std::string> result_of(const Config& config, const Communicator& comm) {
+  const ResolvedConfig resolved = resolve(config, comm);
+  Session session(resolved, comm);
+  session.load();
+  session.run();
+  const Problem& problem = session.problem();
+  std::vector<std::string> parts;
+  for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
+    for (std::int64_t head = -1; head < problem.heads; ++head) {  // -1: all of O, then LSE head by head
+      std::string& part = parts.emplace_back();
+      for (const auto& executor : session.executors()) {
+        const std::int64_t rows = executor->plan().local_rows;
+        std::vector<std::byte> output(static_cast<std::size_t>(rows * problem.heads * problem.head_dim * size_of(problem.dtype)));
+        std::vector<float> lse(static_cast<std::size_t>(rows * problem.heads));
+        executor->read_output(batch, 0, rows, output.data());
+        executor->read_lse(batch, 0, rows, lse.data());
+        if (head < 0) {
+          part.append(reinterpret_cast<const char*>(output.data()), output.size());
+        } else {
+          part.append(reinterpret_cast<const char*>(lse.data() + head * rows), static_cast<std::size_t>(rows) * sizeof(float));
+        }
+      }
+    }
+  }
+  return parts;
+}
+
+Config on_virtual_ranks(Config config, std::int64_t ranks) {
+  config.virtual_ranks = ranks;
+  config.transport = ranks > 1 ? TransportKind::loopback : TransportKind::self;
+  return config;
+}
+
+}  // namespace
+
+TEST_CASE("2, 4 and 16 virtual ranks give the bits of one rank where shards are whole blocks") {
+  if (test::world().rank() != 0) { return; }
+  const Communicator comm = Communicator::single();
+  for (const BackendKind backend : {BackendKind::cpu, BackendKind::reference}) {
+    // Blocks of 256 rows of rate 2 on 16 ranks; the plain loops take a quarter of that.
+    const std::int64_t most = backend == BackendKind::cpu ? 16 : 4;
+    for (const Case& each : cases(backend, most * 512)) {
+      const std::vector<std::string> one = result_of(on_virtual_ranks(each.config, 1), comm);
+      for (std::int64_t ranks = 2; ranks <= most; ranks *= ranks == 4 ? 4 : 2) {
+        INFO(to_string(backend) << " " << each.name << " on " << ranks << " ranks");
+        CHECK(result_of(on_virtual_ranks(each.config, ranks), comm) == one);
+      }
+    }
+  }
+}
+
+TEST_CASE("as many ranks over MPI give the bits of one rank where shards are whole blocks") {
+  const Communicator& comm = test::world();
+  for (const BackendKind backend : {BackendKind::cpu, BackendKind::reference}) {
+    for (const Case& each : cases(backend, comm.size() * 1024)) {
+      Config config = each.config;
+      config.transport = comm.size() > 1 ? TransportKind::mpi : TransportKind::self;
+
+      const std::vector<std::string> own = result_of(config, comm);
+
+      std::vector<std::string> all;
+      for (const std::string& part : own) {
+        std::string& together = all.emplace_back();
+        for (const std::string& one : comm.gather(part, 0)) { together += one; }
+      }
+      if (comm.rank() != 0) { continue; }
+      INFO(to_string(backend) << " " << each.name);
+      CHECK(all == result_of(on_virtual_ranks(each.config, 1), Communicator::single()));
+    }
+  }
+}
+
+TEST_CASE("a sequence gives the same bits alone and in a batch") {
+  if (test::world().rank() != 0) { return; }
+  const Communicator comm = Communicator::single();
+  for (const BackendKind backend : {BackendKind::cpu, BackendKind::reference}) {
+    for (const Case& each : cases(backend, 1024)) {
+      Config alone = each.config;
+      alone.problem.batch = 1;
+      const std::vector<std::string> batch = result_of(on_virtual_ranks(each.config, 1), comm);
+      const std::vector<std::string> first = result_of(on_virtual_ranks(alone, 2), comm);
+      INFO(to_string(backend) << " " << each.name);
+      CHECK(std::vector<std::string>(batch.begin(), batch.begin() + std::ssize(first)) == first);
+    }
+  }
+}
+
+TEST_CASE("threads do not change the bits") {
+  if (test::world().rank() != 0) { return; }
+  const Communicator comm = Communicator::single();
+  for (Case& each : cases(BackendKind::cpu, 1536)) {
+    const std::vector<std::string> two = result_of(on_virtual_ranks(each.config, 3), comm);
+    each.config.threads = 1;
+    INFO(each.name);
+    CHECK(result_of(on_virtual_ranks(each.config, 3), comm) == two);
+  }
+}
+
+TEST_CASE("an order of keys that a kernel does not keep is refused with the reason") {
+  Config config = cases(BackendKind::cpu, 1024).front().config;
+  config.key_order = KeyOrder::cyclic;
+  CHECK(routing_of(config) == Routing{Schedule::ring, KeyOrder::cyclic, 256});
+  config.tile_rows = 32;
+  CHECK(routing_of(config).block_rows == 256);
+  config.tile_rows = 100;
+  CHECK_THROWS_WITH(routing_of(config), test::contains_text("--tile-rows 100 takes keys in the order in which they come"));
+  config.tile_rows = 0;
+  config.backend = BackendKind::cuda;
+  CHECK_THROWS_WITH(routing_of(config), test::contains_text("kernel cublas takes keys in the order in which they come"));
+  config.key_order = KeyOrder::automatic;
+  CHECK(routing_of(config) == Routing{Schedule::ring, KeyOrder::arrival, 0});
+  config.backend = BackendKind::reference;
+  CHECK(routing_of(config) == Routing{Schedule::ring, KeyOrder::cyclic, 256});
+}
