@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "commands.hpp"
 
+#include <annulus/attention/attention_kernel.hpp>
 #include <annulus/attention/result_sink.hpp>
 #include <annulus/attention/session.hpp>
 #include <annulus/core/thread_stacks.hpp>
@@ -182,7 +183,7 @@ ExitCode execute_plan(const Invocation& invocation) {
   for (std::int64_t rank = 0; rank < ranks; ++rank) {
     const RingPlan plan = make_plan(config.problem, config.pattern, partition, routing_of(config), rank);
     const PlanCost cost = plan_cost(plan);
-    const MemoryPlan memory = plan_memory(plan, accumulator);
+    const MemoryPlan memory = plan_memory(plan, kernel_bytes(config.kernel, plan, accumulator));
     bytes += cost.bytes_sent;
     flops += cost.flops;
     largest = std::max(largest, memory.total());

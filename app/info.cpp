@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <string_view>
 #include <tuple>
 
 namespace annulus::app {
@@ -44,6 +45,11 @@ std::string fast_text(const KernelInfo& kernel) {
   return fmt::format("{}", fmt::join(kernel.fast_head_dims, ", "));
 }
 
+std::string head_dims_text(const KernelInfo& kernel) {
+  return kernel.head_dim_step == 1 ? fmt::format("1 to {}", kernel.largest_head_dim)
+                                   : fmt::format("{}, {} to {}", kernel.head_dim_step, 2 * kernel.head_dim_step, kernel.largest_head_dim);
+}
+
 std::string dtypes_text(const KernelInfo& kernel) {
   std::string text;
   for (const DType dtype : kernel.dtypes) { text += fmt::format("{}{}", text.empty() ? "" : ", ", to_string(dtype)); }
@@ -56,7 +62,7 @@ Json to_json(const KernelInfo& kernel) {
   Json fast = fast_text(kernel);
   if (kernel.fast == FastHeadDims::listed) { fast = kernel.fast_head_dims; }
   return {{"backend", to_string(kernel.backend)}, {"kernel", kernel.kernel},
-          {"dtypes", std::move(dtypes)},          {"head_dims", {1, kernel.largest_head_dim}},
+          {"dtypes", std::move(dtypes)},          {"head_dims", {kernel.head_dim_step, kernel.largest_head_dim}},
           {"fast_head_dims", std::move(fast)},    {"products", kernel.products},
           {"obstacle", kernel.obstacle}};
 }
@@ -269,10 +275,20 @@ void print_machine(const Machine& machine) {
 }
 
 void print_kernels(const std::vector<KernelInfo>& kernels) {
-  say("\n{:<10} {:<7} {:<17} {:<10} {:<13} {}\n", "backend", "kernel", "dtypes", "head dims", "fast for", "products");
+  std::size_t dims_width = 10;
+  std::size_t fast_width = 13;
   for (const KernelInfo& kernel : kernels) {
-    say("{:<10} {:<7} {:<17} {:<10} {:<13} {}\n", to_string(kernel.backend), kernel.kernel, dtypes_text(kernel),
-        fmt::format("1 to {}", kernel.largest_head_dim), fast_text(kernel), kernel.products);
+    dims_width = std::max(dims_width, head_dims_text(kernel).size());
+    fast_width = std::max(fast_width, fast_text(kernel).size());
+  }
+  const auto row = [&](std::string_view backend, std::string_view kernel, const std::string& dtypes, const std::string& dims,
+                       const std::string& fast, const std::string& products) {
+    say("{:<10} {:<7} {:<17} {:<{}} {:<{}} {}\n", backend, kernel, dtypes, dims, dims_width, fast, fast_width, products);
+  };
+  say("\n");
+  row("backend", "kernel", "dtypes", "head dims", "fast for", "products");
+  for (const KernelInfo& kernel : kernels) {
+    row(to_string(kernel.backend), kernel.kernel, dtypes_text(kernel), head_dims_text(kernel), fast_text(kernel), kernel.products);
     if (!kernel.obstacle.empty()) { say("{:<10} does not run here: {}\n", "", kernel.obstacle); }
   }
 }

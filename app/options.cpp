@@ -225,7 +225,7 @@ std::vector<Option> make_options() {
   all.push_back(choice<TransportKind>("transport", "Execution", "what moves them; auto takes what fits the job", kComputing,
                                       [](Config& c) -> auto& { return c.transport; }));
   all.push_back(choice<BackendKind>("backend", "Execution", "what computes", kPlanning, [](Config& c) -> auto& { return c.backend; }));
-  all.push_back(choice<KernelKind>("kernel", "Execution", "attention kernel of backend cuda", kComputing,
+  all.push_back(choice<KernelKind>("kernel", "Execution", "attention kernel of backend cuda; auto takes fused on Hopper", kPlanning,
                                    [](Config& c) -> auto& { return c.kernel; }));
   all.push_back(integer(
       "tile-rows", "Execution", "query rows of a tile; by default the kernel's choice", kComputing, 1, 1 << 20,

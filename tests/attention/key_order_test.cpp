@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The promise of KeyOrder::cyclic: the bits of one rank on any number of ranks whose shards are whole blocks, over whatever transport.
+// Built once for the backends on the CPU and once for kernel fused.
+#include <annulus/attention/attention_kernel.hpp>
 #include <annulus/attention/session.hpp>
+#include <annulus/backend/cuda_devices.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/transport/gpu_transports.hpp>
 #include <annulus_test.hpp>
 
 #include "mpi_world.hpp"
@@ -15,6 +19,25 @@ using namespace annulus;
 
 namespace {
 
+const bool kOnGpu = std::string(ANNULUS_TEST_BACKEND) == "cuda";
+
+std::vector<BackendKind> backends() {
+  return kOnGpu ? std::vector<BackendKind>{BackendKind::cuda} : std::vector<BackendKind>{BackendKind::cpu, BackendKind::reference};
+}
+
+std::vector<TransportKind> transports() {
+  std::vector<TransportKind> kinds{TransportKind::mpi};
+  if (kOnGpu) { kinds.push_back(TransportKind::p2p); }
+  if (kOnGpu && has_nccl_transport()) { kinds.push_back(TransportKind::nccl); }
+  return kinds;
+}
+
+bool skipped() {
+  if (!kOnGpu || test::world().min(sees_only_hopper() ? 1 : 0) == 1) { return false; }
+  test::skip("no Hopper GPU");
+  return true;
+}
+
 struct Case {
   std::string name;
   Config config;
@@ -23,14 +46,17 @@ struct Case {
 /// @param unit tokens of which the length is a multiple
 std::vector<Case> cases(BackendKind backend, std::int64_t unit) {
   Config base;
-  base.problem = {2, unit, 2, 1, backend == BackendKind::cpu ? 20 : 4, DType::bf16, false, 1.0};
+  const std::int64_t head_dim = backend == BackendKind::cuda ? 72 : backend == BackendKind::cpu ? 20 : 4;
+  base.problem = {2, unit, 2, 1, head_dim, DType::bf16, false, 1.0};
   base.dtype = DType::bf16;
   base.threads = 2;
   base.backend = backend;
+  if (backend == BackendKind::cuda) { base.kernel = KernelKind::fused; }
+  base.share_gpu = backend == BackendKind::cuda;
   std::vector<Case> all{
-      {"dense", base}, {"causal fp32", base}, {"dense, ring-full", base}, {"LongNet", base}, {"LongNet causal mean", base}};
+      {"dense", base}, {"causal", base}, {"dense, ring-full", base}, {"LongNet", base}, {"LongNet causal mean", base}};
   all[1].config.problem.causal = true;
-  all[1].config.dtype = DType::fp32;
+  all[1].config.dtype = backend == BackendKind::cuda ? DType::fp16 : DType::fp32;
   all[2].config.schedule = Schedule::ring_full;
   Pattern pattern;
   pattern.branches = {{unit / 4, 1}, {unit, 2}};
@@ -80,11 +106,11 @@ Config on_virtual_ranks(Config config, std::int64_t ranks) {
 }  // namespace
 
 TEST_CASE("2, 4 and 16 virtual ranks give the bits of one rank where shards are whole blocks") {
-  if (test::world().rank() != 0) { return; }
+  if (skipped() || test::world().rank() != 0) { return; }
   const Communicator comm = Communicator::single();
-  for (const BackendKind backend : {BackendKind::cpu, BackendKind::reference}) {
+  for (const BackendKind backend : backends()) {
     // Blocks of 256 rows of rate 2 on 16 ranks; the plain loops take a quarter of that.
-    const std::int64_t most = backend == BackendKind::cpu ? 16 : 4;
+    const std::int64_t most = backend == BackendKind::reference ? 4 : 16;
     for (const Case& each : cases(backend, most * 512)) {
       const std::vector<std::string> one = result_of(on_virtual_ranks(each.config, 1), comm);
       for (std::int64_t ranks = 2; ranks <= most; ranks *= ranks == 4 ? 4 : 2) {
@@ -95,31 +121,36 @@ TEST_CASE("2, 4 and 16 virtual ranks give the bits of one rank where shards are 
   }
 }
 
-TEST_CASE("as many ranks over MPI give the bits of one rank where shards are whole blocks") {
+TEST_CASE("as many ranks over every transport give the bits of one rank where shards are whole blocks") {
+  if (skipped()) { return; }
   const Communicator& comm = test::world();
-  for (const BackendKind backend : {BackendKind::cpu, BackendKind::reference}) {
+  for (const BackendKind backend : backends()) {
     for (const Case& each : cases(backend, comm.size() * 1024)) {
-      Config config = each.config;
-      config.transport = comm.size() > 1 ? TransportKind::mpi : TransportKind::self;
+      std::vector<std::string> expected;
+      if (comm.rank() == 0) { expected = result_of(on_virtual_ranks(each.config, 1), Communicator::single()); }
+      for (const TransportKind kind : transports()) {
+        Config config = each.config;
+        config.transport = comm.size() > 1 ? kind : TransportKind::self;
 
-      const std::vector<std::string> own = result_of(config, comm);
+        const std::vector<std::string> own = result_of(config, comm);
 
-      std::vector<std::string> all;
-      for (const std::string& part : own) {
-        std::string& together = all.emplace_back();
-        for (const std::string& one : comm.gather(part, 0)) { together += one; }
+        std::vector<std::string> all;
+        for (const std::string& part : own) {
+          std::string& together = all.emplace_back();
+          for (const std::string& one : comm.gather(part, 0)) { together += one; }
+        }
+        if (comm.rank() != 0) { continue; }
+        INFO(to_string(backend) << " " << each.name << " over " << to_string(kind));
+        CHECK(all == expected);
       }
-      if (comm.rank() != 0) { continue; }
-      INFO(to_string(backend) << " " << each.name);
-      CHECK(all == result_of(on_virtual_ranks(each.config, 1), Communicator::single()));
     }
   }
 }
 
 TEST_CASE("a sequence gives the same bits alone and in a batch") {
-  if (test::world().rank() != 0) { return; }
+  if (skipped() || test::world().rank() != 0) { return; }
   const Communicator comm = Communicator::single();
-  for (const BackendKind backend : {BackendKind::cpu, BackendKind::reference}) {
+  for (const BackendKind backend : backends()) {
     for (const Case& each : cases(backend, 1024)) {
       Config alone = each.config;
       alone.problem.batch = 1;
@@ -132,6 +163,7 @@ TEST_CASE("a sequence gives the same bits alone and in a batch") {
 }
 
 TEST_CASE("threads do not change the bits") {
+  if (kOnGpu) { return; }
   if (test::world().rank() != 0) { return; }
   const Communicator comm = Communicator::single();
   for (Case& each : cases(BackendKind::cpu, 1536)) {
@@ -152,6 +184,9 @@ TEST_CASE("an order of keys that a kernel does not keep is refused with the reas
   CHECK_THROWS_WITH(routing_of(config), test::contains_text("--tile-rows 100 takes keys in the order in which they come"));
   config.tile_rows = 0;
   config.backend = BackendKind::cuda;
+  config.kernel = KernelKind::fused;
+  CHECK(routing_of(config) == Routing{Schedule::ring, KeyOrder::cyclic, 128});
+  config.kernel = KernelKind::cublas;
   CHECK_THROWS_WITH(routing_of(config), test::contains_text("kernel cublas takes keys in the order in which they come"));
   config.key_order = KeyOrder::automatic;
   CHECK(routing_of(config) == Routing{Schedule::ring, KeyOrder::arrival, 0});

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 using namespace annulus;
 
@@ -17,7 +18,7 @@ std::byte* region(std::uintptr_t number) { return reinterpret_cast<std::byte*>(n
 
 constexpr std::int64_t kAccumulator = 8;
 
-TensorAddresses addresses_of(const RingPlan& plan) {
+TensorAddresses some_addresses() {
   TensorAddresses addresses;
   addresses.q = region(1);
   addresses.resident = region(2);
@@ -25,17 +26,23 @@ TensorAddresses addresses_of(const RingPlan& plan) {
   addresses.lse = reinterpret_cast<float*>(region(4));
   addresses.slots = {region(5), region(6)};
   addresses.sends = {region(7), region(8)};
+  return addresses;
+}
+
+std::vector<kernels::PartialPointers> partials_of(const RingPlan& plan) {
+  std::vector<kernels::PartialPointers> partials;
   for (std::int64_t index = 0; index < plan.partials; ++index) {
     const auto first = static_cast<std::uintptr_t>(10 + 3 * index);
-    addresses.partials.push_back({region(first), region(first + 1), region(first + 2)});
+    partials.push_back({region(first), region(first + 1), region(first + 2)});
   }
-  return addresses;
+  return partials;
 }
 
 std::int64_t distance(const void* from, const void* to) { return static_cast<const std::byte*>(to) - static_cast<const std::byte*>(from); }
 
 /// Checks one task against its item, element by element, from the layouts that plan.hpp names.
-void check_task(const RingPlan& plan, const TensorAddresses& addresses, const WorkItem& item, const kernels::AttendTask& task) {
+void check_task(const RingPlan& plan, const TensorAddresses& addresses, const kernels::PartialPointers& partial, const WorkItem& item,
+                const kernels::AttendTask& task) {
   const Problem& problem = plan.problem;
   const std::int64_t size = size_of(problem.dtype);
   const bool resident = item.keys.block < 0;
@@ -43,7 +50,6 @@ void check_task(const RingPlan& plan, const TensorAddresses& addresses, const Wo
   const std::int64_t stored_rows = resident ? plan.local_rows : plan.blocks[static_cast<std::size_t>(item.keys.block)].rows_global.count();
   const std::byte* slots = item.keys.buffer == BufferId::slot_0 ? addresses.slots[0] : addresses.slots[1];
   const std::byte* keys = (resident ? addresses.resident : slots) + item.keys.offset_bytes;
-  const kernels::PartialPointers& partial = addresses.partials[static_cast<std::size_t>(item.partial)];
   for (std::int64_t b = 0; b < task.batch; ++b) {
     for (std::int64_t s = 0; s < task.segments; ++s) {
       for (std::int64_t j = 0; j < task.kv_heads; ++j) {
@@ -117,18 +123,24 @@ TEST_CASE("lowered tasks of random plans name the elements that their items name
     const Partition partition(PartitionKind::contiguous, drawn.problem.seq_len, drawn.ranks);
     for (std::int64_t rank = 0; rank < drawn.ranks; ++rank) {
       const RingPlan plan = make_plan(drawn.problem, drawn.pattern, partition, {drawn.schedule}, rank);
-      const TensorAddresses addresses = addresses_of(plan);
-      const LoweredPlan lowered = lower(plan, addresses, kAccumulator);
-      REQUIRE(lowered.steps.size() == plan.steps.size());
+      const TensorAddresses addresses = some_addresses();
+      const std::vector<kernels::PartialPointers> partials = partials_of(plan);
+      const std::vector<LoweredTransfers> transfers = lower_transfers(plan, addresses);
+      const LoweredWork lowered = lower_work(plan, addresses, partials, kAccumulator);
+      REQUIRE(transfers.size() == plan.steps.size());
+      REQUIRE(lowered.attend.size() == plan.steps.size());
       REQUIRE(lowered.finish.partials == plan.partials);
       for (std::size_t step = 0; step < plan.steps.size(); ++step) {
         const Step& from = plan.steps[step];
-        const LoweredStep& to = lowered.steps[step];
-        REQUIRE(to.attend.size() == from.work.size());
+        const LoweredTransfers& to = transfers[step];
+        const std::vector<kernels::AttendTask>& attend = lowered.attend[step];
+        REQUIRE(attend.size() == from.work.size());
         REQUIRE(to.pack.size() == 2 * from.packs.size());
         REQUIRE(to.outgoing.size() == from.sends.size());
         REQUIRE(to.incoming.size() == from.receives.size());
-        for (std::size_t i = 0; i < from.work.size(); ++i) { check_task(plan, addresses, from.work[i], to.attend[i]); }
+        for (std::size_t i = 0; i < from.work.size(); ++i) {
+          check_task(plan, addresses, partials[static_cast<std::size_t>(from.work[i].partial)], from.work[i], attend[i]);
+        }
         for (std::size_t i = 0; i < to.pack.size(); ++i) { check_pack(plan, addresses, from.packs[i / 2], to.pack[i], i % 2 == 1); }
         tasks += std::ssize(from.work);
         packs += std::ssize(from.packs);
@@ -147,7 +159,7 @@ TEST_CASE("a plan is not lowered to fewer partials than it folds into") {
   pattern.head_split = HeadSplit::all;
   pattern.mixing = Mixing::mean;
   const RingPlan plan = make_plan(problem, pattern, Partition(PartitionKind::contiguous, 16, 1), {}, 0);
-  TensorAddresses addresses = addresses_of(plan);
-  addresses.partials.pop_back();
-  CHECK_THROWS_AS(lower(plan, addresses, kAccumulator), InvalidArgument);
+  std::vector<kernels::PartialPointers> partials = partials_of(plan);
+  partials.pop_back();
+  CHECK_THROWS_AS(lower_work(plan, some_addresses(), partials, kAccumulator), InvalidArgument);
 }

@@ -8,6 +8,7 @@
 #include <annulus_test.hpp>
 
 #include <algorithm>
+#include <set>
 
 namespace {
 
@@ -32,7 +33,7 @@ TEST_CASE("the table of kernels agrees with the backends that can be made") {
   const std::vector<KernelInfo> table = kernel_table();
 
   CHECK(std::count_if(table.begin(), table.end(), [](const KernelInfo& k) { return k.backend == BackendKind::cuda; }) ==
-        (build_info().cuda.empty() ? 0 : 1));
+        (build_info().cuda.empty() ? 0 : 2));
   for (const auto& [kind, name] : EnumNames<BackendKind>::values) {
     INFO(name);
     const auto entry = std::find_if(table.begin(), table.end(), [kind = kind](const KernelInfo& k) { return k.backend == kind; });
@@ -46,17 +47,23 @@ TEST_CASE("the table of kernels agrees with the backends that can be made") {
   }
 }
 
-TEST_CASE("every kernel takes every dtype and head dim of the program, and its fast head dims are among them") {
+TEST_CASE("every backend has a kernel for every dtype and head dim of the program, and fast head dims are among a kernel's") {
+  std::set<BackendKind> complete;
+  std::set<BackendKind> backends;
   for (const KernelInfo& kernel : kernel_table()) {
     INFO(to_string(kernel.backend) << " " << kernel.kernel);
-    for (const auto& [dtype, name] : EnumNames<DType>::values) {
-      CHECK(std::count(kernel.dtypes.begin(), kernel.dtypes.end(), dtype) == 1);
-    }
-    CHECK(kernel.largest_head_dim == kMaxHeadDim);
+    backends.insert(kernel.backend);
+    const bool all_dtypes = std::all_of(EnumNames<DType>::values.begin(), EnumNames<DType>::values.end(), [&](const auto& entry) {
+      return std::count(kernel.dtypes.begin(), kernel.dtypes.end(), entry.first) == 1;
+    });
+    if (all_dtypes && kernel.head_dim_step == 1 && kernel.largest_head_dim == kMaxHeadDim) { complete.insert(kernel.backend); }
     CHECK(kernel.fast_head_dims.empty() == (kernel.fast != FastHeadDims::listed));
-    for (const std::int64_t head_dim : kernel.fast_head_dims) { CHECK((head_dim >= 1 && head_dim <= kernel.largest_head_dim)); }
+    for (const std::int64_t head_dim : kernel.fast_head_dims) {
+      CHECK((head_dim >= 1 && head_dim <= kernel.largest_head_dim && head_dim % kernel.head_dim_step == 0));
+    }
     CHECK_FALSE(kernel.products.empty());
   }
+  CHECK(complete == backends);
 }
 
 }  // namespace

@@ -81,17 +81,17 @@ Steps steps_of(const Problem& problem) {
       const Part own = parts[as_size(p)];
       if (own.empty()) { continue; }
       // Ranks whose keys these rows meet, in the order in which a ring brings them.
-      std::vector<std::pair<Part, fused::KeyPart>> keys;
+      std::vector<std::pair<Part, kernels::KeyPart>> keys;
       for (std::int64_t i = 0; i < problem.ranks; ++i) {
         const std::int64_t from = (p - i + problem.ranks) % problem.ranks;
         if (!parts[as_size(from)].empty() && !(problem.causal && from > p)) {
-          keys.emplace_back(parts[as_size(from)], fused::KeyPart::all);
+          keys.emplace_back(parts[as_size(from)], kernels::KeyPart::all);
         }
       }
       const bool halves = keys.size() > 1 && problem.order == fused::KeyOrder::cyclic && !problem.causal;
       if (halves) {
-        keys.front().second = fused::KeyPart::down;
-        keys.emplace_back(own, fused::KeyPart::above);
+        keys.front().second = kernels::KeyPart::down;
+        keys.emplace_back(own, kernels::KeyPart::above);
       }
       for (std::size_t i = 0; i < keys.size(); ++i) {
         const auto& [part, which] = keys[i];
@@ -104,9 +104,11 @@ Steps steps_of(const Problem& problem) {
         record.q = 0;
         record.kv = 1;
         record.q_batch = record.k_batch = static_cast<std::int32_t>(segment.batch);
-        record.first_head = static_cast<std::int32_t>(segment.first_head);
-        record.heads = static_cast<std::int32_t>(segment.heads);
         record.q_per_kv = static_cast<std::int32_t>(problem.heads / problem.kv_heads);
+        record.q_head = static_cast<std::int32_t>(segment.first_head);
+        record.q_head_step = record.q_per_kv;
+        record.k_head = record.q_head / record.q_per_kv;
+        record.kv_heads = static_cast<std::int32_t>(segment.heads) / record.q_per_kv;
         record.diagonal = static_cast<std::int32_t>(own.begin - part.begin);
         record.partial = steps.partials;
         record.mask = problem.causal && i == 0 ? Mask::causal : Mask::none;
@@ -161,11 +163,12 @@ Device::Device(const Problem& problem, DeviceMemory q, DeviceMemory k, DeviceMem
     partial_ = DeviceMemory(fused::partial_bytes(problem.head_dim, steps.partials));
   }
   for (const auto& records : steps.records) {
-    const fused::TileList list = fused::make_tiles(records, operands, problem.head_dim);
-    const auto count = static_cast<std::int32_t>(list.tiles.size());
-    Step step{fused::Launcher(list, operands, problem.dtype, problem.head_dim), DeviceMemory(list.tiles), DeviceMemory(count * 8LL), count};
-    must(cudaMemset(step.redo.get(), 0, as_size(step.redo.bytes())), "clear");
-    steps_.push_back(std::move(step));
+    for (const fused::TileList& list : fused::make_tiles(records, operands, problem.head_dim)) {
+      const auto count = static_cast<std::int32_t>(list.tiles.size());
+      Step step{fused::Launcher(list, operands, problem.dtype, problem.head_dim), DeviceMemory(list.tiles), DeviceMemory(count * 8LL), count};
+      must(cudaMemset(step.redo.get(), 0, as_size(step.redo.bytes())), "clear");
+      steps_.push_back(std::move(step));
+    }
   }
   poison(0xFF);
 }

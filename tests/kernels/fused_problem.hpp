@@ -4,9 +4,9 @@
 #pragma once
 
 #include <annulus/kernels/dtype.hpp>
+#include <annulus/kernels/fused.hpp>
 
 #include "device_memory.hpp"
-#include "fused.hpp"
 
 #include <cstdint>
 #include <functional>

@@ -1,19 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 // From records to tiles, on the host alone.
+#include <annulus/kernels/fused.hpp>
+
 #include <annulus_test.hpp>
 
-#include "fused.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <random>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 namespace annulus {
 namespace {
 
 using namespace kernels::cuda::fused;
+using kernels::KeyPart;
+
+TileList one_list(const std::vector<Record>& records, const std::vector<Operand>& operands, std::int64_t head_dim) {
+  std::vector<TileList> lists = make_tiles(records, operands, head_dim);
+  REQUIRE(lists.size() == 1);
+  return std::move(lists.front());
+}
 
 std::vector<Operand> operands(std::int64_t rows, std::int64_t heads, std::int64_t kv_heads, std::int64_t head_dim) {
   return {contiguous(nullptr, 1, rows, heads, head_dim), contiguous(nullptr, 1, rows, kv_heads, head_dim),
@@ -64,10 +74,10 @@ TEST_CASE("every row meets every key that it sees once, its own block and below 
     record.mask = draw(0, 2) == 0 ? kernels::Mask::causal : kernels::Mask::none;
     record.order = whole ? KeyOrder::cyclic : KeyOrder::arrival;
     record.part = whole && record.mask == kernels::Mask::none ? static_cast<KeyPart>(draw(0, 2)) : KeyPart::all;
-    record.heads = 1;
+    record.kv_heads = 1;
     record.q = 0;
     record.kv = 1;
-    const TileList list = make_tiles(std::vector<Record>{record}, operands(2000, 1, 1, shape.head_dim), shape.head_dim);
+    const TileList list = one_list({record}, operands(2000, 1, 1, shape.head_dim), shape.head_dim);
 
     std::int64_t rows = 0;
     for (const Tile& tile : list.tiles) {
@@ -106,11 +116,11 @@ TEST_CASE("every row meets every key that it sees once, its own block and below 
 TEST_CASE("a causal tile streams nothing that no row of it sees") {
   Record record;
   record.q_rows = record.k_rows = 1000;
-  record.heads = 1;
+  record.kv_heads = 1;
   record.kv = 1;
   record.mask = kernels::Mask::causal;
   for (const TileShape& shape : kTileShapes) {
-    for (const Tile& tile : make_tiles(std::vector<Record>{record}, operands(1000, 1, 1, shape.head_dim), shape.head_dim).tiles) {
+    for (const Tile& tile : one_list({record}, operands(1000, 1, 1, shape.head_dim), shape.head_dim).tiles) {
       const std::int64_t last_row = tile.diagonal + std::min<std::int64_t>(tile.q_rows, kGroupRows * shape.warpgroups) - 1;
       CHECK(tile.length <= last_row / shape.keys + 1);
     }
@@ -121,7 +131,7 @@ TEST_CASE("dilated rows share a map, and rows past the division have one of thei
   Record record;
   record.q_rows = record.k_rows = 100;
   record.q_stride = record.k_stride = 3;
-  record.heads = 1;
+  record.kv_heads = 1;
   record.kv = 1;
   std::vector<Record> records;
   for (const std::int64_t first : {0, 1, 2}) {
@@ -129,7 +139,7 @@ TEST_CASE("dilated rows share a map, and rows past the division have one of thei
     records.push_back(record);
   }
   // 301 rows: residue 0 has 101, residues 1 and 2 have 100.
-  const TileList list = make_tiles(records, operands(301, 1, 1, 64), 64);
+  const TileList list = one_list(records, operands(301, 1, 1, 64), 64);
   CHECK(list.maps.size() == 6);
   CHECK(std::count_if(list.maps.begin(), list.maps.end(), [](const MapRequest& map) { return map.longer; }) == 3);
   for (const Tile& tile : list.tiles) {
@@ -141,24 +151,73 @@ TEST_CASE("dilated rows share a map, and rows past the division have one of thei
 TEST_CASE("the longest tiles come first, and equal ones stay neighbours") {
   Record record;
   record.q_rows = record.k_rows = 2048;
-  record.heads = 2;
+  record.kv_heads = 2;
   record.kv = 1;
   record.mask = kernels::Mask::causal;
-  const TileList list = make_tiles(std::vector<Record>{record}, operands(2048, 2, 2, 128), 128);
+  const TileList list = one_list({record}, operands(2048, 2, 2, 128), 128);
   CHECK(std::is_sorted(list.tiles.begin(), list.tiles.end(), [](const Tile& a, const Tile& b) { return a.length > b.length; }));
+}
+
+TEST_CASE("heads of a record and of its keys may lie apart, each with a partial for its rows") {
+  Record record;
+  record.q_rows = record.k_rows = 200;
+  record.kv = 1;
+  record.q_head = 3;
+  record.q_head_step = 8;
+  record.q_per_kv = 2;
+  record.k_head = 1;
+  record.k_head_step = 4;
+  record.kv_heads = 2;
+  record.partial = 100;
+  std::vector<std::array<std::int64_t, 3>> met;
+  for (const Tile& tile : one_list({record}, operands(200, 16, 8, 128), 128).tiles) {
+    met.push_back({tile.q_head, tile.k_head, tile.partial / partial_vectors(128)});
+  }
+  // Tiles of 128 rows, partials of 64.
+  CHECK(met == std::vector<std::array<std::int64_t, 3>>{
+                   {3, 1, 100}, {3, 1, 102}, {4, 1, 104}, {4, 1, 106}, {11, 5, 108}, {11, 5, 110}, {12, 5, 112}, {12, 5, 114}});
+}
+
+TEST_CASE("a launch has no more maps than fit, and no record is lost") {
+  // Each rate needs maps of its own.
+  std::vector<Record> records;
+  for (std::int64_t rate = 1; rate <= 100; ++rate) {
+    Record record;
+    record.q_stride = record.k_stride = rate;
+    record.q_rows = record.k_rows = 10;
+    record.kv_heads = 1;
+    record.kv = 1;
+    record.partial = rate;
+    records.push_back(record);
+  }
+  const std::vector<TileList> lists = make_tiles(records, operands(1000, 1, 1, 64), 64);
+  CHECK(lists.size() == 5);
+  std::vector<std::int64_t> met;
+  for (const TileList& list : lists) {
+    CHECK(list.maps.size() <= kMaxMaps);
+    for (const Tile& tile : list.tiles) {
+      met.push_back(tile.partial / partial_vectors(64));
+      CHECK(list.maps[static_cast<std::size_t>(tile.q_map)].rate == met.back());
+      CHECK(list.maps[static_cast<std::size_t>(tile.kv_map)].rate == met.back());
+      CHECK(list.maps[static_cast<std::size_t>(tile.kv_map) + 1].operand == 2);
+    }
+  }
+  std::sort(met.begin(), met.end());
+  CHECK(met.size() == 100);
+  CHECK(std::adjacent_find(met.begin(), met.end()) == met.end());
 }
 
 TEST_CASE("records outside their operands are refused") {
   Record record;
   record.q_rows = 101;
   record.k_rows = 100;
-  record.heads = 1;
+  record.kv_heads = 1;
   record.kv = 1;
   CHECK_THROWS_AS(make_tiles(std::vector<Record>{record}, operands(100, 1, 1, 64), 64), std::invalid_argument);
   record.q_rows = 100;
-  record.heads = 2;
+  record.kv_heads = 2;
   CHECK_THROWS_AS(make_tiles(std::vector<Record>{record}, operands(100, 1, 1, 64), 64), std::invalid_argument);
-  record.heads = 1;
+  record.kv_heads = 1;
   CHECK_THROWS_AS(make_tiles(std::vector<Record>{record}, operands(100, 1, 1, 60), 60), std::invalid_argument);
   CHECK_NOTHROW(make_tiles(std::vector<Record>{record}, operands(100, 1, 1, 64), 64));
 }

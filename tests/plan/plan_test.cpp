@@ -148,7 +148,7 @@ TEST_CASE("a plan's size follows the pattern, not the sequence") {
   std::size_t items = 0;
   for (const Step& step : plan.steps) { items += step.work.size(); }
   CHECK(items <= 64);
-  CHECK(plan_memory(plan, 4).total() > 0);
+  CHECK(plan_memory(plan, whole_partials_bytes(plan, 4)).total() > 0);
 }
 
 TEST_CASE("costs count pairs under the mask exactly") {
@@ -162,7 +162,8 @@ TEST_CASE("costs count pairs under the mask exactly") {
 TEST_CASE("memory per rank falls with the number of ranks") {
   const Problem problem = problem_of(131072, 8, 8, false);
   const auto memory = [&](std::int64_t ranks) {
-    return plan_memory(plans_of(problem, dense_pattern(131072), Schedule::ring, ranks).front(), 4);
+    const RingPlan plan = plans_of(problem, dense_pattern(131072), Schedule::ring, ranks).front();
+    return plan_memory(plan, whole_partials_bytes(plan, 4));
   };
   const MemoryPlan one = memory(1);
   const MemoryPlan four = memory(4);
@@ -453,6 +454,7 @@ TEST_CASE("a memory or a message beyond 2^60 bytes is refused and does not come 
   pattern.head_split = HeadSplit::all;
   pattern.mixing = Mixing::sum;
 
-  CHECK_THROWS_AS(plan_memory(plans_of(problem, pattern, Schedule::ring, 1).front(), 8), InvalidArgument);
+  const RingPlan plan = plans_of(problem, pattern, Schedule::ring, 1).front();
+  CHECK_THROWS_AS(plan_memory(plan, whole_partials_bytes(plan, 8)), InvalidArgument);
   CHECK_THROWS_AS(plans_of(problem, pattern, Schedule::ring, 2), InvalidArgument);
 }

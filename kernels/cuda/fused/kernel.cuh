@@ -15,10 +15,11 @@
 // (online softmax).
 #pragma once
 
+#include <annulus/kernels/fused_tile.hpp>
+
 #include "element.cuh"
 #include "ptx.cuh"
 #include "tensor_maps.hpp"
-#include "tile.hpp"
 #include "wgmma.cuh"
 
 #include <cuda_runtime.h>

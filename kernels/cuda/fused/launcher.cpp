@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "fused.hpp"
+#include <annulus/kernels/fused.hpp>
+
 #include "tensor_maps.hpp"
 
 #include <cuda_bf16.h>

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "fused.hpp"
+#include <annulus/kernels/fused.hpp>
 
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace annulus::kernels::cuda::fused {
 namespace {
@@ -80,10 +81,12 @@ void check(const Record& record, std::span<const Operand> operands) {
   inside(at(record.q), record.q_first, record.q_stride, record.q_rows, "query");
   inside(at(record.kv), record.k_first, record.k_stride, record.k_rows, "key");
   inside(at(record.kv + 1), record.k_first, record.k_stride, record.k_rows, "value");
-  if (record.heads < 1 || record.q_per_kv < 1 || record.first_head + record.heads > at(record.q).heads ||
-      (record.first_head + record.heads - 1) / record.q_per_kv >= at(record.kv).heads) {
-    throw std::invalid_argument("heads " + std::to_string(record.first_head) + " + " + std::to_string(record.heads) +
-                                " lie outside the operands'");
+  const auto last = static_cast<std::int64_t>(record.kv_heads) - 1;
+  if (last < 0 || record.q_per_kv < 1 || record.q_head < 0 || record.k_head < 0 || record.q_head_step < 0 || record.k_head_step < 0 ||
+      record.q_head + last * record.q_head_step + record.q_per_kv > at(record.q).heads ||
+      record.k_head + last * record.k_head_step >= std::min(at(record.kv).heads, at(record.kv + 1).heads)) {
+    throw std::invalid_argument("heads " + std::to_string(record.q_head) + " and " + std::to_string(record.k_head) + " + j, j < " +
+                                std::to_string(record.kv_heads) + ", lie outside the operands'");
   }
 }
 
@@ -158,66 +161,108 @@ std::int64_t partial_bytes(std::int64_t head_dim, std::int64_t count) {
 
 int tile_rows(std::int64_t head_dim) { return kGroupRows * kTileShapes[shape_of(head_dim)].warpgroups; }
 
-TileList make_tiles(std::span<const Record> records, std::span<const Operand> operands, std::int64_t head_dim) {
-  const int index = shape_of(head_dim);
-  if (index < 0) { throw std::invalid_argument("head_dim " + std::to_string(head_dim) + " is not a multiple of 8 up to 256"); }
-  const TileShape& shape = kTileShapes[index];
-  const std::int64_t rows_of_tile = static_cast<std::int64_t>(kGroupRows) * shape.warpgroups;
-  const std::int64_t vectors = partial_vectors(shape.head_dim);
+namespace {
 
-  TileList list;
-  MapTable maps(list.maps, operands);
-  bool unequal = false;               // tiles of one record differ in length
-  std::vector<std::size_t> sections;  // where the tiles of each begin
-  std::int64_t section_bytes = kSectionBytes;
-  for (const Record& record : records) {
-    check(record, operands);
-    const Operand& q = operands[static_cast<std::size_t>(record.q)];
+/// Collects the tiles of one launch.
+class ListMaker {
+ public:
+  ListMaker(std::span<const Operand> operands, std::int64_t head_dim, const TileShape& shape)
+      : operands_(operands), head_dim_(head_dim), shape_(shape) {}
+
+  bool empty() const { return tiles_.empty(); }
+
+  /// Adds the tiles of a record, unless there is no room for the maps that it needs.
+  bool add(const Record& record) {
+    const std::size_t maps_before = maps_.size();
+    MapTable maps(maps_, operands_);
     const Start q_start = maps.start(record.q, 1, record.q_first, record.q_stride, kGroupRows);
-    const Start k_start = maps.start(record.kv, 2, record.k_first, record.k_stride, shape.keys);
-    unequal = unequal || hides_later_keys(record.mask) || (record.part != KeyPart::all && record.order == KeyOrder::cyclic);
+    const Start k_start = maps.start(record.kv, 2, record.k_first, record.k_stride, shape_.keys);
+    if (maps_.size() > kMaxMaps) {
+      maps_.resize(maps_before);
+      return false;
+    }
+    unequal_ = unequal_ || hides_later_keys(record.mask) || (record.part != KeyPart::all && record.order == KeyOrder::cyclic);
+    const std::int64_t kv_bytes = 4 * head_dim_ * record.k_rows;  // of one KV head
+    for (std::int32_t j = 0; j < record.kv_heads; ++j) {
+      section_bytes_ += kv_bytes;
+      if (section_bytes_ > kSectionBytes) {
+        sections_.push_back(tiles_.size());
+        section_bytes_ = kv_bytes;
+      }
+      for (std::int32_t i = 0; i < record.q_per_kv; ++i) { add_head(record, q_start, k_start, j, i); }
+    }
+    return true;
+  }
+
+  /// What was added, and begins anew.
+  TileList take() {
+    if (!unequal_) { sections_.assign(1, 0); }
+    sections_.push_back(tiles_.size());
+    TileList list{longest_first(tiles_, sections_), std::move(maps_)};
+    *this = ListMaker(operands_, head_dim_, shape_);
+    return list;
+  }
+
+ private:
+  void add_head(const Record& record, const Start& q_start, const Start& k_start, std::int32_t j, std::int32_t i) {
+    const Operand& q = operands_[static_cast<std::size_t>(record.q)];
+    const std::int32_t head = record.q_head + j * record.q_head_step + i;
     const std::int64_t units = ceil_div(record.q_rows, kGroupRows);
-    const std::int64_t kv_bytes = 4 * head_dim * record.k_rows;  // of one KV head
-    for (std::int32_t h = 0; h < record.heads; ++h) {
-      const std::int32_t head = record.first_head + h;
-      if (h % record.q_per_kv == 0) { section_bytes += kv_bytes; }
-      if (section_bytes > kSectionBytes) {
-        sections.push_back(list.tiles.size());
-        section_bytes = kv_bytes;
-      }
-      for (std::int64_t row = 0; row < record.q_rows; row += rows_of_tile) {
-        const std::int64_t token = record.q_first + row * record.q_stride;
-        Tile tile;
-        tile.q_map = q_start.map;
-        tile.kv_map = k_start.map;
-        tile.q_row = narrow(q_start.row + row, "row");
-        tile.q_residue = q_start.residue;
-        tile.q_batch = record.q_batch;
-        tile.q_head = head;
-        tile.k_row = k_start.row;
-        tile.k_residue = k_start.residue;
-        tile.k_batch = record.k_batch;
-        tile.k_head = head / record.q_per_kv;
-        tile.q_rows = narrow(record.q_rows - row, "rows");
-        tile.k_rows = record.k_rows;
-        tile.diagonal = static_cast<std::int32_t>(record.diagonal + row);
-        tile.flags = (record.first ? kFirst : 0) | (record.last ? kLast : 0) | (hides_later_keys(record.mask) ? kCausal : 0) |
-                     (record.order == KeyOrder::arrival ? kArrival : 0) | (record.part == KeyPart::down ? kDown : 0) |
-                     (record.part == KeyPart::above ? kAbove : 0);
-        tile.out = ((record.q_batch * q.rows + token) * q.heads + head) * head_dim;
-        tile.out_pitch = record.q_stride * q.heads * head_dim;
-        tile.lse = (static_cast<std::int64_t>(record.q_batch) * q.heads + head) * q.rows + token;
-        tile.lse_pitch = record.q_stride;
-        tile.partial = (record.partial + h * units + row / kGroupRows) * vectors;
-        set_walk(tile, shape);
-        list.tiles.push_back(tile);
-      }
+    const std::int64_t first_unit = record.partial + (static_cast<std::int64_t>(j) * record.q_per_kv + i) * units;
+    for (std::int64_t row = 0; row < record.q_rows; row += static_cast<std::int64_t>(kGroupRows) * shape_.warpgroups) {
+      const std::int64_t token = record.q_first + row * record.q_stride;
+      Tile tile;
+      tile.q_map = q_start.map;
+      tile.kv_map = k_start.map;
+      tile.q_row = narrow(q_start.row + row, "row");
+      tile.q_residue = q_start.residue;
+      tile.q_batch = record.q_batch;
+      tile.q_head = head;
+      tile.k_row = k_start.row;
+      tile.k_residue = k_start.residue;
+      tile.k_batch = record.k_batch;
+      tile.k_head = record.k_head + j * record.k_head_step;
+      tile.q_rows = narrow(record.q_rows - row, "rows");
+      tile.k_rows = record.k_rows;
+      tile.diagonal = static_cast<std::int32_t>(record.diagonal + row);
+      tile.flags = (record.first ? kFirst : 0) | (record.last ? kLast : 0) | (hides_later_keys(record.mask) ? kCausal : 0) |
+                   (record.order == KeyOrder::arrival ? kArrival : 0) | (record.part == KeyPart::down ? kDown : 0) |
+                   (record.part == KeyPart::above ? kAbove : 0);
+      tile.out = ((record.q_batch * q.rows + token) * q.heads + head) * head_dim_;
+      tile.out_pitch = record.q_stride * q.heads * head_dim_;
+      tile.lse = (static_cast<std::int64_t>(record.q_batch) * q.heads + head) * q.rows + token;
+      tile.lse_pitch = record.q_stride;
+      tile.partial = (first_unit + row / kGroupRows) * partial_vectors(shape_.head_dim);
+      set_walk(tile, shape_);
+      tiles_.push_back(tile);
     }
   }
-  if (!unequal) { sections.assign(1, 0); }
-  sections.push_back(list.tiles.size());
-  list.tiles = longest_first(list.tiles, sections);
-  return list;
+
+  std::span<const Operand> operands_;
+  std::int64_t head_dim_;
+  TileShape shape_;
+  std::vector<Tile> tiles_;
+  std::vector<MapRequest> maps_;
+  bool unequal_ = false;                // tiles of one record differ in length
+  std::vector<std::size_t> sections_;   // where the tiles of each begin
+  std::int64_t section_bytes_ = kSectionBytes;
+};
+
+}  // namespace
+
+std::vector<TileList> make_tiles(std::span<const Record> records, std::span<const Operand> operands, std::int64_t head_dim) {
+  const int index = shape_of(head_dim);
+  if (index < 0) { throw std::invalid_argument("head_dim " + std::to_string(head_dim) + " is not a multiple of 8 up to 256"); }
+  std::vector<TileList> lists;
+  ListMaker maker(operands, head_dim, kTileShapes[index]);
+  for (const Record& record : records) {
+    check(record, operands);
+    if (maker.add(record)) { continue; }
+    lists.push_back(maker.take());
+    maker.add(record);
+  }
+  if (!maker.empty()) { lists.push_back(maker.take()); }
+  return lists;
 }
 
 }  // namespace annulus::kernels::cuda::fused

@@ -4,7 +4,7 @@
 // swizzled; columns past head_dim and rows past the end of a class arrive as zeros.
 #pragma once
 
-#include "fused.hpp"
+#include <annulus/kernels/fused.hpp>
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -12,7 +12,6 @@
 namespace annulus::kernels::cuda::fused {
 
 /// The maps of a launch, a parameter of the kernel.
-inline constexpr int kMaxMaps = 64;
 struct TensorMaps {
   CUtensorMap map[kMaxMaps];
 };

@@ -30,7 +30,7 @@ class ProfilerRange {
 
 }  // namespace
 
-RingExecutor::RingExecutor(RingPlan plan, Backend& backend, Transport& transport, Queue& queue, Watchdog& watchdog)
+RingExecutor::RingExecutor(RingPlan plan, KernelKind kernel, Backend& backend, Transport& transport, Queue& queue, Watchdog& watchdog)
     : plan_(std::move(plan)), backend_(backend), transport_(transport), queue_(queue), watchdog_(watchdog) {
   ANNULUS_EXPECTS(transport.rank() == plan_.rank && transport.ranks() == plan_.ranks,
                   "the transport is of rank {} of {}, the plan of {} of {}", transport.rank(), transport.ranks(), plan_.rank, plan_.ranks);
@@ -38,7 +38,6 @@ RingExecutor::RingExecutor(RingPlan plan, Backend& backend, Transport& transport
   const std::int64_t rows = problem.batch * plan_.local_rows;
   const std::int64_t q_elements = rows * problem.heads * problem.head_dim;
   const std::int64_t stats = rows * problem.heads;
-  const std::int64_t accumulator = backend.accumulator_bytes();
   q_ = backend.allocate(q_elements * size_of(problem.dtype), MemoryUse::tensor);
   // Dense patterns are sent from here in place. A CUDA-aware MPI maps what it is given into the receiving process, which the memory of a
   // pool does not allow.
@@ -47,14 +46,6 @@ RingExecutor::RingExecutor(RingPlan plan, Backend& backend, Transport& transport
   out_ = backend.allocate(q_elements * size_of(problem.dtype), MemoryUse::tensor);
   lse_ = backend.allocate(stats * static_cast<std::int64_t>(sizeof(float)), MemoryUse::tensor);
   TensorAddresses addresses;
-  for (std::int64_t index = 0; index < plan_.partials; ++index) {
-    Buffer& acc = partial_memory_.emplace_back(backend.allocate(q_elements * accumulator, MemoryUse::tensor));
-    kernels::PartialPointers partial;
-    partial.acc = acc.get();
-    partial.max = partial_memory_.emplace_back(backend.allocate(stats * accumulator, MemoryUse::tensor)).get();
-    partial.sum = partial_memory_.emplace_back(backend.allocate(stats * accumulator, MemoryUse::tensor)).get();
-    addresses.partials.push_back(partial);
-  }
   for (std::size_t parity = 0; parity < 2; ++parity) {
     slots_[parity] = backend.allocate(plan_.slot_bytes[parity], MemoryUse::slot);
     sends_[parity] = backend.allocate(plan_.send_bytes[parity], MemoryUse::slot);
@@ -65,7 +56,8 @@ RingExecutor::RingExecutor(RingPlan plan, Backend& backend, Transport& transport
   addresses.resident = resident_.get();
   addresses.out = out_.get();
   addresses.lse = reinterpret_cast<float*>(lse_.get());
-  lowered_ = lower(plan_, addresses, accumulator);
+  transfers_ = lower_transfers(plan_, addresses);
+  kernel_ = make_attention_kernel(kernel, plan_, addresses, backend);
 }
 
 void RingExecutor::load(const TensorSource& source) {
@@ -111,24 +103,8 @@ void RingExecutor::load_rows(const TensorSource& source, Tensor tensor, std::int
 
 void RingExecutor::warm_up() {
   if (backend_.host_memory()) { return; }
-  // Enough for a whole tile of every kind; more of it would only take time.
-  constexpr std::int64_t kRows = 4096;
-  constexpr std::int64_t kSegments = 16;
-  constexpr std::size_t kTasks = 8;
-  constexpr std::size_t kSteps = 2;  // of resident keys, and of keys that came; later steps are like the second
   const ProfilerRange range(backend_, "annulus: warm up");
-  begin();
-  for (std::size_t step = 0; step < std::min(kSteps, lowered_.steps.size()); ++step) {
-    std::vector<kernels::AttendTask> part = lowered_.steps[step].attend;
-    part.resize(std::min(part.size(), kTasks));
-    for (kernels::AttendTask& task : part) {
-      task.segments = std::min(task.segments, kSegments);
-      task.q_rows = std::min(task.q_rows, kRows);
-      task.k_rows = std::min(task.k_rows, kRows);
-    }
-    if (!part.empty()) { backend_.attend(queue_, part); }
-  }
-  finish();
+  kernel_->warm_up(queue_);
   queue_.synchronize();
 }
 
@@ -137,12 +113,7 @@ void RingExecutor::begin() {
   events_.assign(plan_.steps.size(), {});
   begin_event_ = backend_.record(queue_);
   first_post_event_ = begin_event_;
-  const Problem& problem = plan_.problem;
-  const std::int64_t stats = problem.batch * plan_.local_rows * problem.heads;
-  if (stats == 0) { return; }
-  for (std::int64_t index = 0; index < plan_.partials; ++index) {
-    backend_.fill_identity(queue_, lowered_.finish.partial[index], stats, problem.head_dim);
-  }
+  kernel_->begin(queue_);
 }
 
 void RingExecutor::execute(const Op& op) {
@@ -163,13 +134,13 @@ void RingExecutor::execute(const Op& op) {
 
 void RingExecutor::pack(std::int64_t step) {
   const ProfilerRange range(backend_, fmt::format("annulus: pack for step {}", step));
-  const LoweredStep& what = lowered_.steps[static_cast<std::size_t>(step)];
+  const LoweredTransfers& what = transfers_[static_cast<std::size_t>(step)];
   if (!what.pack.empty()) { backend_.pack(queue_, what.pack); }
 }
 
 void RingExecutor::post(std::int64_t step) {
   const ProfilerRange range(backend_, fmt::format("annulus: post step {}", step));
-  const LoweredStep& what = lowered_.steps[static_cast<std::size_t>(step)];
+  const LoweredTransfers& what = transfers_[static_cast<std::size_t>(step)];
   if (step == 1) { first_post_event_ = backend_.record(queue_); }
   transport_.post(step, what.outgoing, what.incoming, queue_);
 }
@@ -186,18 +157,16 @@ void RingExecutor::wait(std::int64_t step) {
 void RingExecutor::attend(std::int64_t step) {
   const ProfilerRange range(backend_, fmt::format("annulus: work of step {}", step));
   StepEvents& events = events_[static_cast<std::size_t>(step)];
-  const std::vector<kernels::AttendTask>& tasks = lowered_.steps[static_cast<std::size_t>(step)].attend;
   watchdog_.set_step(step);
   events.work_begin = backend_.record(queue_);
-  if (!tasks.empty()) { backend_.attend(queue_, tasks); }
+  kernel_->attend(queue_, step);
   events.work_end = backend_.record(queue_);
   watchdog_.progress();
 }
 
 void RingExecutor::finish() {
   const ProfilerRange range(backend_, "annulus: finish");
-  const kernels::FinishTask& task = lowered_.finish;
-  if (task.batch * task.rows > 0) { backend_.finish(queue_, task); }
+  kernel_->finish(queue_);
   end_event_ = backend_.record(queue_);
   watchdog_.set_step(-1);
 }
@@ -209,7 +178,7 @@ std::vector<StepTiming> RingExecutor::timings() {
     const StepEvents& events = events_[step];
     StepTiming& timing = timings[step];
     timing.compute_ms = events.work_end->ms_since(*events.work_begin);
-    if (!lowered_.steps[step].attend.empty()) {
+    if (!plan_.steps[step].work.empty()) {
       timing.work_begin_ms = events.work_begin->ms_since(*first_post_event_);
       timing.work_end_ms = events.work_end->ms_since(*first_post_event_);
     }
@@ -229,7 +198,7 @@ std::vector<StepTiming> RingExecutor::timings() {
 
 void RingExecutor::connect() {
   std::vector<StepMessages> messages;
-  for (const LoweredStep& step : lowered_.steps) { messages.push_back({step.outgoing, step.incoming}); }
+  for (const LoweredTransfers& step : transfers_) { messages.push_back({step.outgoing, step.incoming}); }
   transport_.prepare(messages);
 }
 
@@ -248,7 +217,7 @@ double RingExecutor::ms_since_begin_of(const RingExecutor& other) {
 void RingExecutor::check_traffic() {
   for (std::int64_t step = 1; step < steps(); ++step) {
     std::int64_t expected = 0;
-    for (const Incoming& message : lowered_.steps[static_cast<std::size_t>(step)].incoming) { expected += message.bytes; }
+    for (const Incoming& message : transfers_[static_cast<std::size_t>(step)].incoming) { expected += message.bytes; }
     const std::int64_t arrived = transport_.traffic(step).bytes_received;
     ANNULUS_ASSERT(arrived == expected, "step {}: {} bytes arrived and the plan says {}", step, arrived, expected);
   }

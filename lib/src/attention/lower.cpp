@@ -9,35 +9,8 @@ namespace annulus {
 
 namespace {
 
-kernels::Combine combine_of(Mixing mixing) {
-  switch (mixing) {
-    case Mixing::mean:
-      return kernels::Combine::mean;
-    case Mixing::sum:
-      return kernels::Combine::sum;
-    case Mixing::lse:
-      break;
-  }
-  return kernels::Combine::lse;
-}
-
-std::byte* address(const TensorAddresses& addresses, BufferId buffer) {
-  switch (buffer) {
-    case BufferId::slot_0:
-      return addresses.slots[0];
-    case BufferId::slot_1:
-      return addresses.slots[1];
-    case BufferId::send_0:
-      return addresses.sends[0];
-    case BufferId::send_1:
-      return addresses.sends[1];
-    case BufferId::resident:
-      break;
-  }
-  return addresses.resident;
-}
-
-kernels::AttendTask attend_task(const RingPlan& plan, const TensorAddresses& addresses, std::int64_t accumulator, const WorkItem& item) {
+kernels::AttendTask attend_task(const RingPlan& plan, const TensorAddresses& addresses, const kernels::PartialPointers& partial,
+                                std::int64_t accumulator, const WorkItem& item) {
   const Problem& problem = plan.problem;
   const std::int64_t rows = plan.local_rows;
   const std::int64_t q_pitch = problem.heads * problem.head_dim;
@@ -63,7 +36,6 @@ kernels::AttendTask attend_task(const RingPlan& plan, const TensorAddresses& add
   task.q = addresses.q + q_start * element;
   task.q_strides = {rows * q_pitch, item.segment_stride * q_pitch, q_local.stride * q_pitch, group_stride * problem.head_dim,
                     problem.head_dim};
-  const kernels::PartialPointers& partial = addresses.partials[static_cast<std::size_t>(item.partial)];
   task.acc = static_cast<std::byte*>(partial.acc) + q_start * accumulator;
   task.acc_strides = task.q_strides;
   const std::int64_t stat_start = item.heads.q_first * rows + q_local.first;
@@ -77,7 +49,7 @@ kernels::AttendTask attend_task(const RingPlan& plan, const TensorAddresses& add
   const Progression stored_heads = resident ? range(0, problem.kv_heads) : block->kv_heads;
   const Progression heads = indices_of(item.heads.kv, stored_heads);
   const std::int64_t k_pitch = stored_heads.count * problem.head_dim;
-  const std::byte* base = address(addresses, item.keys.buffer) + item.keys.offset_bytes;
+  const std::byte* base = address_of(addresses, item.keys.buffer) + item.keys.offset_bytes;
   const std::int64_t k_start = k_stored.first * k_pitch + heads.first * problem.head_dim;
   task.k = base + k_start * element;
   task.v = base + (problem.batch * stored_rows * k_pitch + k_start) * element;
@@ -94,8 +66,8 @@ std::array<kernels::PackTask, 2> pack_tasks(const RingPlan& plan, const TensorAd
   const KvBlock& block = plan.blocks[static_cast<std::size_t>(item.block)];
   const std::int64_t element = size_of(problem.dtype);
   const std::int64_t tensor_bytes = block_elements(problem, block) * element;
-  std::byte* target = address(addresses, item.to) + item.to_offset_bytes;
-  const std::byte* source = address(addresses, item.from) + item.from_offset_bytes;
+  std::byte* target = address_of(addresses, item.to) + item.to_offset_bytes;
+  const std::byte* source = address_of(addresses, item.from) + item.from_offset_bytes;
   kernels::PackTask task;
   task.element_size = element;
   task.batch = problem.batch;
@@ -124,7 +96,8 @@ std::array<kernels::PackTask, 2> pack_tasks(const RingPlan& plan, const TensorAd
   return tasks;
 }
 
-kernels::FinishTask finish_task(const RingPlan& plan, const TensorAddresses& addresses) {
+kernels::FinishTask finish_task(const RingPlan& plan, const TensorAddresses& addresses,
+                                std::span<const kernels::PartialPointers> partials) {
   kernels::FinishTask finish;
   const Problem& problem = plan.problem;
   finish.dtype = problem.dtype;
@@ -133,9 +106,9 @@ kernels::FinishTask finish_task(const RingPlan& plan, const TensorAddresses& add
   finish.rows = plan.local_rows;
   finish.heads = problem.heads;
   finish.head_dim = problem.head_dim;
-  finish.output_scale = plan.pattern.scale_by_branches ? 1.0 / static_cast<double>(plan.pattern.branches.size()) : 1.0;
+  finish.output_scale = output_scale(plan.pattern);
   finish.partials = checked_narrow<int>(plan.partials);
-  std::copy(addresses.partials.begin(), addresses.partials.end(), finish.partial);
+  std::copy(partials.begin(), partials.end(), finish.partial);
   finish.out = addresses.out;
   finish.lse = addresses.lse;
   return finish;
@@ -143,24 +116,62 @@ kernels::FinishTask finish_task(const RingPlan& plan, const TensorAddresses& add
 
 }  // namespace
 
-LoweredPlan lower(const RingPlan& plan, const TensorAddresses& addresses, std::int64_t accumulator_bytes) {
-  ANNULUS_EXPECTS(std::ssize(addresses.partials) == plan.partials, "{} partials have an address, and the plan has {}",
-                  addresses.partials.size(), plan.partials);
-  LoweredPlan lowered;
+kernels::Combine combine_of(Mixing mixing) {
+  switch (mixing) {
+    case Mixing::mean:
+      return kernels::Combine::mean;
+    case Mixing::sum:
+      return kernels::Combine::sum;
+    case Mixing::lse:
+      break;
+  }
+  return kernels::Combine::lse;
+}
+
+std::byte* address_of(const TensorAddresses& addresses, BufferId buffer) {
+  switch (buffer) {
+    case BufferId::slot_0:
+      return addresses.slots[0];
+    case BufferId::slot_1:
+      return addresses.slots[1];
+    case BufferId::send_0:
+      return addresses.sends[0];
+    case BufferId::send_1:
+      return addresses.sends[1];
+    case BufferId::resident:
+      break;
+  }
+  return addresses.resident;
+}
+
+std::vector<LoweredTransfers> lower_transfers(const RingPlan& plan, const TensorAddresses& addresses) {
+  std::vector<LoweredTransfers> lowered;
   for (const Step& step : plan.steps) {
-    LoweredStep& to = lowered.steps.emplace_back();
+    LoweredTransfers& to = lowered.emplace_back();
     for (const PackItem& item : step.packs) {
       for (const kernels::PackTask& task : pack_tasks(plan, addresses, item)) { to.pack.push_back(task); }
     }
     for (const Message& message : step.sends) {
-      to.outgoing.push_back({message.peer, address(addresses, message.buffer) + message.offset_bytes, message.bytes});
+      to.outgoing.push_back({message.peer, address_of(addresses, message.buffer) + message.offset_bytes, message.bytes});
     }
     for (const Message& message : step.receives) {
-      to.incoming.push_back({message.peer, address(addresses, message.buffer) + message.offset_bytes, message.bytes});
+      to.incoming.push_back({message.peer, address_of(addresses, message.buffer) + message.offset_bytes, message.bytes});
     }
-    for (const WorkItem& item : step.work) { to.attend.push_back(attend_task(plan, addresses, accumulator_bytes, item)); }
   }
-  lowered.finish = finish_task(plan, addresses);
+  return lowered;
+}
+
+LoweredWork lower_work(const RingPlan& plan, const TensorAddresses& addresses, std::span<const kernels::PartialPointers> partials,
+                       std::int64_t accumulator_bytes) {
+  ANNULUS_EXPECTS(std::ssize(partials) == plan.partials, "{} partials have an address, and the plan has {}", partials.size(), plan.partials);
+  LoweredWork lowered;
+  for (const Step& step : plan.steps) {
+    std::vector<kernels::AttendTask>& tasks = lowered.attend.emplace_back();
+    for (const WorkItem& item : step.work) {
+      tasks.push_back(attend_task(plan, addresses, partials[static_cast<std::size_t>(item.partial)], accumulator_bytes, item));
+    }
+  }
+  lowered.finish = finish_task(plan, addresses, partials);
   return lowered;
 }
 

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/attention/session.hpp>
 
+#include <annulus/attention/attention_kernel.hpp>
+#include <annulus/backend/cuda_devices.hpp>
 #include <annulus/core/affinity.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/core/thread_stacks.hpp>
 #include <annulus/kernels/cpu.hpp>
+#include <annulus/kernels/fused_tile.hpp>
 #include <annulus/kernels/reference.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/plan/key_order.hpp>
@@ -95,8 +98,19 @@ std::vector<NamedFile> named_files(const Config& config, const TensorSource* sou
   return files;
 }
 
+namespace {
+
+/// Fills in the kernel of backend cuda. `hopper`: of every process's GPUs.
+void choose_kernel(Config& config, bool hopper) {
+  if (config.backend == BackendKind::cuda) { config.kernel = resolve_kernel(config.kernel, config.problem, config.tile_rows, hopper); }
+}
+
+}  // namespace
+
 Config resolve_without_input(Config config) {
   open_source(config);
+  // A login node plans for GPUs that it does not have: what is asked for is taken to be there.
+  choose_kernel(config, sees_only_hopper() || (config.kernel == KernelKind::fused && visible_gpus().empty()));
   routing_of(config);
   warn_of_layout(config);
   return config;
@@ -115,7 +129,8 @@ Routing routing_of(const Config& config) {
     case BackendKind::cuda:
       break;
   }
-  return with_blocks(0, fmt::format("kernel {}", to_string(config.kernel)));
+  return with_blocks(config.kernel == KernelKind::fused ? kernels::cuda::fused::kBlockRows : 0,
+                     fmt::format("kernel {}", to_string(config.kernel)));
 }
 
 std::int64_t default_threads(const Communicator& comm) {
@@ -140,9 +155,13 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
     const std::int64_t threads = default_threads(comm);
     if (config.threads == 0) { config.threads = threads; }
   }
+  bool hopper = false;
+  together(comm, [&] { hopper = config.backend == BackendKind::cuda && sees_only_hopper(); });
+  hopper = comm.max(static_cast<std::int64_t>(hopper ? 0 : 1)) == 0;
   together(comm, [&] {
     require_thread_stacks(checked_narrow<int>(config.threads));
     resolved.source = open_source(config);
+    choose_kernel(config, hopper);
     routing_of(config);
     ANNULUS_EXPECTS(config.virtual_ranks == 1 || comm.size() == 1, "--virtual-ranks {} runs in one process, and this job has {}",
                     config.virtual_ranks, comm.size());
@@ -194,8 +213,10 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
     together(comm, [&] { transports_.push_back(make_transport(config.transport, comm, *backend_, config.share_gpu)); });
   }
   together(comm, [&] {
-    predicted_bytes_ = backend_->workspace_bytes(config.problem.head_dim, config.problem.dtype);
-    for (const RingPlan& plan : plans) { predicted_bytes_ += plan_memory(plan, backend_->accumulator_bytes()).total(); }
+    if (config.kernel != KernelKind::fused) { predicted_bytes_ = backend_->workspace_bytes(config.problem.head_dim, config.problem.dtype); }
+    for (const RingPlan& plan : plans) {
+      predicted_bytes_ += plan_memory(plan, kernel_bytes(config.kernel, plan, backend_->accumulator_bytes())).total();
+    }
     std::int64_t reading = 0;
     for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
       if (const auto bands = resolved.source->bands(tensor)) { reading += bands->bytes(); }
@@ -219,7 +240,7 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   together(comm, [&] {
     for (std::size_t index = 0; index < plans.size(); ++index) {
       executors_.push_back(
-          std::make_unique<RingExecutor>(std::move(plans[index]), *backend_, *transports_[index], *queue_, comm.watchdog()));
+          std::make_unique<RingExecutor>(std::move(plans[index]), config.kernel, *backend_, *transports_[index], *queue_, comm.watchdog()));
     }
   });
   // Connecting sends, too: a rank on which it fails must end the job before it unwinds.

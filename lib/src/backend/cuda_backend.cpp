@@ -208,14 +208,8 @@ class CudaBackend final : public Backend {
 
   BackendKind kind() const override { return BackendKind::cuda; }
   std::string describe() const override {
-    int major = 0;
-    int minor = 0;
-    int patch = 0;
-    static_cast<void>(cublasGetProperty(MAJOR_VERSION, &major));
-    static_cast<void>(cublasGetProperty(MINOR_VERSION, &minor));
-    static_cast<void>(cublasGetProperty(PATCH_LEVEL, &patch));
-    return fmt::format("cuda: {} (device {}, {}, compute capability {}.{}), kernel {}, products by cuBLAS {}.{}.{}", info_.name, device_,
-                       info_.uuid, info_.compute_major, info_.compute_minor, to_string(options_.kernel), major, minor, patch);
+    return fmt::format("cuda: {} (device {}, {}, compute capability {}.{}), kernel {}", info_.name, device_, info_.uuid,
+                       info_.compute_major, info_.compute_minor, kernel_text());
   }
   std::int64_t accumulator_bytes() const override { return 4; }
   bool rounds_probabilities(DType dtype) const override {
@@ -363,6 +357,23 @@ class CudaBackend final : public Backend {
   }
 
  private:
+  std::string kernel_text() const {
+    switch (options_.kernel) {
+      case KernelKind::fused:
+        return "fused";
+      case KernelKind::automatic:
+      case KernelKind::cublas:
+        break;
+    }
+    int major = 0;
+    int minor = 0;
+    int patch = 0;
+    static_cast<void>(cublasGetProperty(MAJOR_VERSION, &major));
+    static_cast<void>(cublasGetProperty(MINOR_VERSION, &minor));
+    static_cast<void>(cublasGetProperty(PATCH_LEVEL, &patch));
+    return fmt::format("cublas, products by cuBLAS {}.{}.{}", major, minor, patch);
+  }
+
   static constexpr std::int64_t kMostTileRows = 16384;
   /// The driver's and the libraries' own: code loaded on first use, cuBLAS handles, graphs.
   static constexpr std::int64_t kMostLibraryBytes = std::int64_t{1} << 30;

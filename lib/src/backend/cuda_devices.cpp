@@ -5,6 +5,7 @@
 
 #include "cuda_handles.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 
@@ -133,6 +134,12 @@ std::vector<GpuInfo> visible_gpus(GpuQuery query) {
     gpus.push_back(gpu);
   }
   return gpus;
+}
+
+bool sees_only_hopper() {
+  const std::vector<GpuInfo> gpus = visible_gpus();
+  return !gpus.empty() &&
+         std::all_of(gpus.begin(), gpus.end(), [](const GpuInfo& gpu) { return gpu.compute_major == 9 && gpu.compute_minor == 0; });
 }
 
 std::string gpu_obstacle() { return count_gpus().obstacle; }

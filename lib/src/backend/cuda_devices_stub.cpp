@@ -5,6 +5,8 @@ namespace annulus {
 
 std::vector<GpuInfo> visible_gpus(GpuQuery /*query*/) { return {}; }
 
+bool sees_only_hopper() { return false; }
+
 std::string gpu_obstacle() { return "this binary is built without CUDA"; }
 
 std::vector<GpuLink> gpu_links() { return {}; }

@@ -5,8 +5,19 @@
 #include <annulus/core/build_info.hpp>
 #include <annulus/kernels/built_for.hpp>
 #include <annulus/kernels/cpu.hpp>
+#include <annulus/kernels/fused_tile.hpp>
 
 namespace annulus {
+
+namespace {
+
+std::string hopper_obstacle() {
+  std::string obstacle = gpu_obstacle();
+  if (!obstacle.empty()) { return obstacle; }
+  return sees_only_hopper() ? "" : "not all GPUs here have compute capability 9.0 (Hopper)";
+}
+
+}  // namespace
 
 std::vector<KernelInfo> kernel_table() {
   KernelInfo common;
@@ -27,16 +38,25 @@ std::vector<KernelInfo> kernel_table() {
 
   std::vector<KernelInfo> table{reference, cpu};
   if (build_info().cuda.empty()) { return table; }
-  for (const auto& [kind, name] : EnumNames<KernelKind>::values) {
-    KernelInfo cuda = common;
-    cuda.backend = BackendKind::cuda;
-    cuda.kernel = name;
-    cuda.fast = FastHeadDims::listed;
-    cuda.fast_head_dims.assign(kernels::kTunedHeadDims.begin(), kernels::kTunedHeadDims.end());
-    cuda.products = "cuBLAS; 16-bit inputs on tensor cores, fp32 in fp32, sums in fp32";
-    cuda.obstacle = gpu_obstacle();
-    table.push_back(std::move(cuda));
-  }
+  KernelInfo cublas = common;
+  cublas.backend = BackendKind::cuda;
+  cublas.kernel = to_string(KernelKind::cublas);
+  cublas.fast = FastHeadDims::listed;
+  cublas.fast_head_dims.assign(kernels::kTunedHeadDims.begin(), kernels::kTunedHeadDims.end());
+  cublas.products = "cuBLAS; 16-bit inputs on tensor cores, fp32 in fp32, sums in fp32";
+  cublas.obstacle = gpu_obstacle();
+  table.push_back(cublas);
+
+  KernelInfo fused = common;
+  fused.backend = BackendKind::cuda;
+  fused.kernel = to_string(KernelKind::fused);
+  fused.dtypes = {DType::fp16, DType::bf16};
+  fused.head_dim_step = 8;
+  fused.fast = FastHeadDims::listed;
+  for (const kernels::cuda::fused::TileShape& shape : kernels::cuda::fused::kTileShapes) { fused.fast_head_dims.push_back(shape.head_dim); }
+  fused.products = "tensor cores of Hopper, sums in fp32";
+  fused.obstacle = hopper_obstacle();
+  table.push_back(fused);
   return table;
 }
 

@@ -113,14 +113,19 @@ PlanCost plan_cost(const RingPlan& plan) {
   return cost;
 }
 
-MemoryPlan plan_memory(const RingPlan& plan, std::int64_t accumulator_bytes) {
+Int128 whole_partials_bytes(const RingPlan& plan, std::int64_t accumulator_bytes) {
+  const Problem& problem = plan.problem;
+  const std::int64_t rows = problem.batch * plan.local_rows * problem.heads;
+  return static_cast<Int128>(plan.partials) * accumulator_bytes * (rows * problem.head_dim + 2 * rows);
+}
+
+MemoryPlan plan_memory(const RingPlan& plan, Int128 partials) {
   const Problem& problem = plan.problem;
   const std::int64_t rows = problem.batch * plan.local_rows;
   const std::int64_t q_elements = rows * problem.heads * problem.head_dim;
   MemoryPlan memory;
   memory.inputs = q_elements * size_of(problem.dtype) + buffer_bytes(plan, BufferId::resident);
   memory.outputs = q_elements * size_of(problem.dtype) + rows * problem.heads * static_cast<std::int64_t>(sizeof(float));
-  const Int128 partials = static_cast<Int128>(plan.partials) * accumulator_bytes * (q_elements + 2 * rows * problem.heads);
   constexpr Int128 kMost = Int128{1} << 60;  // of each of four summands, so that their sum stays below 2^62
   const Int128 slots = static_cast<Int128>(plan.slot_bytes[0]) + plan.slot_bytes[1] + plan.send_bytes[0] + plan.send_bytes[1];
   ANNULUS_EXPECTS(

@@ -136,7 +136,7 @@ bool check(const Config& config, const Communicator& comm, const std::function<v
   const bool alone = comm.size() == 1 && config.transport != TransportKind::self;
   bool passed = true;
   for (std::int64_t number = 0; number < config.cases; ++number) {
-    const RandomCase drawn = random_case(config.seed, number, alone ? std::nullopt : std::optional(comm.size()));
+    const RandomCase drawn = random_case(config.seed, number, alone ? std::nullopt : std::optional(comm.size()), config.kernel);
     Config one = config;
     one.problem = drawn.problem;
     one.pattern = drawn.pattern;

@@ -104,6 +104,12 @@ std::int64_t random_head_dim(Random& random, std::int64_t seq_len) {
   }
 }
 
+/// The fused kernel takes 16-bit operands and multiples of 8.
+void fit_to_fused(Problem& problem) {
+  problem.head_dim = (problem.head_dim + 7) / 8 * 8;
+  if (problem.dtype == DType::fp32) { problem.dtype = DType::bf16; }
+}
+
 struct BranchLists {
   std::string segment_lengths;
   std::string dilation_rates;
@@ -144,7 +150,7 @@ std::string RandomCase::flags() const {
   return text;
 }
 
-RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<std::int64_t> fixed_ranks) {
+RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<std::int64_t> fixed_ranks, KernelKind kernel) {
   ANNULUS_EXPECTS(number >= 0, "case {} does not exist; numbers start at 0", number);
   ANNULUS_EXPECTS(!fixed_ranks || *fixed_ranks >= 1, "a case cannot run on {} ranks", *fixed_ranks);
   Random random(seed, number);
@@ -159,6 +165,7 @@ RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<st
   problem.heads = problem.kv_heads * (random.chance(50) ? 1 : random.between(2, 3));
   problem.head_dim = random_head_dim(random, problem.seq_len);
   problem.dtype = random.any_of<DType>();
+  if (kernel == KernelKind::fused) { fit_to_fused(problem); }
   problem.causal = random.chance(50);
   const double usual_scale = 1.0 / std::sqrt(static_cast<double>(problem.head_dim));
   problem.scale = random.chance(80) ? usual_scale : 0.0625 * static_cast<double>(random.between(1, 3));

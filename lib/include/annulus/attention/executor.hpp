@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/attention/attention_kernel.hpp>
 #include <annulus/attention/lower.hpp>
 #include <annulus/backend/backend.hpp>
 #include <annulus/io/result_file.hpp>
@@ -18,11 +19,14 @@ namespace annulus {
 
 /// Runs one rank's plan on one backend over one transport, op by op.
 ///
-/// It owns the rank's tensors, partials and slots (allocated once). Everything is enqueued on `queue`; `backend`, `transport`, `queue` and
+/// It owns the rank's tensors, slots and kernel (allocated once). Everything is enqueued on `queue`; `backend`, `transport`, `queue` and
 /// `watchdog` must outlive it. Q, K and V are never written.
 class RingExecutor {
  public:
-  RingExecutor(RingPlan plan, Backend& backend, Transport& transport, Queue& queue, Watchdog& watchdog);
+  RingExecutor(RingPlan plan, KernelKind kernel, Backend& backend, Transport& transport, Queue& queue, Watchdog& watchdog);
+  // The kernel knows the plan by its address.
+  RingExecutor(const RingExecutor&) = delete;
+  RingExecutor& operator=(const RingExecutor&) = delete;
 
   /// Tells the transport where every step's messages will lie. Collective over the transport's ranks; once, before the first op.
   void connect();
@@ -37,7 +41,7 @@ class RingExecutor {
   /// times are then of the work, and no code is loaded while transfers are open. Between load() and begin(); waits for the queue.
   void warm_up();
 
-  /// Sets the partials to the identity and forgets earlier timings.
+  /// Begins an attention and forgets earlier timings.
   void begin();
   /// One op of the plan; between begin() and its finish, all of them in their order. Those that move blocks may be left out together: the
   /// work then runs on what the slots hold.
@@ -82,10 +86,10 @@ class RingExecutor {
   Buffer resident_;  ///< K then V
   Buffer out_;
   Buffer lse_;
-  std::vector<Buffer> partial_memory_;
   Buffer slots_[2];
   Buffer sends_[2];
-  LoweredPlan lowered_;
+  std::vector<LoweredTransfers> transfers_;  ///< by step
+  std::unique_ptr<AttentionKernel> kernel_;
   std::vector<StepEvents> events_;
   std::shared_ptr<Event> begin_event_;
   std::shared_ptr<Event> first_post_event_;  ///< when step 1 was posted; the origin of the transports' timelines

@@ -10,6 +10,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace annulus {
@@ -22,23 +23,32 @@ struct TensorAddresses {
   float* lse = nullptr;           ///< [batch, heads, local rows]
   std::array<std::byte*, 2> slots{};
   std::array<std::byte*, 2> sends{};
-  std::vector<kernels::PartialPointers> partials;  ///< as many as the plan has
 };
 
-/// What one step of a plan does.
-struct LoweredStep {
+kernels::Combine combine_of(Mixing mixing);
+
+/// Where a buffer begins.
+std::byte* address_of(const TensorAddresses& addresses, BufferId buffer);
+
+/// What one step of a plan moves.
+struct LoweredTransfers {
   std::vector<kernels::PackTask> pack;
   std::vector<Outgoing> outgoing;
   std::vector<Incoming> incoming;
-  std::vector<kernels::AttendTask> attend;  ///< wave after wave
 };
 
-struct LoweredPlan {
-  std::vector<LoweredStep> steps;
+/// By step.
+std::vector<LoweredTransfers> lower_transfers(const RingPlan& plan, const TensorAddresses& addresses);
+
+/// What kernels do that take tasks, with partials of the whole shard.
+struct LoweredWork {
+  std::vector<std::vector<kernels::AttendTask>> attend;  ///< by step, wave after wave
   kernels::FinishTask finish;
 };
 
-/// @param accumulator_bytes size of one number of a partial
-LoweredPlan lower(const RingPlan& plan, const TensorAddresses& addresses, std::int64_t accumulator_bytes);
+/// @param partials           as many as the plan has
+/// @param accumulator_bytes  size of one number of a partial
+LoweredWork lower_work(const RingPlan& plan, const TensorAddresses& addresses, std::span<const kernels::PartialPointers> partials,
+                       std::int64_t accumulator_bytes);
 
 }  // namespace annulus

@@ -28,6 +28,10 @@ enum class GpuQuery { properties, with_free_memory };
 /// @throws RuntimeFailure if a GPU that is there cannot be asked
 std::vector<GpuInfo> visible_gpus(GpuQuery query = GpuQuery::properties);
 
+/// Whether there are visible GPUs, all of them of compute capability 9.0.
+/// @throws RuntimeFailure as visible_gpus()
+bool sees_only_hopper();
+
 /// Why visible_gpus() is empty: no driver, one too old, no GPU, or a build without CUDA; empty if there is a GPU. Never throws.
 std::string gpu_obstacle();
 

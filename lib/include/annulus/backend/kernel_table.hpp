@@ -21,7 +21,8 @@ struct KernelInfo {
   BackendKind backend = BackendKind::reference;
   std::string kernel;                 ///< the name of --kernel; of backends with one kernel, how it works
   std::vector<DType> dtypes;          ///< of the inputs and the output
-  std::int64_t largest_head_dim = 0;  ///< every head dim from 1 to this works
+  std::int64_t head_dim_step = 1;     ///< head dims that work: its multiples
+  std::int64_t largest_head_dim = 0;  ///< up to this
   FastHeadDims fast = FastHeadDims::none;
   std::vector<std::int64_t> fast_head_dims;  ///< with FastHeadDims::listed
   std::string products;                      ///< what multiplies: library and instructions, as found at run time

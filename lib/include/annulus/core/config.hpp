@@ -27,7 +27,7 @@ struct Config {
   KeyOrder key_order = KeyOrder::automatic;
   TransportKind transport = TransportKind::automatic;
   BackendKind backend = BackendKind::cpu;
-  KernelKind kernel = KernelKind::cublas;
+  KernelKind kernel = KernelKind::automatic;
   std::int64_t tile_rows = 0;      ///< 0: chosen by the kernel
   std::int64_t threads = 0;        ///< 0: allowed CPUs / ranks on this host
   std::int64_t virtual_ranks = 1;  ///< ranks run inside one process by transport loopback

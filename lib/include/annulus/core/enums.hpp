@@ -61,7 +61,11 @@ enum class TransportKind { automatic, self, loopback, mpi, nccl, p2p };
 enum class BackendKind { reference, cpu, cuda };
 
 /// The attention kernel of backend cuda.
-enum class KernelKind { cublas };
+enum class KernelKind {
+  automatic,  ///< fused where it can serve, else cublas
+  cublas,     ///< batched products around a softmax
+  fused,      ///< one pass on Hopper's tensor cores
+};
 
 /// Whether backend cuda takes tensors from a stream-ordered pool, or each from the driver, to tell a fault of one from a fault of the
 /// other.
@@ -126,7 +130,8 @@ struct EnumNames<BackendKind> {
 };
 template <>
 struct EnumNames<KernelKind> {
-  static constexpr std::array<std::pair<KernelKind, std::string_view>, 1> values{{{KernelKind::cublas, "cublas"}}};
+  static constexpr std::array<std::pair<KernelKind, std::string_view>, 3> values{
+      {{KernelKind::automatic, "auto"}, {KernelKind::cublas, "cublas"}, {KernelKind::fused, "fused"}}};
 };
 template <>
 struct EnumNames<MemoryPooling> {

@@ -56,6 +56,9 @@ std::int64_t offset_period(const Pattern& pattern, std::int64_t branch);
 /// Whether each head runs at most one branch, so that one running partial serves every mixing.
 bool one_branch_per_head(const Pattern& pattern);
 
+/// What O is multiplied by at the end: 1, or 1 / branches.
+double output_scale(const Pattern& pattern);
+
 /// Partials the executor keeps for each row: 1, or one per branch.
 std::int64_t partial_count(const Pattern& pattern);
 

@@ -31,8 +31,11 @@ struct PlanCost {
 
 PlanCost plan_cost(const RingPlan& plan);
 
-/// Memory of the rank. accumulator_bytes: size of one number of the running partial (4, or 8 for the reference backend).
+/// Bytes of the plan's partials for kernels that keep each for the whole shard, numbers of `accumulator_bytes` bytes: 4, or 8 for reference.
+Int128 whole_partials_bytes(const RingPlan& plan, std::int64_t accumulator_bytes);
+
+/// Memory of the rank, with what its kernel takes for partials.
 /// @throws InvalidArgument if it is beyond 2^62 bytes
-MemoryPlan plan_memory(const RingPlan& plan, std::int64_t accumulator_bytes);
+MemoryPlan plan_memory(const RingPlan& plan, Int128 partials);
 
 }  // namespace annulus

@@ -29,7 +29,9 @@ struct RandomCase {
 /// core) and crowd where mistakes live: shards of one row or none, segments that miss shard boundaries, rates that divide nothing, spare
 /// heads.
 /// @param fixed_ranks  number of ranks where the caller cannot choose it; otherwise 1 to 16
+/// @param kernel       dtype and head dim are some that it takes
 /// @throws InvalidArgument if `number` is negative or `fixed_ranks` is below 1
-RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<std::int64_t> fixed_ranks);
+RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<std::int64_t> fixed_ranks,
+                       KernelKind kernel = KernelKind::automatic);
 
 }  // namespace annulus

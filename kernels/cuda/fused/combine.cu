@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+// Partials of the fused kernel to rows of O and LSE, where a head has several branches or a row none. One warp for each row of a head.
+#include <annulus/kernels/fused.hpp>
+
+#include "check.hpp"
+#include "element.cuh"
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace annulus::kernels::cuda::fused {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarpSize = 32;
+constexpr unsigned kAllLanes = ~0U;
+/// Groups of 8 columns that a lane works on at most: four lanes share a group.
+constexpr int kMostGroups = 4;
+
+/// Where the partial of a row lies.
+struct RowPlace {
+  const float4* unit = nullptr;  ///< the partial of its 64 rows
+  int row = 0;                   ///< of these
+};
+
+/// Whether `row` is row `index` of segment `segment` of an entry.
+__device__ __forceinline__ bool find(const CombineEntry& entry, std::int64_t row, std::int64_t& segment, std::int64_t& index) {
+  const std::int64_t from_first = row - entry.first;
+  if (from_first < 0) { return false; }
+  segment = entry.segments > 1 ? from_first / entry.segment_stride : 0;
+  const std::int64_t inside = from_first - segment * entry.segment_stride;
+  index = inside / entry.stride;
+  return segment < entry.segments && index < entry.count && index * entry.stride == inside;
+}
+
+/// Calls `use(place)` for the partial of each entry that holds the row, in the order of the entries. Whole warps.
+template <class Use>
+__device__ __forceinline__ void for_each_partial(const CombineTask& task, int vectors, std::int64_t batch, std::int64_t row, int head,
+                                                 int lane, Use&& use) {
+  const std::int32_t end = __ldg(task.begin + head + 1);
+  for (std::int32_t first = __ldg(task.begin + head); first < end; first += kWarpSize) {
+    std::int64_t unit = 0;
+    int in_unit = 0;
+    bool holds = false;
+    if (first + lane < end) {
+      const CombineEntry entry = task.entries[first + lane];
+      std::int64_t segment = 0;
+      std::int64_t index = 0;
+      holds = find(entry, row, segment, index);
+      unit = entry.partial + batch * entry.batch_step + segment * entry.segment_step + index / kGroupRows;
+      in_unit = static_cast<int>(index % kGroupRows);
+    }
+    for (unsigned hits = __ballot_sync(kAllLanes, holds); hits != 0; hits &= hits - 1) {
+      const int hit = __ffs(static_cast<int>(hits)) - 1;
+      const std::int64_t hit_unit = __shfl_sync(kAllLanes, unit, hit);
+      use(RowPlace{static_cast<const float4*>(task.partial) + hit_unit * vectors, __shfl_sync(kAllLanes, in_unit, hit)});
+    }
+  }
+}
+
+/// Vector of a partial in which a lane of four finds its two columns of a row in group 0: a lane of the kernel held rows r and r + 8.
+__device__ __forceinline__ int vector_of(int row, int quad) { return row / 16 * kWarpSize + row % 8 * 4 + quad; }
+__device__ __forceinline__ bool is_upper(int row) { return row % 16 >= 8; }
+
+/// The maximum that a row is scaled by, in units of log2, and its sum of 2^(score - maximum). All lanes get the same.
+__device__ __forceinline__ float2 statistics(const RowPlace& place, int groups, int lane) {
+  const float4 four = place.unit[groups * 128 + vector_of(place.row, lane % 4)];
+  const bool upper = is_upper(place.row);
+  float sum = upper ? four.w : four.z;
+  sum += __shfl_xor_sync(kAllLanes, sum, 1);
+  sum += __shfl_xor_sync(kAllLanes, sum, 2);
+  return {upper ? four.y : four.x, sum};
+}
+
+template <class Element>
+__device__ __forceinline__ void store_pair(Element* to, float a, float b) {
+  to[0] = to_element<Element>(a);
+  to[1] = to_element<Element>(b);
+}
+
+template <class Element>
+__global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant__ CombineTask task, int groups, int vectors) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const std::int64_t number = static_cast<std::int64_t>(blockIdx.x) * (kThreads / kWarpSize) + threadIdx.x / kWarpSize;
+  if (number >= task.batch * task.rows * task.heads) { return; }
+  const int head = static_cast<int>(number % task.heads);
+  const std::int64_t row = number / task.heads % task.rows;
+  const std::int64_t batch = number / task.heads / task.rows;
+
+  float max = -INFINITY;  // of the branches' log-sum-exp
+  int covering = 0;
+  for_each_partial(task, vectors, batch, row, head, lane, [&](const RowPlace& place) {
+    const float2 row_statistics = statistics(place, groups, lane);
+    if (row_statistics.y == 0.0F) { return; }
+    max = fmaxf(max, row_statistics.x + log2f(row_statistics.y));
+    ++covering;
+  });
+  float total = 0.0F;
+  float2 acc[kMostGroups] = {};
+  for_each_partial(task, vectors, batch, row, head, lane, [&](const RowPlace& place) {
+    const float2 row_statistics = statistics(place, groups, lane);
+    if (row_statistics.y == 0.0F) { return; }
+    // At most 1: the largest score that a row is scaled by is no larger than its log-sum-exp.
+    const float share = exp2_fast(row_statistics.x - max);
+    total += share * row_statistics.y;
+    float weight = 0.0F;
+    switch (task.combine) {
+      case Combine::lse:
+        weight = share;
+        break;
+      case Combine::mean:
+        weight = 1.0F / (row_statistics.y * static_cast<float>(covering));
+        break;
+      case Combine::sum:
+        weight = 1.0F / row_statistics.y;
+        break;
+    }
+    const float4* const from = place.unit + vector_of(place.row, lane % 4);
+    const bool upper = is_upper(place.row);
+#pragma unroll
+    for (int i = 0; i < kMostGroups; ++i) {
+      const int group = lane / 4 + 8 * i;
+      if (group >= groups) { break; }
+      const float4 four = from[group * 128];
+      acc[i].x += weight * (upper ? four.z : four.x);
+      acc[i].y += weight * (upper ? four.w : four.y);
+    }
+  });
+  const bool empty = covering == 0;
+  float scale = empty ? 0.0F : task.output_scale;
+  switch (task.combine) {
+    case Combine::lse:
+      if (!empty) { scale /= total; }
+      break;
+    case Combine::mean:
+    case Combine::sum:
+      break;
+  }
+  auto* const out = static_cast<Element*>(task.out) + number * task.head_dim;
+#pragma unroll
+  for (int i = 0; i < kMostGroups; ++i) {
+    const int column = 8 * (lane / 4 + 8 * i) + 2 * (lane % 4);
+    if (column < task.head_dim) { store_pair(out + column, acc[i].x * scale, acc[i].y * scale); }
+  }
+  constexpr float kLn2 = 0.6931471805599453F;
+  if (lane == 0) { task.lse[(batch * task.heads + head) * task.rows + row] = empty ? -INFINITY : (max + log2f(total)) * kLn2; }
+}
+
+}  // namespace
+
+void combine(const CombineTask& task, CUstream_st* stream) {
+  const std::int64_t rows = task.batch * task.rows * task.heads;
+  if (rows == 0) { return; }
+  const int shape = shape_of(task.head_dim);
+  if (shape < 0) { throw std::invalid_argument("head_dim " + std::to_string(task.head_dim) + " is not one of the fused kernel"); }
+  const int head_dim = kTileShapes[shape].head_dim;
+  constexpr std::int64_t kRowsOfBlock = kThreads / kWarpSize;
+  const auto blocks = static_cast<unsigned>(to_int((rows + kRowsOfBlock - 1) / kRowsOfBlock));
+  const int groups = head_dim / 8;
+  const int vectors = static_cast<int>(partial_vectors(head_dim));
+  switch (task.dtype) {
+    case DType::fp16:
+      combine_kernel<__half><<<blocks, kThreads, 0, stream>>>(task, groups, vectors);
+      break;
+    case DType::bf16:
+      combine_kernel<__nv_bfloat16><<<blocks, kThreads, 0, stream>>>(task, groups, vectors);
+      break;
+    case DType::fp32:
+      throw std::invalid_argument("the fused kernel takes bf16 and fp16");
+  }
+  check_launch("combine_kernel");
+}
+
+}  // namespace annulus::kernels::cuda::fused

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <annulus/attention/attention_kernel.hpp>
+
+#include <annulus/attention/fused_program.hpp>
+#include <annulus/core/error.hpp>
+#include <annulus/plan/cost.hpp>
+
+#include "fused_kernel.hpp"
+#include "task_kernel.hpp"
+
+#include <fmt/format.h>
+
+namespace annulus {
+
+namespace {
+
+bool is_16_bit(DType dtype) {
+  switch (dtype) {
+    case DType::fp16:
+    case DType::bf16:
+      return true;
+    case DType::fp32:
+      break;
+  }
+  return false;
+}
+
+}  // namespace
+
+std::string fused_obstacle(const Problem& problem) {
+  if (!is_16_bit(problem.dtype)) { return fmt::format("it takes fp16 and bf16, and the dtype is {}", to_string(problem.dtype)); }
+  if (kernels::cuda::fused::shape_of(problem.head_dim) < 0) {
+    return fmt::format("it takes a head_dim that is a multiple of 8 up to 256, and this one is {}", problem.head_dim);
+  }
+  return {};
+}
+
+KernelKind resolve_kernel(KernelKind asked, const Problem& problem, std::int64_t tile_rows, bool hopper) {
+  std::string obstacle = fused_obstacle(problem);
+  if (obstacle.empty() && tile_rows > 0) { obstacle = "it chooses its own tiles, and --tile-rows is given"; }
+  if (obstacle.empty() && !hopper) { obstacle = "it is for GPUs of compute capability 9.0 (Hopper)"; }
+  switch (asked) {
+    case KernelKind::automatic:
+      return obstacle.empty() ? KernelKind::fused : KernelKind::cublas;
+    case KernelKind::fused:
+      ANNULUS_EXPECTS(obstacle.empty(), "--kernel fused cannot serve here: {}", obstacle);
+      break;
+    case KernelKind::cublas:
+      break;
+  }
+  return asked;
+}
+
+Int128 kernel_bytes(KernelKind kernel, const RingPlan& plan, std::int64_t accumulator_bytes) {
+  switch (kernel) {
+    case KernelKind::fused:
+      return fused_bytes(fused_program(plan), plan.problem.head_dim);
+    case KernelKind::automatic:
+    case KernelKind::cublas:
+      break;
+  }
+  return whole_partials_bytes(plan, accumulator_bytes);
+}
+
+std::unique_ptr<AttentionKernel> make_attention_kernel(KernelKind kernel, const RingPlan& plan, const TensorAddresses& addresses,
+                                                       Backend& backend) {
+  switch (kernel) {
+    case KernelKind::fused:
+      return make_fused_kernel(plan, addresses, backend);
+    case KernelKind::automatic:
+    case KernelKind::cublas:
+      break;
+  }
+  return std::make_unique<TaskKernel>(plan, addresses, backend);
+}
+
+}  // namespace annulus

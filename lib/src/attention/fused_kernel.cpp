@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fused_kernel.hpp"
+
+#include <annulus/attention/fused_program.hpp>
+#include <annulus/backend/cuda_backend.hpp>
+#include <annulus/core/error.hpp>
+#include <annulus/kernels/cuda.hpp>
+#include <annulus/kernels/fused.hpp>
+
+#include "backend/cuda_handles.hpp"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <limits>
+#include <numbers>
+#include <utility>
+#include <vector>
+
+namespace annulus {
+
+namespace {
+
+namespace fused = kernels::cuda::fused;
+
+/// Calls `body`; what the kernels throw becomes this library's error.
+template <class Body>
+void translated(Body&& body) {
+  try {
+    body();
+  } catch (const kernels::cuda::LibraryError& error) { throw RuntimeFailure(error.what()); }
+}
+
+class FusedKernel final : public AttentionKernel {
+ public:
+  FusedKernel(const RingPlan& plan, const TensorAddresses& addresses, Backend& backend)
+      : backend_(backend), program_(fused_program(plan)), steps_(plan.steps.size()) {
+    const Problem& problem = plan.problem;
+    const auto allocate = [&](std::int64_t bytes) { return backend.allocate(bytes, MemoryUse::tensor); };
+    const auto bytes_of = [](const auto& list) { return static_cast<std::int64_t>(list.size() * sizeof(list[0])); };
+    partials_ = allocate(fused::partial_bytes(problem.head_dim, 1) * program_.partials);
+    tiles_ = allocate(program_.tiles * static_cast<std::int64_t>(sizeof(fused::Tile)));
+    redo_ = allocate(program_.most_tiles * kRedoBytes);
+    ticket_ = allocate(program_.tiles > 0 ? std::int64_t{sizeof(std::int32_t)} : 0);
+    entries_ = allocate(bytes_of(program_.entries));
+    begin_ = allocate(bytes_of(program_.begin));
+
+    const std::vector<fused::Operand> operands = fused_operands(program_, plan, addresses);
+    for (const FusedProgram::Launch& launch : program_.launches) {
+      std::vector<fused::TileList> lists;
+      translated([&] { lists = fused::make_tiles(launch.records, operands, problem.head_dim); });
+      for (fused::TileList& list : lists) {
+        translated([&] {
+          steps_[static_cast<std::size_t>(launch.step)].push_back({fused::Launcher(list, operands, problem.dtype, problem.head_dim),
+                                                                   static_cast<std::int64_t>(host_tiles_.size()),
+                                                                   checked_narrow<std::int32_t>(std::ssize(list.tiles))});
+        });
+        host_tiles_.insert(host_tiles_.end(), list.tiles.begin(), list.tiles.end());
+      }
+    }
+    ANNULUS_ASSERT(std::ssize(host_tiles_) == program_.tiles, "{} tiles where {} were counted", host_tiles_.size(), program_.tiles);
+    program_.launches.clear();
+
+    args_.ticket = reinterpret_cast<std::int32_t*>(ticket_.get());
+    args_.redo = reinterpret_cast<std::uint32_t*>(redo_.get());
+    args_.out = addresses.out;
+    args_.lse = addresses.lse;
+    args_.partial = partials_.get();
+    args_.scale_log2 = static_cast<float>(problem.scale * std::numbers::log2e);
+    args_.head_dim = checked_narrow<std::int32_t>(problem.head_dim);
+
+    combine_.dtype = problem.dtype;
+    combine_.combine = combine_of(plan.pattern.mixing);
+    combine_.batch = problem.batch;
+    combine_.rows = plan.local_rows;
+    combine_.heads = problem.heads;
+    combine_.head_dim = problem.head_dim;
+    combine_.output_scale = static_cast<float>(output_scale(plan.pattern));
+    combine_.partial = partials_.get();
+    combine_.entries = reinterpret_cast<const fused::CombineEntry*>(entries_.get());
+    combine_.begin = reinterpret_cast<const std::int32_t*>(begin_.get());
+    combine_.out = addresses.out;
+    combine_.lse = addresses.lse;
+
+    int device = 0;
+    ANNULUS_CUDA(cudaGetDevice(&device));
+    ANNULUS_CUDA(cudaDeviceGetAttribute(&blocks_, cudaDevAttrMultiProcessorCount, device));
+  }
+
+  void warm_up(Queue& queue) override {
+    begin(queue);
+    // One kernel serves all launches: a tile for each block of the first.
+    for (const std::vector<Launch>& step : steps_) {
+      if (step.empty()) { continue; }
+      enqueue(queue, step.front(), std::min(step.front().count, blocks_));
+      break;
+    }
+    finish(queue);
+  }
+
+  void begin(Queue& queue) override {
+    prepare(queue);
+    // What no record writes; all else is written over.
+    if (program_.writes_rows) { combine(queue); }
+  }
+
+  void attend(Queue& queue, std::int64_t step) override {
+    for (const Launch& launch : steps_[static_cast<std::size_t>(step)]) { enqueue(queue, launch, launch.count); }
+  }
+
+  void finish(Queue& queue) override {
+    if (!program_.writes_rows) { combine(queue); }
+  }
+
+ private:
+  static constexpr std::int64_t kRedoBytes = 8;
+
+  struct Launch {
+    fused::Launcher launcher;
+    std::int64_t first = 0;  ///< of its tiles
+    std::int32_t count = 0;
+  };
+
+  /// Brings lists to the device, once.
+  void prepare(Queue& queue) {
+    if (std::exchange(prepared_, true)) { return; }
+    const auto upload = [&](const Buffer& to, const void* from) {
+      if (to.bytes() > 0) { backend_.upload(queue, to.get(), from, to.bytes()); }
+    };
+    upload(tiles_, host_tiles_.data());
+    upload(entries_, program_.entries.data());
+    upload(begin_, program_.begin.data());
+    for (const Buffer* zeros : {&redo_, &ticket_}) {
+      if (zeros->bytes() > 0) {
+        ANNULUS_CUDA(cudaMemsetAsync(zeros->get(), 0, checked_narrow<std::size_t>(zeros->bytes()), stream_of(queue)));
+      }
+    }
+    queue.synchronize();
+    host_tiles_ = {};
+  }
+
+  void enqueue(Queue& queue, const Launch& launch, std::int32_t count) {
+    if (drawn_ > std::numeric_limits<std::int32_t>::max() - count - 2 * blocks_) {
+      ANNULUS_CUDA(cudaMemsetAsync(ticket_.get(), 0, sizeof(std::int32_t), stream_of(queue)));
+      drawn_ = 0;
+    }
+    fused::Arguments args = args_;
+    args.tiles = reinterpret_cast<const fused::Tile*>(tiles_.get()) + launch.first;
+    args.tile_count = count;
+    args.ticket_base = drawn_;
+    translated([&] { drawn_ += launch.launcher.launch(args, blocks_, stream_of(queue)); });
+  }
+
+  void combine(Queue& queue) {
+    if (program_.begin.empty()) { return; }
+    translated([&] { fused::combine(combine_, stream_of(queue)); });
+  }
+
+  Backend& backend_;
+  FusedProgram program_;
+  Buffer partials_;
+  Buffer tiles_;
+  Buffer redo_;
+  Buffer ticket_;
+  Buffer entries_;
+  Buffer begin_;
+  std::vector<std::vector<Launch>> steps_;
+  std::vector<fused::Tile> host_tiles_;  ///< until they are on the device
+  fused::Arguments args_{};
+  fused::CombineTask combine_;
+  std::int32_t drawn_ = 0;  ///< tickets so far
+  int blocks_ = 0;
+  bool prepared_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<AttentionKernel> make_fused_kernel(const RingPlan& plan, const TensorAddresses& addresses, Backend& backend) {
+  return std::make_unique<FusedKernel>(plan, addresses, backend);
+}
+
+}  // namespace annulus

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "task_kernel.hpp"
+
+#include <algorithm>
+
+namespace annulus {
+
+TaskKernel::TaskKernel(const RingPlan& plan, const TensorAddresses& addresses, Backend& backend) : backend_(backend) {
+  const Problem& problem = plan.problem;
+  const std::int64_t stats = problem.batch * plan.local_rows * problem.heads;
+  const std::int64_t accumulator = backend.accumulator_bytes();
+  for (std::int64_t index = 0; index < plan.partials; ++index) {
+    kernels::PartialPointers partial;
+    partial.acc = memory_.emplace_back(backend.allocate(stats * problem.head_dim * accumulator, MemoryUse::tensor)).get();
+    partial.max = memory_.emplace_back(backend.allocate(stats * accumulator, MemoryUse::tensor)).get();
+    partial.sum = memory_.emplace_back(backend.allocate(stats * accumulator, MemoryUse::tensor)).get();
+    partials_.push_back(partial);
+  }
+  work_ = lower_work(plan, addresses, partials_, accumulator);
+}
+
+void TaskKernel::warm_up(Queue& queue) {
+  // Enough for a whole tile of every kind; more of it would only take time.
+  constexpr std::int64_t kRows = 4096;
+  constexpr std::int64_t kSegments = 16;
+  constexpr std::size_t kTasks = 8;
+  constexpr std::size_t kSteps = 2;  // of resident keys, and of keys that came; later steps are like the second
+  begin(queue);
+  for (std::size_t step = 0; step < std::min(kSteps, work_.attend.size()); ++step) {
+    std::vector<kernels::AttendTask> part = work_.attend[step];
+    part.resize(std::min(part.size(), kTasks));
+    for (kernels::AttendTask& task : part) {
+      task.segments = std::min(task.segments, kSegments);
+      task.q_rows = std::min(task.q_rows, kRows);
+      task.k_rows = std::min(task.k_rows, kRows);
+    }
+    if (!part.empty()) { backend_.attend(queue, part); }
+  }
+  finish(queue);
+}
+
+void TaskKernel::begin(Queue& queue) {
+  const kernels::FinishTask& all = work_.finish;
+  const std::int64_t stats = all.batch * all.rows * all.heads;
+  if (stats == 0) { return; }
+  for (const kernels::PartialPointers& partial : partials_) { backend_.fill_identity(queue, partial, stats, all.head_dim); }
+}
+
+void TaskKernel::attend(Queue& queue, std::int64_t step) {
+  const std::vector<kernels::AttendTask>& tasks = work_.attend[static_cast<std::size_t>(step)];
+  if (!tasks.empty()) { backend_.attend(queue, tasks); }
+}
+
+void TaskKernel::finish(Queue& queue) {
+  if (work_.finish.batch * work_.finish.rows > 0) { backend_.finish(queue, work_.finish); }
+}
+
+}  // namespace annulus
