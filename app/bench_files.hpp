@@ -5,7 +5,7 @@
 #include <annulus/bench/bench.hpp>
 #include <annulus/bench/bench_file.hpp>
 #include <annulus/io/text_result.hpp>
-#include <annulus/transport/communicator.hpp>
+#include <annulus/job/communicator.hpp>
 
 #include "commands.hpp"
 

@@ -3,7 +3,7 @@
 
 #include <annulus/core/config.hpp>
 #include <annulus/core/error.hpp>
-#include <annulus/transport/communicator.hpp>
+#include <annulus/job/communicator.hpp>
 
 #include "options.hpp"
 #include "sweep.hpp"

@@ -6,7 +6,7 @@
 #include <annulus/io/examine_input.hpp>
 #include <annulus/io/file_identity.hpp>
 #include <annulus/io/result_file.hpp>
-#include <annulus/transport/communicator.hpp>
+#include <annulus/job/communicator.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
 #include "commands.hpp"

@@ -3,8 +3,8 @@
 #pragma once
 
 #include <annulus/io/result_file.hpp>
+#include <annulus/job/communicator.hpp>
 #include <annulus/pattern/progression.hpp>
-#include <annulus/transport/communicator.hpp>
 #include <annulus/verify/check.hpp>
 
 #include "commands.hpp"

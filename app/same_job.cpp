@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "same_job.hpp"
 
-#include <annulus/transport/agreement.hpp>
+#include <annulus/job/agreement.hpp>
 
 #include <algorithm>
 #include <array>

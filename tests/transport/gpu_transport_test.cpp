@@ -4,7 +4,7 @@
 #include <annulus/backend/cuda_devices.hpp>
 #include <annulus/core/build_info.hpp>
 #include <annulus/core/error.hpp>
-#include <annulus/transport/communicator.hpp>
+#include <annulus/job/communicator.hpp>
 #include <annulus/transport/gpu_assignment.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 #include <annulus/transport/make_transport.hpp>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/backend/backend.hpp>
-#include <annulus/transport/communicator.hpp>
+#include <annulus/job/communicator.hpp>
 #include <annulus/transport/make_transport.hpp>
 #include <annulus_test.hpp>
 

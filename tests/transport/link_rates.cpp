@@ -9,9 +9,9 @@
 #include <annulus/bench/statistics.hpp>
 #include <annulus/core/enums.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/job/communicator.hpp>
 #include <annulus/kernels/dtype.hpp>
 #include <annulus/kernels/tasks.hpp>
-#include <annulus/transport/communicator.hpp>
 #include <annulus/transport/gpu_assignment.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 #include <annulus/transport/make_transport.hpp>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/backend/backend.hpp>
 #include <annulus/core/error.hpp>
-#include <annulus/transport/communicator.hpp>
+#include <annulus/job/communicator.hpp>
 #include <annulus/transport/make_transport.hpp>
 #include <annulus_test.hpp>
 

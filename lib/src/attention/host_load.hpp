@@ -2,8 +2,8 @@
 #pragma once
 
 #include <annulus/io/source.hpp>
+#include <annulus/job/communicator.hpp>
 #include <annulus/pattern/partition.hpp>
-#include <annulus/transport/communicator.hpp>
 
 #include <cstdint>
 #include <functional>

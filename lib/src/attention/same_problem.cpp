@@ -2,8 +2,8 @@
 #include "same_problem.hpp"
 
 #include <annulus/core/error.hpp>
+#include <annulus/job/agreement.hpp>
 #include <annulus/kernels/cpu.hpp>
-#include <annulus/transport/agreement.hpp>
 
 #include <algorithm>
 #include <array>

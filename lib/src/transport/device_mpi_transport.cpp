@@ -7,7 +7,7 @@
 #include <annulus/transport/gpu_transports.hpp>
 
 #include "gpu_identity.hpp"
-#include "message_chunks.hpp"
+#include "job/message_chunks.hpp"
 
 #include <spdlog/spdlog.h>
 

@@ -3,7 +3,7 @@
 
 #include <annulus/core/error.hpp>
 
-#include "message_chunks.hpp"
+#include "job/message_chunks.hpp"
 
 #include <algorithm>
 #include <thread>

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <annulus/core/unwinding.hpp>
-#include <annulus/transport/communicator.hpp>
+#include <annulus/job/communicator.hpp>
 #include <annulus/transport/transport.hpp>
 
 #include "backend/cuda_handles.hpp"

@@ -6,9 +6,9 @@
 #include <annulus/backend/backend.hpp>
 #include <annulus/io/result_file.hpp>
 #include <annulus/io/source.hpp>
+#include <annulus/job/watchdog.hpp>
 #include <annulus/plan/plan.hpp>
 #include <annulus/transport/transport.hpp>
-#include <annulus/transport/watchdog.hpp>
 
 #include <cstdint>
 #include <memory>

@@ -6,8 +6,8 @@
 #include <annulus/core/unwinding.hpp>
 #include <annulus/io/file_identity.hpp>
 #include <annulus/io/source.hpp>
+#include <annulus/job/communicator.hpp>
 #include <annulus/plan/plan.hpp>
-#include <annulus/transport/communicator.hpp>
 #include <annulus/transport/make_transport.hpp>
 
 #include <cstdint>

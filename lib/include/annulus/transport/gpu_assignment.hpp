@@ -3,7 +3,7 @@
 
 #include <annulus/backend/backend.hpp>
 #include <annulus/core/enums.hpp>
-#include <annulus/transport/communicator.hpp>
+#include <annulus/job/communicator.hpp>
 
 #include <cstdint>
 #include <span>

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <annulus/backend/backend.hpp>
-#include <annulus/transport/communicator.hpp>
+#include <annulus/job/communicator.hpp>
 #include <annulus/transport/transport.hpp>
 
 #include <memory>

@@ -3,7 +3,7 @@
 
 #include <annulus/core/error.hpp>
 #include <annulus/core/unwinding.hpp>
-#include <annulus/transport/watchdog.hpp>
+#include <annulus/job/watchdog.hpp>
 
 #include <mpi.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/transport/agreement.hpp>
+#include <annulus/job/agreement.hpp>
 
 #include <algorithm>
 #include <cstdint>

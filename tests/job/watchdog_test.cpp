@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/transport/watchdog.hpp>
+#include <annulus/job/watchdog.hpp>
 
 #include <annulus_test.hpp>
 

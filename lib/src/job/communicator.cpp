@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/transport/communicator.hpp>
+#include <annulus/job/communicator.hpp>
 
 #include <annulus/core/build_info.hpp>
 #include <annulus/core/unwinding.hpp>
 #include <annulus/io/result_file.hpp>
-#include <annulus/transport/greeting.hpp>
+#include <annulus/job/greeting.hpp>
 
-#include "message_chunks.hpp"
+#include "job/message_chunks.hpp"
 
 #include <array>
 #include <chrono>

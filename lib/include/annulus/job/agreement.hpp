@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <annulus/transport/communicator.hpp>
+#include <annulus/job/communicator.hpp>
 
 #include <span>
 #include <string>

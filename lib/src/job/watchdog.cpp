@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/transport/watchdog.hpp>
+#include <annulus/job/watchdog.hpp>
 
 #include <annulus/core/error.hpp>
 #include <annulus/core/unwinding.hpp>
-#include <annulus/transport/communicator.hpp>
+#include <annulus/job/communicator.hpp>
 
 #include <fmt/format.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/transport/greeting.hpp>
+#include <annulus/job/greeting.hpp>
 
 #include <fmt/format.h>
 
