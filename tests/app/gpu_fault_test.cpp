@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Faults of ranks that share GPUs. Runs on one GPU.
-#include <annulus/backend/cuda_devices.hpp>
+#include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 #include <annulus_test.hpp>
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/attention/session.hpp>
-#include <annulus/backend/cuda_devices.hpp>
+#include <annulus/gpu/cuda_devices.hpp>
 #include <annulus_test.hpp>
 
+#include "gpu/cuda_driver.hpp"
 #include "mpi_world.hpp"
-#include "transport/cuda_driver.hpp"
 
 #include <cuda_runtime.h>
 

@@ -2,7 +2,7 @@
 // What moves the blocks must not show in the result: one rank's session over every transport, against the same number of virtual ranks.
 // Built once per backend.
 #include <annulus/attention/session.hpp>
-#include <annulus/backend/cuda_devices.hpp>
+#include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 #include <annulus_test.hpp>
 

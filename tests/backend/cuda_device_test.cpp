@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // How backend cuda deals with its device: what waits, what is left behind, and sizes beyond 32 bits.
 #include <annulus/backend/backend.hpp>
-#include <annulus/backend/cuda_devices.hpp>
+#include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/kernels/cuda.hpp>
 #include <annulus_test.hpp>
 
-#include "backend/cuda_handles.hpp"
+#include "backend/cuda_queue.hpp"
+#include "gpu/cuda_handles.hpp"
 
 #include <cuda_runtime.h>
 

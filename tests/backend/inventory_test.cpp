@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/backend/backend.hpp>
-#include <annulus/backend/cuda_devices.hpp>
 #include <annulus/backend/kernel_table.hpp>
 #include <annulus/core/build_info.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/core/problem.hpp>
+#include <annulus/gpu/cuda_devices.hpp>
 #include <annulus_test.hpp>
 
 #include <algorithm>

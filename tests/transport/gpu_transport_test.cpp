@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // The transports between processes on GPU memory. Ranks share GPUs where there are fewer of them, so that one GPU is enough for every case.
 #include <annulus/backend/backend.hpp>
-#include <annulus/backend/cuda_devices.hpp>
 #include <annulus/core/build_info.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/gpu/cuda_devices.hpp>
+#include <annulus/gpu/gpu_assignment.hpp>
 #include <annulus/job/communicator.hpp>
-#include <annulus/transport/gpu_assignment.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 #include <annulus/transport/make_transport.hpp>
 #include <annulus_test.hpp>
 
-#include "backend/cuda_handles.hpp"
+#include "backend/cuda_queue.hpp"
+#include "gpu/cuda_handles.hpp"
 #include "gpu_test_kernels.hpp"
 #include "mpi_world.hpp"
 

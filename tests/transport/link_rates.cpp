@@ -5,18 +5,19 @@
 // Every rank sends one message to the next rank and receives one from the rank before. What arrives is compared byte by byte before and
 // after it is timed. Exit code 1 if a byte was wrong, 77 without a GPU.
 #include <annulus/backend/backend.hpp>
-#include <annulus/backend/cuda_devices.hpp>
 #include <annulus/bench/statistics.hpp>
 #include <annulus/core/enums.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/gpu/cuda_devices.hpp>
+#include <annulus/gpu/gpu_assignment.hpp>
 #include <annulus/job/communicator.hpp>
 #include <annulus/kernels/dtype.hpp>
 #include <annulus/kernels/tasks.hpp>
-#include <annulus/transport/gpu_assignment.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 #include <annulus/transport/make_transport.hpp>
 
-#include "backend/cuda_handles.hpp"
+#include "backend/cuda_queue.hpp"
+#include "gpu/cuda_handles.hpp"
 #include "gpu_test_kernels.hpp"
 #include "transport/p2p_transport.hpp"
 

@@ -6,12 +6,12 @@
 #include <annulus/core/affinity.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/core/thread_stacks.hpp>
+#include <annulus/gpu/gpu_assignment.hpp>
 #include <annulus/kernels/cpu.hpp>
 #include <annulus/kernels/fused_tile.hpp>
 #include <annulus/kernels/reference.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/plan/key_order.hpp>
-#include <annulus/transport/gpu_assignment.hpp>
 
 #include "attention/host_load.hpp"
 #include "backend/host_memory.hpp"

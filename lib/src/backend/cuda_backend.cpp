@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/backend/cuda_backend.hpp>
 
-#include <annulus/backend/cuda_devices.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/core/unwinding.hpp>
+#include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/kernels/alike.hpp>
 #include <annulus/kernels/cuda.hpp>
 
-#include "cuda_handles.hpp"
+#include "cuda_queue.hpp"
+#include "gpu/cuda_handles.hpp"
 
 #include <cublas_v2.h>
 #include <spdlog/spdlog.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/backend/kernel_table.hpp>
 
-#include <annulus/backend/cuda_devices.hpp>
 #include <annulus/core/build_info.hpp>
+#include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/kernels/built_for.hpp>
 #include <annulus/kernels/cpu.hpp>
 #include <annulus/kernels/fused_tile.hpp>

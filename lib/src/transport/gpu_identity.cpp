@@ -3,7 +3,7 @@
 
 #include <annulus/core/error.hpp>
 
-#include "backend/cuda_handles.hpp"
+#include "gpu/cuda_handles.hpp"
 
 namespace annulus {
 

@@ -2,13 +2,17 @@
 #include <annulus/transport/make_transport.hpp>
 
 #include <annulus/core/error.hpp>
-#include <annulus/transport/gpu_assignment.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
 #include "mpi_transport.hpp"
 #include "self_transport.hpp"
 
 namespace annulus {
+
+TransportKind choose_gpu_transport(const Communicator& comm, Backend& backend) {
+  if (p2p_obstacle(comm, backend).empty()) { return TransportKind::p2p; }
+  return has_nccl_transport() ? TransportKind::nccl : TransportKind::mpi;
+}
 
 std::unique_ptr<Transport> make_transport(TransportKind kind, const Communicator& comm, Backend& backend, bool share_gpu) {
   const bool device = !backend.host_memory();

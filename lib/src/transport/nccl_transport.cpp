@@ -2,9 +2,10 @@
 #include "nccl_transport.hpp"
 
 #include <annulus/core/error.hpp>
-#include <annulus/transport/gpu_assignment.hpp>
+#include <annulus/gpu/gpu_assignment.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
+#include "backend/cuda_queue.hpp"
 #include "gpu_identity.hpp"
 
 #include <fmt/format.h>

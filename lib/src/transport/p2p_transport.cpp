@@ -5,7 +5,8 @@
 #include <annulus/core/unwinding.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
-#include "cuda_driver.hpp"
+#include "backend/cuda_queue.hpp"
+#include "gpu/cuda_driver.hpp"
 #include "gpu_identity.hpp"
 
 #include <fmt/format.h>

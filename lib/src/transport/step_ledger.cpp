@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "step_ledger.hpp"
 
-#include "cuda_driver.hpp"
+#include "gpu/cuda_driver.hpp"
 
 #include <algorithm>
 #include <atomic>

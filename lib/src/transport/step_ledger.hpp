@@ -5,7 +5,7 @@
 #include <annulus/job/communicator.hpp>
 #include <annulus/transport/transport.hpp>
 
-#include "backend/cuda_handles.hpp"
+#include "gpu/cuda_handles.hpp"
 #include "receipts.hpp"
 
 #include <cuda_runtime.h>

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/backend/backend.hpp>
+#include <annulus/core/enums.hpp>
 #include <annulus/job/communicator.hpp>
 #include <annulus/transport/transport.hpp>
 
@@ -13,6 +15,10 @@ namespace annulus {
 /// The transports of `ranks` virtual ranks inside this process: messages are copies on a queue of `backend`, which must outlive them. Rank
 /// i's is element i. All ranks must call post(step) before any calls wait(step).
 std::vector<std::unique_ptr<Transport>> make_loopback_transports(std::int64_t ranks, Backend& backend);
+
+/// What TransportKind::automatic means for several ranks on GPUs: p2p inside one host where peers reach each other, else nccl where it is
+/// compiled in, else mpi. Each rank's GPU is its backend's. Collective.
+TransportKind choose_gpu_transport(const Communicator& comm, Backend& backend);
 
 /// The transport of this process. Collective over `comm`. `automatic` takes `self` for one rank, else what suits the backend.
 /// @throws NotCompiled if this binary lacks it, InvalidArgument if it does not suit the communicator or backend

@@ -2,7 +2,6 @@
 // CUDA handles and status checks for the files of this library that touch a GPU.
 #pragma once
 
-#include <annulus/backend/backend.hpp>
 #include <annulus/core/error.hpp>
 
 #include <cuda_runtime_api.h>
@@ -117,10 +116,6 @@ class NvtxRange {
   NvtxRange& operator=(const NvtxRange&) = delete;
   ~NvtxRange() { static_cast<void>(nvtxRangePop()); }
 };
-
-/// The stream under a queue of backend cuda.
-/// @throws AssertionFailure for a queue of another backend
-cudaStream_t stream_of(Queue& queue);
 
 /// Number of usable GPUs, at least 1.
 /// @throws InvalidArgument saying which of driver, driver version or GPU is missing

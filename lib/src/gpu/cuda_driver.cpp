@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cuda_driver.hpp"
+#include "gpu/cuda_driver.hpp"
 
 #include <annulus/core/error.hpp>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/transport/gpu_assignment.hpp>
+#include <annulus/gpu/gpu_assignment.hpp>
 
 #include <annulus/core/error.hpp>
 #include <annulus_test.hpp>

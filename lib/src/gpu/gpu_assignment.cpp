@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/transport/gpu_assignment.hpp>
+#include <annulus/gpu/gpu_assignment.hpp>
 
-#include <annulus/backend/cuda_devices.hpp>
 #include <annulus/core/build_info.hpp>
 #include <annulus/core/error.hpp>
-#include <annulus/transport/gpu_transports.hpp>
+#include <annulus/gpu/cuda_devices.hpp>
 
 #include <algorithm>
 #include <map>
@@ -78,11 +77,6 @@ std::int64_t ranks_on_gpu(const Communicator& comm, int device) {
   together(comm, [&] { uuid = visible_gpus().at(static_cast<std::size_t>(device)).uuid; });
   const std::vector<std::string> uuids = comm.all_gather(uuid);
   return std::count(uuids.begin(), uuids.end(), uuid);
-}
-
-TransportKind choose_gpu_transport(const Communicator& comm, Backend& backend) {
-  if (p2p_obstacle(comm, backend).empty()) { return TransportKind::p2p; }
-  return has_nccl_transport() ? TransportKind::nccl : TransportKind::mpi;
 }
 
 }  // namespace annulus

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/backend/cuda_devices.hpp>
+#include <annulus/gpu/cuda_devices.hpp>
 
 #include <annulus/core/error.hpp>
 
-#include "cuda_handles.hpp"
+#include "gpu/cuda_handles.hpp"
 
 #include <algorithm>
 #include <array>

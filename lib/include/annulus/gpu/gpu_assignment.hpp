@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <annulus/backend/backend.hpp>
-#include <annulus/core/enums.hpp>
 #include <annulus/job/communicator.hpp>
 
 #include <cstdint>
@@ -34,9 +32,5 @@ int assign_gpu(const Communicator& comm, bool share_gpu);
 
 /// Ranks of the job, this one included, whose GPU is this rank's device. Collective.
 std::int64_t ranks_on_gpu(const Communicator& comm, int device);
-
-/// What TransportKind::automatic means for several ranks on GPUs: p2p inside one host where peers reach each other, else nccl where it is
-/// compiled in, else mpi. Each rank's GPU is its backend's. Collective.
-TransportKind choose_gpu_transport(const Communicator& comm, Backend& backend);
 
 }  // namespace annulus
