@@ -2,12 +2,12 @@
 #include "commands.hpp"
 
 #include <annulus/attention/attention_kernel.hpp>
-#include <annulus/attention/result_sink.hpp>
-#include <annulus/attention/session.hpp>
 #include <annulus/core/thread_stacks.hpp>
 #include <annulus/io/result_file.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/plan/key_order.hpp>
+#include <annulus/session/result_sink.hpp>
+#include <annulus/session/session.hpp>
 #include <annulus/verify/check.hpp>
 
 #include "bench.hpp"

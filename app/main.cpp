@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/attention/session.hpp>
 #include <annulus/core/build_info.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/core/text.hpp>
@@ -7,6 +6,7 @@
 #include <annulus/io/file_identity.hpp>
 #include <annulus/io/result_file.hpp>
 #include <annulus/job/communicator.hpp>
+#include <annulus/session/session.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
 #include "commands.hpp"

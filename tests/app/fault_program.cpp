@@ -2,9 +2,9 @@
 // A ring whose transport misbehaves on one rank at one step: fault_program RANK STEP FAULT TIMEOUT OUTPUT, started by scripts/launch.
 // Faults: none, throw, kill, stop, lose (a message that is never sent), stop-unseen (a stop that the others compute through, their
 // transfers open), slow (all ranks compute for several timeouts, their transfers open).
-#include <annulus/attention/result_sink.hpp>
-#include <annulus/attention/session.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/session/result_sink.hpp>
+#include <annulus/session/session.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
 #include <fmt/format.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/attention/session.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/session/session.hpp>
 #include <annulus/verify/check.hpp>
 #include <annulus_test.hpp>
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The timeline of a real ring on GPUs: one process is a ring of virtual ranks, several share GPUs over p2p.
-#include <annulus/attention/session.hpp>
 #include <annulus/gpu/cuda_devices.hpp>
+#include <annulus/session/session.hpp>
 #include <annulus_test.hpp>
 
 #include "mpi_world.hpp"

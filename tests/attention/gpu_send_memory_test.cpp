@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/attention/session.hpp>
 #include <annulus/gpu/cuda_devices.hpp>
+#include <annulus/session/session.hpp>
 #include <annulus_test.hpp>
 
 #include "gpu/cuda_driver.hpp"

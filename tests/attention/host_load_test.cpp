@@ -2,8 +2,8 @@
 // Inputs in chunks that are decoded whole: by a filter that counts how often it decodes.
 #include "attention/host_load.hpp"
 
-#include <annulus/attention/session.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/session/session.hpp>
 #include <annulus_test.hpp>
 
 #include "io/hdf5_fixture.hpp"

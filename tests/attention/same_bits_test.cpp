@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What moves the blocks must not show in the result: one rank's session over every transport, against the same number of virtual ranks.
 // Built once per backend.
-#include <annulus/attention/session.hpp>
 #include <annulus/gpu/cuda_devices.hpp>
+#include <annulus/session/session.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 #include <annulus_test.hpp>
 

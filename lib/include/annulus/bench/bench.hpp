@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <annulus/attention/session.hpp>
 #include <annulus/bench/step_summary.hpp>
+#include <annulus/session/session.hpp>
 #include <annulus/verify/check.hpp>
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/attention/result_sink.hpp>
+#include <annulus/session/result_sink.hpp>
 
 #include <annulus/core/error.hpp>
 #include <annulus/pattern/covered_rows.hpp>

@@ -2,8 +2,8 @@
 // From the ranks' outputs to what users get: the result file and the counts of its rows.
 #pragma once
 
-#include <annulus/attention/session.hpp>
 #include <annulus/io/result_file.hpp>
+#include <annulus/session/session.hpp>
 
 #include <memory>
 #include <string>

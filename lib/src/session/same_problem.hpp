@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <annulus/attention/session.hpp>
+#include <annulus/session/session.hpp>
 
 namespace annulus {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/attention/session.hpp>
+#include <annulus/session/session.hpp>
 
 #include <annulus/attention/attention_kernel.hpp>
 #include <annulus/backend/cuda_devices.hpp>
