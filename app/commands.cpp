@@ -6,9 +6,9 @@
 #include <annulus/io/result_file.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/plan/key_order.hpp>
+#include <annulus/session/check.hpp>
 #include <annulus/session/result_sink.hpp>
 #include <annulus/session/session.hpp>
-#include <annulus/verify/check.hpp>
 
 #include "bench.hpp"
 #include "info.hpp"

@@ -5,7 +5,7 @@
 #include <annulus/io/result_file.hpp>
 #include <annulus/job/communicator.hpp>
 #include <annulus/pattern/progression.hpp>
-#include <annulus/verify/check.hpp>
+#include <annulus/session/check.hpp>
 
 #include "commands.hpp"
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/core/error.hpp>
+#include <annulus/session/check.hpp>
 #include <annulus/session/session.hpp>
-#include <annulus/verify/check.hpp>
 #include <annulus_test.hpp>
 
 #include "verify/memory_source.hpp"

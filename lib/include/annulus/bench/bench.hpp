@@ -2,8 +2,8 @@
 #pragma once
 
 #include <annulus/bench/step_summary.hpp>
+#include <annulus/session/check.hpp>
 #include <annulus/session/session.hpp>
-#include <annulus/verify/check.hpp>
 
 #include <cstdint>
 #include <string>

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/verify/check.hpp>
+#include <annulus/session/check.hpp>
 
 #include <annulus/core/error.hpp>
 #include <annulus/verify/oracle.hpp>
 #include <annulus/verify/random_problem.hpp>
 
-#include "splitmix64.hpp"
+#include "verify/splitmix64.hpp"
 
 #include <fmt/format.h>
 
