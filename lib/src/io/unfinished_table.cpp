@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "unfinished_table.hpp"
 
+#include <annulus/core/at_abort.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/io/result_file.hpp>
 
@@ -34,6 +35,7 @@ void say(const char* text) noexcept {
 }  // namespace
 
 int enter_unfinished(const std::string& path, FileId file) {
+  at_abort(remove_unfinished_results);
   for (std::size_t n = 0; n < slots.size(); ++n) {
     pid_t free_slot = 0;
     if (!slots[n].owner.compare_exchange_strong(free_slot, kClaimed)) { continue; }

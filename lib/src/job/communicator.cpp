@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/job/communicator.hpp>
 
+#include <annulus/core/at_abort.hpp>
 #include <annulus/core/build_info.hpp>
 #include <annulus/core/unwinding.hpp>
-#include <annulus/io/result_file.hpp>
 #include <annulus/job/greeting.hpp>
 
 #include "job/message_chunks.hpp"
@@ -181,7 +181,7 @@ Communicator Communicator::world(double timeout_s) {
   const std::string name = comm.name();
   comm.watchdog_ = std::make_shared<Watchdog>(MPI_COMM_WORLD, timeout_s, comm.host_, [name](std::string_view message) {
     print_error(fmt::format("{}: {}; the job is aborted", name, message));
-    remove_unfinished_results();
+    run_abort_hooks();
     MPI_Abort(MPI_COMM_WORLD, static_cast<int>(ExitCode::runtime_failure));
     std::_Exit(static_cast<int>(ExitCode::runtime_failure));
   });
@@ -334,7 +334,7 @@ void Communicator::agree(const std::exception_ptr& failure) const {
 
 void Communicator::abort(std::string_view message) const {
   print_error(fmt::format("{}: {}", name(), message));
-  remove_unfinished_results();
+  run_abort_hooks();
   if (comm_) { MPI_Abort(MPI_COMM_WORLD, static_cast<int>(ExitCode::runtime_failure)); }
   std::_Exit(static_cast<int>(ExitCode::runtime_failure));
 }
