@@ -2,8 +2,8 @@
 // The promise of KeyOrder::cyclic: the bits of one rank on any number of ranks whose shards are whole blocks, over whatever transport.
 // Built once for the backends on the CPU and once for kernel fused.
 #include <annulus/attention/attention_kernel.hpp>
-#include <annulus/attention/session.hpp>
-#include <annulus/backend/cuda_devices.hpp>
+#include <annulus/session/session.hpp>
+#include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 #include <annulus_test.hpp>

@@ -7,7 +7,7 @@
 #include <annulus/kernels/cuda.hpp>
 #include <annulus/kernels/fused.hpp>
 
-#include "backend/cuda_handles.hpp"
+#include "gpu/cuda_handles.hpp"
 
 #include <cuda_runtime_api.h>
 

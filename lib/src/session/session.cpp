@@ -2,7 +2,7 @@
 #include <annulus/session/session.hpp>
 
 #include <annulus/attention/attention_kernel.hpp>
-#include <annulus/backend/cuda_devices.hpp>
+#include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/core/affinity.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/core/thread_stacks.hpp>

@@ -107,7 +107,14 @@ std::int64_t random_head_dim(Random& random, std::int64_t seq_len) {
 /// The fused kernel takes 16-bit operands and multiples of 8.
 void fit_to_fused(Problem& problem) {
   problem.head_dim = (problem.head_dim + 7) / 8 * 8;
-  if (problem.dtype == DType::fp32) { problem.dtype = DType::bf16; }
+  switch (problem.dtype) {
+    case DType::fp32:
+      problem.dtype = DType::bf16;
+      break;
+    case DType::fp16:
+    case DType::bf16:
+      break;
+  }
 }
 
 struct BranchLists {
