@@ -160,11 +160,23 @@ ExitCode execute_check(const Invocation& invocation, const Communicator& comm) {
   return passed ? ExitCode::passed : ExitCode::check_failed;
 }
 
+/// What the kernel of the configuration takes on a rank.
+Int128 partial_bytes(const Config& config, const Partition& partition, const PlanSizes& sizes) {
+  switch (config.kernel) {
+    case KernelKind::fused:
+      // Its partials are of the rows that it carries from step to step, which only the plan tells.
+      return kernel_bytes(config.kernel, make_plan(config.problem, config.pattern, partition, routing_of(config), sizes.rank), 4);
+    case KernelKind::automatic:
+    case KernelKind::cublas:
+      break;
+  }
+  return whole_partials_bytes(config.problem, sizes, config.backend == BackendKind::reference ? 8 : 4);
+}
+
 ExitCode execute_plan(const Invocation& invocation) {
   const Config config = resolve_without_input(invocation.config);
   const std::int64_t ranks = config.ranks > 0 ? config.ranks : config.virtual_ranks;
   const Partition partition(config.partition, config.problem.seq_len, ranks);
-  const std::int64_t accumulator = config.backend == BackendKind::reference ? 8 : 4;
   constexpr std::int64_t kLines = 16;
   Json json{{"problem", to_json(config.problem)}, {"pattern", describe(config.pattern)}, {"ranks", ranks}};
   json["key_order"] = describe_key_order(config.problem, config.pattern, partition, routing_of(config));
@@ -180,10 +192,9 @@ ExitCode execute_plan(const Invocation& invocation) {
   std::int64_t largest = 0;
   double flops = 0;
   Int128 busiest_link = 0;
-  for (std::int64_t rank = 0; rank < ranks; ++rank) {
-    const RingPlan plan = make_plan(config.problem, config.pattern, partition, routing_of(config), rank);
-    const PlanCost cost = plan_cost(plan);
-    const MemoryPlan memory = plan_memory(plan, kernel_bytes(config.kernel, plan, accumulator));
+  for (const auto& [sizes, cost] : figures_of_ranks(config.problem, config.pattern, partition, routing_of(config))) {
+    const std::int64_t rank = sizes.rank;
+    const MemoryPlan memory = plan_memory(config.problem, sizes, partial_bytes(config, partition, sizes));
     bytes += cost.bytes_sent;
     flops += cost.flops;
     largest = std::max(largest, memory.total());
@@ -194,7 +205,7 @@ ExitCode execute_plan(const Invocation& invocation) {
         links.push_back({{"peer", link.peer}, {"sent", count_in_json(link.sent)}, {"received", count_in_json(link.received)}});
       }
       list.push_back({{"rank", rank},
-                      {"rows", plan.local_rows},
+                      {"rows", sizes.local_rows},
                       {"steps", cost.steps},
                       {"memory", memory.total()},
                       {"bytes_sent", count_in_json(cost.bytes_sent)},
@@ -202,7 +213,7 @@ ExitCode execute_plan(const Invocation& invocation) {
                       {"flops", cost.flops},
                       {"links", std::move(links)}});
     } else if (rank < kLines) {
-      say("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10.3f}\n", rank, plan.local_rows, cost.steps,
+      say("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10.3f}\n", rank, sizes.local_rows, cost.steps,
           human_bytes(memory.total()), human_bytes(memory.inputs + memory.outputs), human_bytes(memory.partials), human_bytes(memory.slots),
           cost.bytes_sent, cost.bytes_received, cost.links.size(), cost.flops / 1e9);
     }

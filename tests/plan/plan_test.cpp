@@ -9,6 +9,7 @@
 #include <annulus_test.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <numeric>
 
@@ -148,7 +149,7 @@ TEST_CASE("a plan's size follows the pattern, not the sequence") {
   std::size_t items = 0;
   for (const Step& step : plan.steps) { items += step.work.size(); }
   CHECK(items <= 64);
-  CHECK(plan_memory(plan, whole_partials_bytes(plan, 4)).total() > 0);
+  CHECK(plan_memory(plan.problem, sizes_of(plan), whole_partials_bytes(plan.problem, sizes_of(plan), 4)).total() > 0);
 }
 
 TEST_CASE("costs count pairs under the mask exactly") {
@@ -163,7 +164,7 @@ TEST_CASE("memory per rank falls with the number of ranks") {
   const Problem problem = problem_of(131072, 8, 8, false);
   const auto memory = [&](std::int64_t ranks) {
     const RingPlan plan = plans_of(problem, dense_pattern(131072), Schedule::ring, ranks).front();
-    return plan_memory(plan, whole_partials_bytes(plan, 4));
+    return plan_memory(plan.problem, sizes_of(plan), whole_partials_bytes(plan.problem, sizes_of(plan), 4));
   };
   const MemoryPlan one = memory(1);
   const MemoryPlan four = memory(4);
@@ -407,6 +408,76 @@ TEST_CASE("an order of keys without blocks is no routing") {
                   InvalidArgument);
 }
 
+TEST_CASE("the figures of all ranks without their plans are those of the plans") {
+  const std::uint64_t seed = 31;
+  INFO("seed " << seed);
+  std::int64_t moved = 0;
+  for (std::int64_t number = 0; number < 1500; ++number) {
+    const RandomCase drawn = random_case(seed, number, std::nullopt);
+    const Routing routing = number % 3 == 0 ? Routing{drawn.schedule} : Routing{drawn.schedule, KeyOrder::cyclic, 16};
+    INFO("case " << number << ": " << drawn.describe());
+    const Partition partition(PartitionKind::contiguous, drawn.problem.seq_len, drawn.ranks);
+    const std::vector<PlanFigures> figures = figures_of_ranks(drawn.problem, drawn.pattern, partition, routing);
+    const std::vector<RingPlan> plans = plans_of(drawn.problem, drawn.pattern, routing, drawn.ranks);
+    REQUIRE(figures.size() == plans.size());
+    for (std::size_t rank = 0; rank < plans.size(); ++rank) {
+      INFO("rank " << rank);
+      const PlanCost cost = plan_cost(plans[rank]);
+      REQUIRE(figures[rank].sizes == sizes_of(plans[rank]));
+      REQUIRE(figures[rank].cost.pairs == cost.pairs);
+      REQUIRE(figures[rank].cost.steps == cost.steps);
+      REQUIRE(figures[rank].cost.messages_sent == cost.messages_sent);
+      REQUIRE(figures[rank].cost == cost);
+      moved += cost.messages_sent;
+    }
+  }
+  CHECK(moved > 10000);
+}
+
+TEST_CASE("the figures of long rings and of whole segments with other heads are those of the plans") {
+  Pattern pattern;
+  pattern.branches = {{64, 1}, {1000, 3}, {4096, 7}, {4099, 1}};
+  pattern.offset = OffsetRule::head;
+  for (const HeadSplit split : {HeadSplit::all, HeadSplit::first}) {
+    pattern.head_split = split;
+    for (const bool causal : {false, true}) {
+      const Problem problem = problem_of(4099, 6, 3, causal);
+      const std::vector<RingPlan> plans = plans_of(problem, pattern, Schedule::ring, 37);
+      const std::vector<PlanFigures> figures =
+          figures_of_ranks(problem, pattern, Partition(PartitionKind::contiguous, 4099, 37), Routing{Schedule::ring});
+      for (std::size_t rank = 0; rank < plans.size(); ++rank) {
+        INFO("rank " << rank);
+        REQUIRE(figures[rank].sizes == sizes_of(plans[rank]));
+        REQUIRE(figures[rank].cost == plan_cost(plans[rank]));
+      }
+    }
+  }
+}
+
+TEST_CASE("the figures of 4,096 ranks of a dense causal ring take seconds at most, and are in proportion") {
+  const std::int64_t ranks = 4096;
+  const std::int64_t seq_len = std::int64_t{1} << 30;
+  const Problem problem = problem_of(seq_len, 1, 1, true);
+  const auto began = std::chrono::steady_clock::now();
+
+  const std::vector<PlanFigures> figures = figures_of_ranks(problem, dense_pattern(seq_len), Partition(PartitionKind::contiguous, seq_len, ranks),
+                                                            Routing{Schedule::ring, KeyOrder::cyclic, 256});
+
+  // A third of a second on an idle machine.
+  CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(5));
+  REQUIRE(std::ssize(figures) == ranks);
+  Int128 pairs = 0;
+  Int128 sent = 0;
+  for (const PlanFigures& rank : figures) {
+    pairs += rank.cost.pairs;
+    sent += rank.cost.bytes_sent;
+  }
+  CHECK(pairs == static_cast<Int128>(seq_len) * (seq_len + 1) / 2);
+  CHECK(sent == static_cast<Int128>(ranks) * (ranks - 1) / 2 * (seq_len / ranks) * 2 * 128 * 2);
+  CHECK(figures.back().cost.steps == ranks);
+  CHECK(figures.front().cost.steps == 2);
+}
+
 TEST_CASE("equal arguments give equal plans") {
   Pattern pattern = longnet();
   pattern.head_split = HeadSplit::all;
@@ -455,6 +526,6 @@ TEST_CASE("a memory or a message beyond 2^60 bytes is refused and does not come 
   pattern.mixing = Mixing::sum;
 
   const RingPlan plan = plans_of(problem, pattern, Schedule::ring, 1).front();
-  CHECK_THROWS_AS(plan_memory(plan, whole_partials_bytes(plan, 8)), InvalidArgument);
+  CHECK_THROWS_AS(plan_memory(plan.problem, sizes_of(plan), whole_partials_bytes(plan.problem, sizes_of(plan), 8)), InvalidArgument);
   CHECK_THROWS_AS(plans_of(problem, pattern, Schedule::ring, 2), InvalidArgument);
 }

@@ -59,7 +59,7 @@ Int128 kernel_bytes(KernelKind kernel, const RingPlan& plan, std::int64_t accumu
     case KernelKind::cublas:
       break;
   }
-  return whole_partials_bytes(plan, accumulator_bytes);
+  return whole_partials_bytes(plan.problem, sizes_of(plan), accumulator_bytes);
 }
 
 std::unique_ptr<AttentionKernel> make_attention_kernel(KernelKind kernel, const RingPlan& plan, const TensorAddresses& addresses,

@@ -3,42 +3,17 @@
 
 #include <annulus/core/error.hpp>
 
+#include "pairs.hpp"
+
 #include <algorithm>
 #include <map>
 
 namespace annulus {
 
+using planning::causal_pairs;
+using planning::floor_sum;
+
 namespace {
-
-/// sum over 0 <= i < n of floor((a*i + b) / m), for a, b >= 0 and m >= 1, in O(log m): the Euclid-like lattice point count.
-Int128 floor_sum(std::int64_t n, std::int64_t m, std::int64_t a, std::int64_t b) {
-  Int128 total = 0;
-  Int128 count = n;
-  Int128 modulus = m;
-  Int128 slope = a;
-  Int128 shift = b;
-  while (count > 0) {
-    total += (count - 1) * count / 2 * (slope / modulus) + count * (shift / modulus);
-    slope %= modulus;
-    shift %= modulus;
-    const Int128 top = slope * count + shift;
-    if (top < modulus) { break; }
-    count = top / modulus;
-    shift = top % modulus;
-    std::swap(modulus, slope);
-  }
-  return total;
-}
-
-/// Visible pairs of one segment and head under the causal mask: for each query, the keys at or before it.
-Int128 causal_pairs(const Progression& q, const Progression& k) {
-  // Queries before `first` see nothing; from `full` on they see every key; between them the count grows by a floor.
-  const std::int64_t first = std::clamp<std::int64_t>(ceil_div(k.first - q.first, q.stride), 0, q.count);
-  const std::int64_t full = std::clamp<std::int64_t>(ceil_div(k.last() - q.first, q.stride), first, q.count);
-  const std::int64_t growing = full - first;
-  const std::int64_t base = q[first] - k.first;
-  return static_cast<Int128>(q.count - full) * k.count + (growing > 0 ? floor_sum(growing, k.stride, q.stride, base) + growing : Int128{0});
-}
 
 /// Pairs of one segment and head, without a mask, whose key lies from the query's own block down.
 Int128 pairs_down(const WorkItem& item) {
@@ -113,28 +88,28 @@ PlanCost plan_cost(const RingPlan& plan) {
   return cost;
 }
 
-Int128 whole_partials_bytes(const RingPlan& plan, std::int64_t accumulator_bytes) {
-  const Problem& problem = plan.problem;
-  const std::int64_t rows = problem.batch * plan.local_rows * problem.heads;
-  return static_cast<Int128>(plan.partials) * accumulator_bytes * (rows * problem.head_dim + 2 * rows);
+Int128 whole_partials_bytes(const Problem& problem, const PlanSizes& sizes, std::int64_t accumulator_bytes) {
+  const std::int64_t rows = problem.batch * sizes.local_rows * problem.heads;
+  return static_cast<Int128>(sizes.partials) * accumulator_bytes * (rows * problem.head_dim + 2 * rows);
 }
 
-MemoryPlan plan_memory(const RingPlan& plan, Int128 partials) {
-  const Problem& problem = plan.problem;
-  const std::int64_t rows = problem.batch * plan.local_rows;
-  const std::int64_t q_elements = rows * problem.heads * problem.head_dim;
+MemoryPlan plan_memory(const Problem& problem, const PlanSizes& sizes, Int128 partials) {
+  const std::int64_t rows = problem.batch * sizes.local_rows;
+  const std::int64_t q_bytes = rows * problem.heads * problem.head_dim * size_of(problem.dtype);
   MemoryPlan memory;
-  memory.inputs = q_elements * size_of(problem.dtype) + buffer_bytes(plan, BufferId::resident);
-  memory.outputs = q_elements * size_of(problem.dtype) + rows * problem.heads * static_cast<std::int64_t>(sizeof(float));
+  memory.inputs = q_bytes + resident_bytes(problem, sizes.local_rows);
+  memory.outputs = q_bytes + rows * problem.heads * static_cast<std::int64_t>(sizeof(float));
   constexpr Int128 kMost = Int128{1} << 60;  // of each of four summands, so that their sum stays below 2^62
-  const Int128 slots = static_cast<Int128>(plan.slot_bytes[0]) + plan.slot_bytes[1] + plan.send_bytes[0] + plan.send_bytes[1];
+  const Int128 slots = static_cast<Int128>(sizes.slot_bytes[0]) + sizes.slot_bytes[1] + sizes.send_bytes[0] + sizes.send_bytes[1];
   ANNULUS_EXPECTS(
       partials <= kMost && slots <= kMost && memory.inputs <= kMost && memory.outputs <= kMost,
       "rank {} needs {} bytes for inputs, {} for outputs, {} for partials and {} for messages; no more than 2^60 of each are planned for",
-      plan.rank, memory.inputs, memory.outputs, partials, slots);
+      sizes.rank, memory.inputs, memory.outputs, partials, slots);
   memory.partials = static_cast<std::int64_t>(partials);
   memory.slots = static_cast<std::int64_t>(slots);
   return memory;
 }
+
+PlanSizes sizes_of(const RingPlan& plan) { return {plan.rank, plan.local_rows, plan.partials, plan.slot_bytes, plan.send_bytes}; }
 
 }  // namespace annulus

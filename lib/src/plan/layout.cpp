@@ -10,11 +10,6 @@ namespace annulus::planning {
 
 namespace {
 
-/// Messages start at multiples of this inside a slot or send buffer, so that vector loads of a block's rows stay aligned.
-constexpr std::int64_t kMessageAlignment = 256;
-/// Of one step and one direction, so that no sum of places and sizes can pass 2^63.
-constexpr std::int64_t kMostMessageBytes = std::int64_t{1} << 60;
-
 std::int64_t aligned_end(const Message& message) {
   return ceil_div(message.offset_bytes + message.bytes, kMessageAlignment) * kMessageAlignment;
 }
@@ -29,8 +24,7 @@ const KvBlock& block_of(const Routes& routes, std::int64_t index) { return route
 void append(Message& message, std::int64_t block, const Setting& setting, const Routes& routes) {
   message.blocks.push_back(block);
   message.bytes += block_of(routes, block).bytes;
-  ANNULUS_EXPECTS(message.bytes <= kMostMessageBytes - message.offset_bytes,
-                  "rank {} would exchange more than 2^60 bytes with rank {} in one step", setting.rank, message.peer);
+  require_message(message.bytes, message.offset_bytes, setting.rank, message.peer);
 }
 
 /// Whether the block is the resident K and V as they lie in memory.
@@ -66,8 +60,7 @@ void send_packed(Message& message, std::int64_t number, const Setting& setting, 
   for (const Message& earlier : current.sends) {
     if (earlier.buffer == message.buffer) { message.offset_bytes = std::max(message.offset_bytes, aligned_end(earlier)); }
   }
-  ANNULUS_EXPECTS(message.bytes <= kMostMessageBytes - message.offset_bytes, "rank {} would send more than 2^60 bytes in one step",
-                  setting.rank);
+  require_message(message.bytes, message.offset_bytes, setting.rank, message.peer);
   std::int64_t offset = message.offset_bytes;
   for (const std::int64_t block : message.blocks) {
     const KvBlock& what = block_of(routes, block);
@@ -100,6 +93,11 @@ void for_each_message(const std::vector<Hop>& hops, Begin&& begin, Append&& appe
 }
 
 }  // namespace
+
+void require_message(std::int64_t bytes, std::int64_t offset_bytes, std::int64_t rank, std::int64_t peer) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 60;
+  ANNULUS_EXPECTS(bytes <= kMost - offset_bytes, "rank {} would exchange more than 2^60 bytes with rank {} in one step", rank, peer);
+}
 
 Layout lay_out(const Setting& setting, const Routes& routes) {
   Layout layout;

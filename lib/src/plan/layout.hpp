@@ -10,6 +10,12 @@
 
 namespace annulus::planning {
 
+/// Messages start at multiples of this inside a slot or send buffer, so that vector loads of a block's rows stay aligned.
+inline constexpr std::int64_t kMessageAlignment = 256;
+
+/// @throws InvalidArgument if `bytes` more at `offset_bytes` were beyond 2^60, so that no sum of places and sizes can pass 2^63
+void require_message(std::int64_t bytes, std::int64_t offset_bytes, std::int64_t rank, std::int64_t peer);
+
 struct Layout {
   std::vector<BlockPlace> places;  ///< by block, of received ones
   std::vector<Step> steps;         ///< packs, sends and receives; at least one step

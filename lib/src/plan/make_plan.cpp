@@ -40,6 +40,10 @@ std::int64_t block_elements(const Problem& problem, const KvBlock& block) {
   return problem.batch * block.rows_global.count() * block.kv_heads.count * problem.head_dim;
 }
 
+std::int64_t resident_bytes(const Problem& problem, std::int64_t local_rows) {
+  return 2 * problem.batch * local_rows * problem.kv_heads * problem.head_dim * size_of(problem.dtype);
+}
+
 std::int64_t buffer_bytes(const RingPlan& plan, BufferId buffer) {
   switch (buffer) {
     case BufferId::slot_0:
@@ -51,22 +55,11 @@ std::int64_t buffer_bytes(const RingPlan& plan, BufferId buffer) {
     case BufferId::resident:
       break;
   }
-  const Problem& problem = plan.problem;
-  return 2 * problem.batch * plan.local_rows * problem.kv_heads * problem.head_dim * size_of(problem.dtype);
+  return resident_bytes(plan.problem, plan.local_rows);
 }
 
 RingPlan make_plan(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing, std::int64_t rank) {
-  validate(problem);
-  validate(pattern);
-  ANNULUS_EXPECTS(partition.seq_len() == problem.seq_len, "the partition is of {} tokens, the problem of {}", partition.seq_len(),
-                  problem.seq_len);
-  const bool cyclic = routing.key_order == KeyOrder::cyclic;
-  ANNULUS_EXPECTS(routing.key_order != KeyOrder::automatic && (routing.block_rows > 0) == cyclic, "key order {} with blocks of {} rows",
-                  to_string(routing.key_order), routing.block_rows);
-  planning::Setting setting{problem, pattern, partition, routing, rank, partition.shard(rank), {}};
-  for (std::int64_t branch = 0; branch < std::ssize(pattern.branches); ++branch) {
-    setting.classes.push_back(head_classes(problem, pattern, branch));
-  }
+  planning::Setting setting = planning::make_setting(problem, pattern, partition, routing, rank);
   planning::Routes routes = planning::routes_of(setting, routing.schedule);
   planning::Layout layout = planning::lay_out(setting, routes);
   planning::add_work(setting, routes, layout);

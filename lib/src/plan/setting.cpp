@@ -1,9 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "setting.hpp"
 
+#include <annulus/core/error.hpp>
+
 #include <algorithm>
 
 namespace annulus::planning {
+
+Setting make_setting(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing, std::int64_t rank) {
+  validate(problem);
+  validate(pattern);
+  ANNULUS_EXPECTS(partition.seq_len() == problem.seq_len, "the partition is of {} tokens, the problem of {}", partition.seq_len(),
+                  problem.seq_len);
+  const bool cyclic = routing.key_order == KeyOrder::cyclic;
+  ANNULUS_EXPECTS(routing.key_order != KeyOrder::automatic && (routing.block_rows > 0) == cyclic, "key order {} with blocks of {} rows",
+                  to_string(routing.key_order), routing.block_rows);
+  Setting setting{problem, pattern, partition, routing, rank, partition.shard(rank), {}};
+  for (std::int64_t branch = 0; branch < std::ssize(pattern.branches); ++branch) {
+    setting.classes.push_back(head_classes(problem, pattern, branch));
+  }
+  return setting;
+}
 
 Progression whole_segments(const Setting& setting, std::int64_t branch, const ShardPiece& piece) {
   if (piece.global.stride != 1) { return {}; }

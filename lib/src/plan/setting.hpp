@@ -34,6 +34,9 @@ struct Setting {
   }
 };
 
+/// @throws InvalidArgument if problem, pattern, partition and routing do not agree
+Setting make_setting(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing, std::int64_t rank);
+
 /// Full-length segments [begin, end) of a branch that lie inside one piece of a shard.
 Progression whole_segments(const Setting& setting, std::int64_t branch, const ShardPiece& piece);
 

@@ -215,7 +215,7 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   together(comm, [&] {
     if (config.kernel != KernelKind::fused) { predicted_bytes_ = backend_->workspace_bytes(config.problem.head_dim, config.problem.dtype); }
     for (const RingPlan& plan : plans) {
-      predicted_bytes_ += plan_memory(plan, kernel_bytes(config.kernel, plan, backend_->accumulator_bytes())).total();
+      predicted_bytes_ += plan_memory(config.problem, sizes_of(plan), kernel_bytes(config.kernel, plan, backend_->accumulator_bytes())).total();
     }
     std::int64_t reading = 0;
     for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {

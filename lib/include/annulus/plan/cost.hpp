@@ -17,6 +17,7 @@ struct LinkBytes {
   std::int64_t peer = 0;
   Int128 sent = 0;
   Int128 received = 0;
+  bool operator==(const LinkBytes&) const = default;
 };
 
 struct PlanCost {
@@ -27,15 +28,30 @@ struct PlanCost {
   std::int64_t messages_sent = 0;
   std::int64_t steps = 0;
   std::vector<LinkBytes> links;  ///< by peer, ascending
+  bool operator==(const PlanCost&) const = default;
 };
 
 PlanCost plan_cost(const RingPlan& plan);
 
 /// Bytes of the plan's partials for kernels that keep each for the whole shard, numbers of `accumulator_bytes` bytes: 4, or 8 for reference.
-Int128 whole_partials_bytes(const RingPlan& plan, std::int64_t accumulator_bytes);
+Int128 whole_partials_bytes(const Problem& problem, const PlanSizes& sizes, std::int64_t accumulator_bytes);
 
 /// Memory of the rank, with what its kernel takes for partials.
 /// @throws InvalidArgument if it is beyond 2^62 bytes
-MemoryPlan plan_memory(const RingPlan& plan, Int128 partials);
+MemoryPlan plan_memory(const Problem& problem, const PlanSizes& sizes, Int128 partials);
+
+PlanSizes sizes_of(const RingPlan& plan);
+
+/// What the plan of one rank comes to.
+struct PlanFigures {
+  PlanSizes sizes;
+  PlanCost cost;
+};
+
+/// Figures of the plans of all ranks, by rank, without making them: what is alike among ranks and among steps is counted once. The plans of
+/// thousands of ranks take minutes and far more memory than any of them.
+/// @throws InvalidArgument as make_plan
+std::vector<PlanFigures> figures_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition,
+                                          const Routing& routing);
 
 }  // namespace annulus

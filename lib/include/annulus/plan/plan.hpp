@@ -141,6 +141,16 @@ struct MemoryPlan {
   std::int64_t total() const { return inputs + outputs + partials + slots; }
 };
 
+/// What decides how much memory a plan needs.
+struct PlanSizes {
+  std::int64_t rank = 0;
+  std::int64_t local_rows = 0;
+  std::int64_t partials = 1;  ///< running partials of each row: one for all branches, or one for each
+  std::array<std::int64_t, 2> slot_bytes{};
+  std::array<std::int64_t, 2> send_bytes{};
+  bool operator==(const PlanSizes&) const = default;
+};
+
 struct RingPlan {
   Problem problem;
   Pattern pattern;
@@ -165,6 +175,9 @@ struct RingPlan {
 /// attended after the last block of the segment, and each branch has its own partial.
 /// @throws InvalidArgument if problem, pattern, partition and routing do not agree
 RingPlan make_plan(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing, std::int64_t rank);
+
+/// Bytes of the resident K and V of so many rows.
+std::int64_t resident_bytes(const Problem& problem, std::int64_t local_rows);
 
 /// Bytes per buffer of a plan.
 std::int64_t buffer_bytes(const RingPlan& plan, BufferId buffer);

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+// The figures of all ranks' plans, without the plans. A rank's messages are those of the segments that its shard shares with others; most
+// steps move what the step before them moved, from and to the same places, and are only counted.
+#include <annulus/core/error.hpp>
+#include <annulus/plan/cost.hpp>
+
+#include "layout.hpp"
+#include "pairs.hpp"
+#include "setting.hpp"
+#include "work.hpp"
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace annulus {
+
+namespace {
+
+using planning::Setting;
+
+/// Ranks among which the blocks of one segment and head class pass, in the order of the sequence, and the bytes of each one's block.
+struct Ring {
+  std::vector<std::int64_t> ranks;
+  std::vector<std::int64_t> bytes;  ///< 0: no block
+  bool causal = false;              ///< blocks go to later ranks only
+};
+
+/// What one rank has to do with a ring.
+class Stream {
+ public:
+  Stream(std::shared_ptr<const Ring> ring, std::int64_t place, bool own_is_resident)
+      : ring_(std::move(ring)), size_(std::ssize(ring_->ranks)), place_(place), own_is_resident_(own_is_resident) {}
+
+  std::int64_t left() const { return rank_at(place_ + size_ - 1); }
+  std::int64_t right() const { return rank_at(place_ + 1); }
+  /// Steps in which blocks may come, 1 to this, and in which they may go.
+  std::int64_t receiving() const { return ring_->causal ? place_ : size_ - 1; }
+  std::int64_t sending() const { return ring_->causal ? (place_ + 1 < size_ ? place_ + 1 : 0) : size_ - 1; }
+  /// Bytes of the block that comes in a step, 0 if none does; and of the one that goes, which is the one that came a step before.
+  std::int64_t received(std::int64_t step) const { return step >= 1 && step <= receiving() ? bytes_at(place_ + size_ - step) : 0; }
+  std::int64_t sent(std::int64_t step) const { return step >= 1 && step <= sending() ? bytes_at(place_ + size_ - step + 1) : 0; }
+  /// Whether the own block is the resident K and V as they lie in memory.
+  bool own_is_resident() const { return own_is_resident_; }
+
+ private:
+  std::int64_t rank_at(std::int64_t place) const { return ring_->ranks[static_cast<std::size_t>(place % size_)]; }
+  std::int64_t bytes_at(std::int64_t place) const { return ring_->bytes[static_cast<std::size_t>(place % size_)]; }
+
+  std::shared_ptr<const Ring> ring_;
+  std::int64_t size_;
+  std::int64_t place_;
+  bool own_is_resident_;
+};
+
+/// Follows a rank's messages step by step, as lay_out() does for a plan.
+class Messages {
+ public:
+  Messages(const std::vector<Stream>& streams, std::int64_t rank, PlanFigures& figures) : streams_(streams), rank_(rank), figures_(figures) {
+    places_.resize(streams.size());
+    for (std::size_t i = 0; i < streams.size(); ++i) {
+      by_left_.push_back(i);
+      by_right_.push_back(i);
+    }
+    std::stable_sort(by_left_.begin(), by_left_.end(), [&](auto a, auto b) { return streams[a].left() < streams[b].left(); });
+    std::stable_sort(by_right_.begin(), by_right_.end(), [&](auto a, auto b) { return streams[a].right() < streams[b].right(); });
+  }
+
+  void follow() {
+    std::int64_t steps = 0;
+    for (const Stream& stream : streams_) { steps = std::max({steps, stream.receiving(), stream.sending()}); }
+    bool received_alike_before = false;
+    std::int64_t last = 0;  // with a message
+    for (std::int64_t step = 1; step <= steps; ++step) {
+      const bool received_alike = step > 1 && alike(step, &Stream::received);
+      const bool sent_alike = step > 2 && received_alike_before && alike(step, &Stream::sent);
+      received_alike_before = received_alike;
+      // What goes lies where the last step's receives put it.
+      if (!sent_alike) { send(step); }
+      if (!received_alike) { receive(step); }
+      count(step);
+      if (!received_.empty() || !sent_.empty()) { last = step; }
+    }
+    figures_.cost.steps = last + 1;
+    for (auto& [peer, link] : links_) {
+      link.peer = peer;
+      figures_.cost.links.push_back(link);
+    }
+  }
+
+ private:
+  struct Moved {
+    std::int64_t peer = 0;
+    std::int64_t bytes = 0;
+  };
+
+  bool alike(std::int64_t step, std::int64_t (Stream::*bytes)(std::int64_t) const) const {
+    return std::all_of(streams_.begin(), streams_.end(),
+                       [&](const Stream& stream) { return (stream.*bytes)(step) == (stream.*bytes)(step - 1); });
+  }
+
+  void receive(std::int64_t step) {
+    received_.clear();
+    std::int64_t begin = 0;
+    for (const std::size_t index : by_left_) {
+      const std::int64_t bytes = streams_[index].received(step);
+      if (bytes == 0) { continue; }
+      const std::int64_t peer = streams_[index].left();
+      if (received_.empty() || received_.back().peer != peer) {
+        if (!received_.empty()) { begin = aligned(begin + received_.back().bytes); }
+        received_.push_back({peer, 0});
+      }
+      Moved& message = received_.back();
+      places_[index] = begin + message.bytes;
+      message.bytes += bytes;
+      planning::require_message(message.bytes, begin, rank_, peer);
+    }
+    slot_ = received_.empty() ? 0 : begin + received_.back().bytes;
+  }
+
+  void send(std::int64_t step) {
+    sent_.clear();
+    packed_ = 0;
+    for (std::size_t i = 0; i < by_right_.size();) {
+      const std::int64_t peer = streams_[by_right_[i]].right();
+      Moved message{peer, 0};
+      std::int64_t blocks = 0;
+      std::int64_t expected = 0;
+      bool in_place = true;
+      for (; i < by_right_.size() && streams_[by_right_[i]].right() == peer; ++i) {
+        const Stream& stream = streams_[by_right_[i]];
+        const std::int64_t bytes = stream.sent(step);
+        if (bytes == 0) { continue; }
+        const std::int64_t place = step == 1 ? 0 : places_[by_right_[i]];
+        in_place = in_place && (step > 1 || stream.own_is_resident()) && (blocks == 0 || place == expected);
+        expected = place + bytes;
+        message.bytes += bytes;
+        ++blocks;
+        planning::require_message(message.bytes, 0, rank_, peer);
+      }
+      if (blocks == 0) { continue; }
+      sent_.push_back(message);
+      if (in_place) { continue; }
+      const std::int64_t begin = aligned(packed_);
+      planning::require_message(message.bytes, begin, rank_, peer);
+      packed_ = begin + message.bytes;
+    }
+  }
+
+  void count(std::int64_t step) {
+    const auto parity = static_cast<std::size_t>(step % 2);
+    figures_.sizes.slot_bytes[parity] = std::max(figures_.sizes.slot_bytes[parity], slot_);
+    figures_.sizes.send_bytes[parity] = std::max(figures_.sizes.send_bytes[parity], packed_);
+    for (const Moved& message : received_) {
+      figures_.cost.bytes_received += message.bytes;
+      link(message.peer).received += message.bytes;
+    }
+    for (const Moved& message : sent_) {
+      figures_.cost.bytes_sent += message.bytes;
+      link(message.peer).sent += message.bytes;
+      ++figures_.cost.messages_sent;
+    }
+  }
+
+  LinkBytes& link(std::int64_t peer) {
+    if (last_link_ == nullptr || last_peer_ != peer) {
+      last_link_ = &links_[peer];
+      last_peer_ = peer;
+    }
+    return *last_link_;
+  }
+
+  static std::int64_t aligned(std::int64_t offset) { return ceil_div(offset, planning::kMessageAlignment) * planning::kMessageAlignment; }
+
+  const std::vector<Stream>& streams_;
+  std::int64_t rank_;
+  PlanFigures& figures_;
+  std::vector<std::size_t> by_left_;  ///< streams in the order in which their blocks lie in a slot
+  std::vector<std::size_t> by_right_;
+  std::vector<std::int64_t> places_;  ///< of the block that came last, by stream
+  std::vector<Moved> received_;       ///< in the present step
+  std::vector<Moved> sent_;
+  std::int64_t slot_ = 0;
+  std::int64_t packed_ = 0;
+  std::map<std::int64_t, LinkBytes> links_;
+  LinkBytes* last_link_ = nullptr;
+  std::int64_t last_peer_ = 0;
+};
+
+/// Bytes of so many rows of so many KV heads.
+std::int64_t block_bytes(const Problem& problem, std::int64_t rows, std::int64_t kv_heads) {
+  return 2 * problem.batch * rows * kv_heads * problem.head_dim * size_of(problem.dtype);
+}
+
+std::int64_t query_heads(const HeadClass& heads) {
+  std::int64_t count = 0;
+  for (const HeadSet& set : heads.head_sets) { count += set.kv.count * set.q_per_kv; }
+  return count;
+}
+
+/// Rows that a rank of a contiguous partition owns.
+Progression rows_of_rank(const Partition& partition, std::int64_t rank) {
+  return split_by_rank(partition.seq_len(), partition.ranks(), rank);
+}
+
+class Rings {
+ public:
+  /// The ring of a segment, made once for all its ranks.
+  std::shared_ptr<const Ring> of_segment(const Setting& setting, std::int64_t branch, std::int64_t head_class, std::int64_t segment) {
+    std::shared_ptr<const Ring>& known = rings_[{branch, head_class, segment}];
+    if (known) { return known; }
+    auto ring = std::make_shared<Ring>();
+    ring->causal = setting.problem.causal;
+    const Progression tokens = segment_range(setting.problem.seq_len, setting.branch(branch), segment);
+    const Progression rows = setting.rows_of(branch, head_class, segment);
+    for (const std::int64_t rank : setting.partition.ranks_touching(tokens.first, tokens.last() + 1)) {
+      const Progression owned = intersect(rows, rows_of_rank(setting.partition, rank));
+      if (owned.empty()) { continue; }
+      ring->ranks.push_back(rank);
+      ring->bytes.push_back(block_bytes(setting.problem, owned.count, setting.heads(branch, head_class).kv.count));
+    }
+    return known = std::move(ring);
+  }
+
+  /// The ring of all ranks' undilated rows.
+  std::shared_ptr<const Ring> of_all(const Setting& setting) {
+    if (all_) { return all_; }
+    auto ring = std::make_shared<Ring>();
+    for (std::int64_t rank = 0; rank < setting.partition.ranks(); ++rank) {
+      ring->ranks.push_back(rank);
+      ring->bytes.push_back(block_bytes(setting.problem, rows_of_rank(setting.partition, rank).count, setting.problem.kv_heads));
+    }
+    return all_ = std::move(ring);
+  }
+
+ private:
+  std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t>, std::shared_ptr<const Ring>> rings_;
+  std::shared_ptr<const Ring> all_;
+};
+
+/// Visible pairs of a rank's queries in one segment, for one head.
+Int128 pairs_in_segment(const Setting& setting, std::int64_t branch, std::int64_t head_class, std::int64_t segment) {
+  const Progression rows = setting.rows_of(branch, head_class, segment);
+  const Progression queries = intersect(rows, rows_of_rank(setting.partition, setting.rank));
+  if (queries.empty()) { return 0; }
+  return setting.problem.causal ? planning::causal_pairs(queries, rows) : static_cast<Int128>(queries.count) * rows.count;
+}
+
+Int128 pairs_of(const Setting& setting) {
+  Int128 pairs = 0;
+  setting.for_each_class([&](std::int64_t branch, std::int64_t head_class) {
+    Int128 of_class = 0;
+    const std::int64_t period = offset_period(setting.pattern, branch);
+    for (const ShardPiece& piece : setting.shard.pieces) {
+      const Progression whole = planning::whole_segments(setting, branch, piece);
+      for (std::int64_t lead = 0; lead < std::min(period, whole.count); ++lead) {
+        const std::int64_t alike = (whole.count - 1 - lead) / period + 1;
+        of_class += alike * pairs_in_segment(setting, branch, head_class, whole.first + lead);
+      }
+    }
+    for (const std::int64_t segment : planning::cut_segments(setting, branch)) {
+      of_class += pairs_in_segment(setting, branch, head_class, segment);
+    }
+    pairs += of_class * query_heads(setting.heads(branch, head_class));
+  });
+  return pairs * setting.problem.batch;
+}
+
+std::vector<Stream> streams_of(const Setting& setting, Rings& rings) {
+  std::vector<Stream> streams;
+  const auto add = [&](const std::shared_ptr<const Ring>& ring, bool own_is_resident) {
+    const auto place = std::lower_bound(ring->ranks.begin(), ring->ranks.end(), setting.rank);
+    if (ring->ranks.size() < 2 || place == ring->ranks.end() || *place != setting.rank) { return; }
+    streams.emplace_back(ring, place - ring->ranks.begin(), own_is_resident);
+  };
+  switch (setting.routing.schedule) {
+    case Schedule::ring_full:
+      add(rings.of_all(setting), true);
+      return streams;
+    case Schedule::ring:
+      break;
+  }
+  setting.for_each_class([&](std::int64_t branch, std::int64_t head_class) {
+    for (const std::int64_t segment : planning::cut_segments(setting, branch)) {
+      const Progression owned = intersect(setting.rows_of(branch, head_class, segment), rows_of_rank(setting.partition, setting.rank));
+      const bool image = owned.count == setting.shard.rows() && setting.heads(branch, head_class).kv.count == setting.problem.kv_heads;
+      add(rings.of_segment(setting, branch, head_class, segment), image);
+    }
+  });
+  return streams;
+}
+
+}  // namespace
+
+std::vector<PlanFigures> figures_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition,
+                                          const Routing& routing) {
+  Setting setting = planning::make_setting(problem, pattern, partition, routing, 0);
+  Rings rings;
+  std::vector<PlanFigures> all;
+  for (std::int64_t rank = 0; rank < partition.ranks(); ++rank) {
+    setting.rank = rank;
+    setting.shard = partition.shard(rank);
+    PlanFigures& figures = all.emplace_back();
+    figures.sizes.rank = rank;
+    figures.sizes.local_rows = setting.shard.rows();
+    figures.sizes.partials = planning::partials_of(setting);
+    figures.cost.pairs = pairs_of(setting);
+    figures.cost.flops = 4.0 * static_cast<double>(problem.head_dim) * static_cast<double>(figures.cost.pairs);
+    Messages(streams_of(setting, rings), rank, figures).follow();
+  }
+  return all;
+}
+
+}  // namespace annulus
