@@ -160,6 +160,11 @@ ExitCode execute_check(const Invocation& invocation, const Communicator& comm) {
   return passed ? ExitCode::passed : ExitCode::check_failed;
 }
 
+/// ", kernel K" of a resolved configuration, where the backend has several.
+std::string kernel_text(const Config& config) {
+  return config.kernel == KernelKind::automatic ? std::string() : fmt::format(", kernel {}", to_string(config.kernel));
+}
+
 /// What the kernel of the configuration takes on a rank.
 Int128 partial_bytes(const Config& config, const Partition& partition, const PlanSizes& sizes) {
   switch (config.kernel) {
@@ -179,11 +184,12 @@ ExitCode execute_plan(const Invocation& invocation) {
   const Partition partition(config.partition, config.problem.seq_len, ranks);
   constexpr std::int64_t kLines = 16;
   Json json{{"problem", to_json(config.problem)}, {"pattern", describe(config.pattern)}, {"ranks", ranks}};
+  json["backend"] = fmt::format("{}{}", to_string(config.backend), kernel_text(config));
   json["key_order"] = describe_key_order(config.problem, config.pattern, partition, routing_of(config));
   Json list = Json::array();
   if (!invocation.json) {
-    say("{}\n{}\n{} ranks, partition {}, schedule {}\n", describe(config.problem), describe(config.pattern), ranks,
-        to_string(config.partition), to_string(config.schedule));
+    say("{}\n{}\n{} ranks, partition {}, schedule {}, backend {}{}\n", describe(config.problem), describe(config.pattern), ranks,
+        to_string(config.partition), to_string(config.schedule), to_string(config.backend), kernel_text(config));
     say("{}\n", describe_key_order(config.problem, config.pattern, partition, routing_of(config)));
     say("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10}\n", "rank", "rows", "steps", "memory", "inputs+out",
         "partials", "slots", "sent B", "received B", "peers", "GFLOP");

@@ -102,7 +102,12 @@ namespace {
 
 /// Fills in the kernel of backend cuda. `hopper`: of every process's GPUs.
 void choose_kernel(Config& config, bool hopper) {
-  if (config.backend == BackendKind::cuda) { config.kernel = resolve_kernel(config.kernel, config.problem, config.tile_rows, hopper); }
+  if (config.backend == BackendKind::cuda) {
+    config.kernel = resolve_kernel(config.kernel, config.problem, config.tile_rows, hopper);
+    return;
+  }
+  ANNULUS_EXPECTS(config.kernel == KernelKind::automatic, "--kernel {} is one of backend cuda, and this is backend {}",
+                  to_string(config.kernel), to_string(config.backend));
 }
 
 }  // namespace
