@@ -2,11 +2,11 @@
 #include "fused_kernel.hpp"
 
 #include <annulus/attention/fused_program.hpp>
-#include <annulus/backend/cuda_backend.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/kernels/cuda.hpp>
 #include <annulus/kernels/fused.hpp>
 
+#include "backend/cuda_queue.hpp"
 #include "gpu/cuda_handles.hpp"
 
 #include <cuda_runtime_api.h>
