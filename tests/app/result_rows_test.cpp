@@ -137,7 +137,7 @@ TEST_CASE("every row of /o and /lse is the oracle's and one rank's, from 1 to 4 
     for (std::int64_t index = 0; index < problem.batch * problem.seq_len; ++index) {
       all.push_back({index / problem.seq_len, index % problem.seq_len});
     }
-    const OracleRows oracle = oracle_rows(*make_generator(problem, kSeed), problem, each.pattern, all, false, 1);
+    const OracleRows oracle = oracle_rows(*make_generator(problem, kSeed), problem, each.pattern, all, PlainProbabilities::kept, 1);
     Rows alone;
     for (std::int64_t ranks = 1; ranks <= 4; ++ranks) {
       INFO(each.name << " on " << ranks << " ranks");

@@ -6,6 +6,8 @@
 
 #include <numeric>
 #include <set>
+#include <utility>
+#include <vector>
 
 using namespace annulus;
 
@@ -85,6 +87,27 @@ TEST_CASE("offsets follow their rules") {
   }
 }
 
+TEST_CASE("blocks of heads share an offset, also where the rate does not divide the heads") {
+  Pattern pattern;
+  pattern.branches = {{64, 3}};
+  pattern.offset = OffsetRule::head_block;
+  const auto offsets = [&](std::int64_t rate, std::int64_t heads, std::int64_t kv_heads) {
+    pattern.branches[0].dilation_rate = rate;
+    std::vector<std::pair<std::int64_t, std::int64_t>> found;  // offset, KV heads
+    for (const HeadClass& heads_of : head_classes(problem_with(64, heads, kv_heads), pattern, 0)) {
+      CHECK(heads_of.kv.stride == 1);
+      found.emplace_back(segment_offset(pattern, 0, 5, heads_of), heads_of.kv.count);
+    }
+    return found;
+  };
+  using Offsets = std::vector<std::pair<std::int64_t, std::int64_t>>;
+  CHECK(offsets(3, 16, 16) == Offsets{{0, 6}, {1, 6}, {2, 4}});
+  CHECK(offsets(16, 16, 16).size() == 16);
+  CHECK(offsets(4, 16, 2) == Offsets{{0, 1}, {1, 1}});
+  CHECK(offsets(1, 6, 3) == Offsets{{0, 3}});
+  CHECK(offsets(5, 6, 6) == Offsets{{0, 2}, {1, 2}, {2, 2}});  // the offsets 3 and 4 have no head
+}
+
 TEST_CASE("a rate beyond the segment leaves segments without rows") {
   Pattern pattern;
   pattern.branches = {{3, 7}};
@@ -95,7 +118,7 @@ TEST_CASE("a rate beyond the segment leaves segments without rows") {
 }
 
 TEST_CASE("head sets name every query head of a branch once, whatever the branch cuts") {
-  for (const OffsetRule rule : {OffsetRule::group, OffsetRule::head}) {
+  for (const OffsetRule rule : {OffsetRule::group, OffsetRule::head, OffsetRule::head_block}) {
     for (const std::int64_t heads : {1, 2, 6, 12, 13}) {
       for (std::int64_t kv_heads = 1; kv_heads <= heads; ++kv_heads) {
         if (heads % kv_heads != 0) { continue; }

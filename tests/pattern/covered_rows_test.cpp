@@ -31,6 +31,13 @@ bool is_covered(const Problem& problem, const Pattern& pattern, std::int64_t hea
       case OffsetRule::head:
         offset = head * problem.kv_heads / problem.heads;
         break;
+      case OffsetRule::head_block: {
+        // Block after block of neighbours, until all heads have one.
+        std::int64_t left = head * problem.kv_heads / problem.heads;
+        const std::int64_t block = (problem.kv_heads + branch.dilation_rate - 1) / branch.dilation_rate;
+        for (; left >= block; left -= block) { ++offset; }
+        break;
+      }
     }
     if ((row % branch.segment_length - offset % branch.dilation_rate) % branch.dilation_rate == 0 &&
         row % branch.segment_length >= offset % branch.dilation_rate) {
@@ -44,7 +51,8 @@ bool is_covered(const Problem& problem, const Pattern& pattern, std::int64_t hea
 
 TEST_CASE("covered rows are those that the definition selects, for every offset, head split and grouping") {
   std::int64_t uncovered = 0;
-  for (const OffsetRule offset : {OffsetRule::group, OffsetRule::group_plus_segment, OffsetRule::segment, OffsetRule::head}) {
+  for (const OffsetRule offset : {OffsetRule::group, OffsetRule::group_plus_segment, OffsetRule::segment, OffsetRule::head,
+                                  OffsetRule::head_block}) {
     for (const HeadSplit split : {HeadSplit::first, HeadSplit::last, HeadSplit::all}) {
       for (const std::int64_t kv_heads : {1, 2, 6}) {
         Problem problem;

@@ -46,7 +46,7 @@ Checked correct_run() {
   for (std::int64_t row = 0; row < 30; ++row) { run.rows.push_back({1, row}); }
   Pattern pattern;
   pattern.branches = {{10, 1}, {30, 2}};  // head 1 runs the second branch: its even rows are uncovered
-  run.oracle = oracle_rows(source, run.problem, pattern, run.rows, false, 1);
+  run.oracle = oracle_rows(source, run.problem, pattern, run.rows, PlainProbabilities::kept, 1);
   run.out.assign(run.oracle.out.begin(), run.oracle.out.end());
   run.lse.assign(run.oracle.lse.begin(), run.oracle.lse.end());
   return run;

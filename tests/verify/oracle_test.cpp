@@ -51,7 +51,7 @@ std::vector<RowId> all_rows(const Problem& problem) {
 }
 
 OracleRows oracle_of_all(const MemorySource& source, const Problem& problem, const Pattern& pattern, int threads = 2) {
-  return oracle_rows(source, problem, pattern, all_rows(problem), false, threads);
+  return oracle_rows(source, problem, pattern, all_rows(problem), PlainProbabilities::kept, threads);
 }
 
 /// Outputs of one head of a problem of head_dim 1.
@@ -123,6 +123,7 @@ Listed attention_by_lists(const MemorySource& source, const Problem& problem, co
           if (pattern.offset == OffsetRule::group_plus_segment) { offset = (g + s) % r; }
           if (pattern.offset == OffsetRule::segment) { offset = s % r; }
           if (pattern.offset == OffsetRule::head) { offset = kv_head % r; }
+          if (pattern.offset == OffsetRule::head_block) { offset = kv_head / ((problem.kv_heads + r - 1) / r); }
           std::vector<std::int64_t> members;
           for (std::int64_t row = s * w + offset; row < std::min((s + 1) * w, problem.seq_len); row += r) { members.push_back(row); }
           for (const std::int64_t row : members) {
@@ -330,10 +331,11 @@ TEST_CASE("random problems give what listing each segment's rows gives") {
 TEST_CASE("the plain run errs by its dtype's rounding and no more") {
   Problem problem = make_problem(200, 2, 2, 32);
   problem.dtype = GENERATE(DType::fp32, DType::fp16, DType::bf16);
-  const bool round_probabilities = GENERATE(false, true);
+  const PlainProbabilities probabilities =
+      GENERATE(PlainProbabilities::kept, PlainProbabilities::rounded, PlainProbabilities::rounded_at_scales);
   const MemorySource source(problem, scattered_values(3));
 
-  const OracleRows rows = oracle_rows(source, problem, {}, all_rows(problem), round_probabilities, 2);
+  const OracleRows rows = oracle_rows(source, problem, {}, all_rows(problem), probabilities, 2);
 
   double error = 0;
   double size = 0;
@@ -354,8 +356,8 @@ TEST_CASE("rounded probabilities add to the plain run's error and leave the orac
   problem.scale = 1.0;
   const MemorySource source(problem, scattered_values(8));
 
-  const OracleRows kept = oracle_rows(source, problem, {}, all_rows(problem), false, 1);
-  const OracleRows rounded = oracle_rows(source, problem, {}, all_rows(problem), true, 1);
+  const OracleRows kept = oracle_rows(source, problem, {}, all_rows(problem), PlainProbabilities::kept, 1);
+  const OracleRows rounded = oracle_rows(source, problem, {}, all_rows(problem), PlainProbabilities::rounded, 1);
 
   const auto error_squares = [](const OracleRows& rows) {
     double sum = 0;
@@ -364,6 +366,28 @@ TEST_CASE("rounded probabilities add to the plain run's error and leave the orac
   };
   CHECK(kept.out == rounded.out);
   CHECK(error_squares(rounded) > 1.05 * error_squares(kept));
+}
+
+TEST_CASE("plain runs at other scales differ where a few roundings matter, and are alike where many do") {
+  // Largest and smallest RMS error of all runs, the unscaled one among them.
+  const auto range_of = [](std::int64_t seq_len) {
+    Problem problem = make_problem(seq_len, 1, 1, 64);
+    problem.dtype = DType::bf16;
+    const MemorySource source(problem, scattered_values(8));
+    const OracleRows rows = oracle_rows(source, problem, {}, all_rows(problem), PlainProbabilities::rounded_at_scales, 2);
+    CHECK(rows.scaled_out.size() == static_cast<std::size_t>(kPlainScales));
+    std::vector<std::vector<float>> runs = rows.scaled_out;
+    runs.push_back(rows.plain_out);
+    std::vector<double> errors;
+    for (const std::vector<float>& run : runs) {
+      double sum = 0;
+      for (std::size_t i = 0; i < rows.out.size(); ++i) { sum += std::pow(static_cast<double>(run[i]) - rows.out[i], 2); }
+      errors.push_back(std::sqrt(sum / static_cast<double>(rows.out.size())));
+    }
+    return *std::max_element(errors.begin(), errors.end()) / *std::min_element(errors.begin(), errors.end());
+  };
+  CHECK(range_of(2) > 1.2);
+  CHECK(range_of(1000) < 1.05);
 }
 
 TEST_CASE("keys after a row do not touch it under causal") {
@@ -401,7 +425,7 @@ TEST_CASE("sampled rows in any order equal the same rows of all, bit for bit, on
   const std::vector<RowId> sample{{1, 149}, {0, 3}, {0, 64}, {1, 0}, {0, 4}, {0, 3}, {0, 149}};
 
   const OracleRows all = oracle_of_all(source, problem, pattern, 3);
-  const OracleRows some = oracle_rows(source, problem, pattern, sample, false, 1);
+  const OracleRows some = oracle_rows(source, problem, pattern, sample, PlainProbabilities::kept, 1);
 
   for (std::size_t i = 0; i < sample.size(); ++i) {
     const std::int64_t row = sample[i].batch * problem.seq_len + sample[i].row;
@@ -424,7 +448,7 @@ TEST_CASE("only the segments of the rows are read") {
   const Problem problem = make_problem(1000, 1, 1, 2);
   const MemorySource source(problem, scattered_values(2));
 
-  const OracleRows rows = oracle_rows(source, problem, make_pattern({{100, 1}}), std::vector<RowId>{{0, 250}, {0, 920}}, false, 1);
+  const OracleRows rows = oracle_rows(source, problem, make_pattern({{100, 1}}), std::vector<RowId>{{0, 250}, {0, 920}}, PlainProbabilities::kept, 1);
 
   CHECK(source.tokens_read(Tensor::q) == 2);
   CHECK(source.tokens_read(Tensor::v) == 200);
@@ -442,7 +466,7 @@ TEST_CASE("a segment longer than the window of keys is streamed") {
   });
   const std::vector<RowId> rows{{0, 8999}, {0, 100}, {0, 5000}};
 
-  const OracleRows found = oracle_rows(source, problem, make_pattern({{9000, 7}}, OffsetRule::segment), rows, false, 2);
+  const OracleRows found = oracle_rows(source, problem, make_pattern({{9000, 7}}, OffsetRule::segment), rows, PlainProbabilities::kept, 2);
 
   for (std::size_t i = 0; i < rows.size(); ++i) {
     for (std::int64_t head = 0; head < problem.heads; ++head) {
@@ -511,11 +535,11 @@ TEST_CASE("the oracle refuses rows outside, foreign extents and no threads") {
   Problem other = problem;
   other.kv_heads = 2;
 
-  CHECK_THROWS_AS(oracle_rows(source, problem, {}, std::vector<RowId>{{0, 10}}, false, 1), InvalidArgument);
-  CHECK_THROWS_AS(oracle_rows(source, problem, {}, std::vector<RowId>{{1, 0}}, false, 1), InvalidArgument);
-  CHECK_THROWS_AS(oracle_rows(source, other, {}, std::vector<RowId>{{0, 0}}, false, 1), InvalidArgument);
-  CHECK_THROWS_AS(oracle_rows(source, problem, {}, std::vector<RowId>{{0, 0}}, false, 0), InvalidArgument);
-  CHECK(oracle_rows(source, problem, {}, std::vector<RowId>{}, false, 1).out.empty());
+  CHECK_THROWS_AS(oracle_rows(source, problem, {}, std::vector<RowId>{{0, 10}}, PlainProbabilities::kept, 1), InvalidArgument);
+  CHECK_THROWS_AS(oracle_rows(source, problem, {}, std::vector<RowId>{{1, 0}}, PlainProbabilities::kept, 1), InvalidArgument);
+  CHECK_THROWS_AS(oracle_rows(source, other, {}, std::vector<RowId>{{0, 0}}, PlainProbabilities::kept, 1), InvalidArgument);
+  CHECK_THROWS_AS(oracle_rows(source, problem, {}, std::vector<RowId>{{0, 0}}, PlainProbabilities::kept, 0), InvalidArgument);
+  CHECK(oracle_rows(source, problem, {}, std::vector<RowId>{}, PlainProbabilities::kept, 1).out.empty());
 }
 
 }  // namespace

@@ -47,15 +47,28 @@ std::vector<HeadClass> head_classes(const Problem& problem, const Pattern& patte
   const std::int64_t group_size = problem.group_size();
   const Progression kv_heads = range(heads.first / group_size, (heads.end() - 1) / group_size + 1);
   std::vector<HeadClass> classes;
-  if (pattern.offset != OffsetRule::head) {
-    classes.push_back({0, kv_heads, head_sets(heads, kv_heads, group_size)});
-    return classes;
-  }
+  const auto add = [&](std::int64_t offset, const Progression& kv) { classes.push_back({offset, kv, head_sets(heads, kv, group_size)}); };
   const std::int64_t rate = pattern.branches[static_cast<std::size_t>(branch)].dilation_rate;
-  for (std::int64_t lead = 0; lead < std::min(rate, kv_heads.count); ++lead) {
-    const std::int64_t first = kv_heads.first + lead;
-    const Progression kv{first, rate, (kv_heads.last() - first) / rate + 1};
-    classes.push_back({first % rate, kv, head_sets(heads, kv, group_size)});
+  switch (pattern.offset) {
+    case OffsetRule::group:
+    case OffsetRule::group_plus_segment:
+    case OffsetRule::segment:
+      add(0, kv_heads);
+      break;
+    case OffsetRule::head:
+      for (std::int64_t lead = 0; lead < std::min(rate, kv_heads.count); ++lead) {
+        const std::int64_t first = kv_heads.first + lead;
+        add(first % rate, {first, rate, (kv_heads.last() - first) / rate + 1});
+      }
+      break;
+    case OffsetRule::head_block: {
+      const std::int64_t block = ceil_div(problem.kv_heads, rate);
+      for (std::int64_t offset = kv_heads.first / block; offset * block <= kv_heads.last(); ++offset) {
+        const Progression kv = intersect(kv_heads, range(offset * block, (offset + 1) * block));
+        if (!kv.empty()) { add(offset, kv); }
+      }
+      break;
+    }
   }
   return classes;
 }
@@ -70,6 +83,7 @@ std::int64_t segment_offset(const Pattern& pattern, std::int64_t branch, std::in
     case OffsetRule::segment:
       return segment % rate;
     case OffsetRule::head:
+    case OffsetRule::head_block:
       break;
   }
   return heads.head_offset;

@@ -318,7 +318,8 @@ class PairCounter {
     const std::int64_t raw = pattern_.offset == OffsetRule::group                ? g
                              : pattern_.offset == OffsetRule::group_plus_segment ? g + segment
                              : pattern_.offset == OffsetRule::segment            ? segment
-                                                                                 : kv_head;
+                             : pattern_.offset == OffsetRule::head               ? kv_head
+                                                                                 : kv_head / ((problem_.kv_heads + r - 1) / r);
     const std::int64_t distance = token - segment * w - raw % r;
     return distance >= 0 && distance % r == 0;
   }

@@ -54,6 +54,19 @@ std::int64_t local_row(PartitionKind partition, std::int64_t seq_len, std::int64
   return row >= first && row < first + rows ? row - first : -1;
 }
 
+/// What the session's kernel does to probabilities.
+PlainProbabilities plain_probabilities(const Session& session) {
+  if (!session.backend().rounds_probabilities(session.problem().dtype)) { return PlainProbabilities::kept; }
+  switch (session.resolved().config.kernel) {
+    case KernelKind::fused:
+      return PlainProbabilities::rounded_at_scales;
+    case KernelKind::automatic:
+    case KernelKind::cublas:
+      break;
+  }
+  return PlainProbabilities::rounded;
+}
+
 /// Compares the rows that one executor's rank owns.
 ErrorSums compare_owned(RingExecutor& executor, const std::vector<RowId>& rows, const Session& session) {
   const Problem& problem = session.problem();
@@ -86,7 +99,7 @@ ErrorSums compare_owned(RingExecutor& executor, const std::vector<RowId>& rows, 
     index = end;
   }
   const OracleRows oracle =
-      oracle_rows(*session.resolved().source, problem, session.pattern(), owned, session.backend().rounds_probabilities(problem.dtype),
+      oracle_rows(*session.resolved().source, problem, session.pattern(), owned, plain_probabilities(session),
                   static_cast<int>(session.resolved().config.threads), &session.comm().watchdog().progress_counter());
   return compare_rows(problem, owned, out.data(), lse.data(), oracle);
 }

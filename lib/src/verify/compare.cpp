@@ -93,6 +93,11 @@ ErrorSums compare_elements(const Problem& problem, std::span<const RowId> rows, 
           const double plain_error = static_cast<double>(oracle.plain_out[static_cast<std::size_t>(element)]) - expected;
           sums.error_squares += error * error;
           sums.plain_error_squares += plain_error * plain_error;
+          for (std::size_t scale = 0; scale < oracle.scaled_out.size(); ++scale) {
+            const double scaled_error = static_cast<double>(oracle.scaled_out[scale][static_cast<std::size_t>(element)]) - expected;
+            sums.scaled_error_squares[scale] += scaled_error * scaled_error;
+            sums.max_plain_error = std::max(sums.max_plain_error, std::abs(scaled_error));
+          }
           sums.oracle_squares += expected * expected;
           sums.max_plain_error = std::max(sums.max_plain_error, std::abs(plain_error));
           take_worst(std::abs(error), {rows[i].batch, rows[i].row, head, dim}, sums.max_error, sums.worst);
@@ -116,6 +121,9 @@ void ErrorSums::add(const ErrorSums& other) {
   count += other.count;
   error_squares += other.error_squares;
   plain_error_squares += other.plain_error_squares;
+  for (std::size_t scale = 0; scale < scaled_error_squares.size(); ++scale) {
+    scaled_error_squares[scale] += other.scaled_error_squares[scale];
+  }
   oracle_squares += other.oracle_squares;
   value_squares += other.value_squares;
   value_count += other.value_count;
@@ -149,7 +157,8 @@ void require_all_compared(const Problem& problem, std::int64_t rows, const Error
 Verdict judge(const Problem& problem, const ErrorSums& sums) {
   Verdict verdict;
   verdict.rms_error = root_mean(sums.error_squares, sums.count);
-  verdict.plain_rms_error = root_mean(sums.plain_error_squares, sums.count);
+  const double scaled_squares = *std::max_element(sums.scaled_error_squares.begin(), sums.scaled_error_squares.end());
+  verdict.plain_rms_error = root_mean(std::max(sums.plain_error_squares, scaled_squares), sums.count);
   verdict.ratio = verdict.rms_error == 0 ? 0.0 : verdict.rms_error / verdict.plain_rms_error;
   const double output_rms = root_mean(sums.oracle_squares, sums.count);
   switch (problem.dtype) {

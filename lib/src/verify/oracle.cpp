@@ -54,6 +54,11 @@ std::int64_t offset_of(const Problem& problem, const Pattern& pattern, std::int6
       return segment % rate;
     case OffsetRule::head:
       return (head * problem.kv_heads / problem.heads) % rate;
+    case OffsetRule::head_block: {
+      // The heads, padded to a multiple of the rate, are cut into as many blocks of neighbours.
+      const std::int64_t padded = problem.kv_heads + (rate - problem.kv_heads % rate) % rate;
+      return (head * problem.kv_heads / problem.heads) * rate / padded;
+    }
   }
   ANNULUS_ASSERT(false, "offset rule {} is unknown to the oracle", static_cast<int>(pattern.offset));
 }
@@ -248,13 +253,13 @@ enum class Pass {
 
 class Oracle {
  public:
-  Oracle(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows, bool round_probabilities,
-         int threads, std::atomic<std::uint64_t>* progress)
+  Oracle(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows,
+         PlainProbabilities probabilities, int threads, std::atomic<std::uint64_t>* progress)
       : source_(source),
         problem_(problem),
         pattern_(pattern),
         rows_(rows.begin(), rows.end()),
-        round_probabilities_(round_probabilities),
+        probabilities_(probabilities),
         threads_(threads),
         progress_(progress),
         places_(rows.size()),
@@ -278,6 +283,8 @@ class Oracle {
     OracleRows total;  // in the order of the sorted rows
     total.out.assign(static_cast<std::size_t>(count * head_dim), 0.0);
     total.plain_out.assign(total.out.size(), 0.0F);
+    total.scaled_out.assign(scales(), total.plain_out);
+    scaled_acc_.resize(scales());
     total.lse.assign(static_cast<std::size_t>(count), -std::numeric_limits<double>::infinity());
     std::vector<std::int64_t> covering(static_cast<std::size_t>(count), 0);
 
@@ -287,6 +294,7 @@ class Oracle {
     for (std::int64_t first = 0; first < branches; first += together) {
       exact_.reset(count, head_dim);
       plain_.reset(count, head_dim);
+      for (std::vector<float>& acc : scaled_acc_) { acc.assign(plain_.acc.size(), 0.0F); }
       run_pass(Pass::maxima, first, first + together);
       run_pass(Pass::sums, first, first + together);
       for (std::int64_t i = 0; i < count; ++i) {
@@ -298,6 +306,9 @@ class Oracle {
           const auto element = static_cast<std::size_t>(d);
           total.out[element] += exact_.acc[element] / exact_.sum[at];
           total.plain_out[element] += plain_.acc[element] / plain_.sum[at];
+          for (std::size_t scale = 0; scale < scales(); ++scale) {
+            total.scaled_out[scale][element] += scaled_acc_[scale][element] / plain_.sum[at];
+          }
         }
       }
     }
@@ -308,7 +319,9 @@ class Oracle {
       for (std::int64_t d = i * head_dim; d < (i + 1) * head_dim; ++d) {
         const auto element = static_cast<std::size_t>(d);
         total.out[element] /= static_cast<double>(divisor);
-        total.plain_out[element] = round_to(problem_.dtype, total.plain_out[element] / static_cast<float>(divisor));
+        const auto rounded = [&](float sum) { return round_to(problem_.dtype, sum / static_cast<float>(divisor)); };
+        total.plain_out[element] = rounded(total.plain_out[element]);
+        for (std::vector<float>& out : total.scaled_out) { out[element] = rounded(out[element]); }
       }
     }
     total.max_score = max_score_;
@@ -316,6 +329,7 @@ class Oracle {
   }
 
  private:
+  std::size_t scales() const { return probabilities_ == PlainProbabilities::rounded_at_scales ? kPlainScales : 0; }
   std::int64_t row_count() const { return static_cast<std::int64_t>(rows_.size()); }
   std::int64_t row_heads() const { return row_count() * problem_.heads; }
 
@@ -495,11 +509,27 @@ class Oracle {
       exact_.sum[at] += scores64[j];
       scores32[j] = std::exp(scores32[j] - plain_.max[at]);
       plain_.sum[at] += scores32[j];
-      if (round_probabilities_) { scores32[j] = round_to(problem_.dtype, scores32[j]); }
     }
     const std::int64_t head_dim = problem_.head_dim;
+    float scaled32[kTileKeys];
+    for (std::size_t scale = 0; scale < scales(); ++scale) {
+      const float factor = factor_of(row_head, scale);
+      for (std::int64_t j = 0; j < count; ++j) { scaled32[j] = round_to(problem_.dtype, scores32[j] * factor) / factor; }
+      add_weighted(scaled32, scratch.values32.data(), count, head_dim, scaled_acc_[scale].data() + row_head * head_dim);
+    }
+    if (probabilities_ != PlainProbabilities::kept) {
+      for (std::int64_t j = 0; j < count; ++j) { scores32[j] = round_to(problem_.dtype, scores32[j]); }
+    }
     add_weighted(scores64, scratch.values64.data(), count, head_dim, exact_.acc.data() + row_head * head_dim);
     add_weighted(scores32, scratch.values32.data(), count, head_dim, plain_.acc.data() + row_head * head_dim);
+  }
+
+  /// In [1, 2): another one for each row, so that a large problem meets them all.
+  float factor_of(std::int64_t row_head, std::size_t scale) const {
+    const RowId& id = rows_[static_cast<std::size_t>(row_head / problem_.heads)];
+    const double number = static_cast<double>((id.batch * problem_.seq_len + id.row) * problem_.heads + row_head % problem_.heads);
+    const double share = number * 0.6180339887498949 + static_cast<double>(scale) / kPlainScales;
+    return static_cast<float>(std::exp2(share - std::floor(share)));
   }
 
   OracleRows in_callers_order(const OracleRows& sorted) const {
@@ -510,6 +540,10 @@ class Oracle {
       const std::int64_t row = places_[static_cast<std::size_t>(place)];
       std::copy_n(sorted.out.begin() + place * row_elements, row_elements, result.out.begin() + row * row_elements);
       std::copy_n(sorted.plain_out.begin() + place * row_elements, row_elements, result.plain_out.begin() + row * row_elements);
+      for (std::size_t scale = 0; scale < scales(); ++scale) {
+        std::copy_n(sorted.scaled_out[scale].begin() + place * row_elements, row_elements,
+                    result.scaled_out[scale].begin() + row * row_elements);
+      }
       std::copy_n(sorted.lse.begin() + place * heads, heads, result.lse.begin() + row * heads);
       std::copy_n(sorted.max_score.begin() + place * heads, heads, result.max_score.begin() + row * heads);
     }
@@ -522,7 +556,7 @@ class Oracle {
   Problem problem_;
   Pattern pattern_;
   std::vector<RowId> rows_;  // sorted by batch and row
-  bool round_probabilities_;
+  PlainProbabilities probabilities_;
   int threads_;
   std::atomic<std::uint64_t>* progress_;
   std::vector<std::int64_t> places_;  // rows_[i] is the caller's rows[places_[i]]
@@ -531,6 +565,7 @@ class Oracle {
   std::vector<std::byte> queries_;  // [row][head][head_dim], as read
   Softmax<double> exact_;
   Softmax<float> plain_;
+  std::vector<std::vector<float>> scaled_acc_;
   std::vector<double> max_score_;
   double value_squares_ = 0;
   std::int64_t value_count_ = 0;
@@ -539,7 +574,7 @@ class Oracle {
 }  // namespace
 
 OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows,
-                       bool round_probabilities, int threads, std::atomic<std::uint64_t>* progress) {
+                       PlainProbabilities probabilities, int threads, std::atomic<std::uint64_t>* progress) {
   validate(problem);
   if (!pattern.branches.empty()) { validate(pattern); }
   const Problem& held = source.problem();
@@ -553,7 +588,7 @@ OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const
     ANNULUS_EXPECTS(id.batch >= 0 && id.batch < problem.batch && id.row >= 0 && id.row < problem.seq_len,
                     "row {} of batch {} lies outside batch {} x seq_len {}", id.row, id.batch, problem.batch, problem.seq_len);
   }
-  return Oracle(source, problem, pattern, rows, round_probabilities, threads, progress).compute();
+  return Oracle(source, problem, pattern, rows, probabilities, threads, progress).compute();
 }
 
 }  // namespace annulus

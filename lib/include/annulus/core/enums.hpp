@@ -18,6 +18,7 @@ enum class OffsetRule {
   group_plus_segment,  ///< (g + s) mod r
   segment,             ///< s mod r
   head,                ///< h mod r
+  head_block,          ///< floor(h / ceil(H / r)) of H heads: neighbouring heads share an offset
 };
 
 /// Which heads run a branch.
@@ -81,10 +82,11 @@ struct EnumNames<DType> {
 };
 template <>
 struct EnumNames<OffsetRule> {
-  static constexpr std::array<std::pair<OffsetRule, std::string_view>, 4> values{{{OffsetRule::group, "group"},
+  static constexpr std::array<std::pair<OffsetRule, std::string_view>, 5> values{{{OffsetRule::group, "group"},
                                                                                   {OffsetRule::group_plus_segment, "group-plus-segment"},
                                                                                   {OffsetRule::segment, "segment"},
-                                                                                  {OffsetRule::head, "head"}}};
+                                                                                  {OffsetRule::head, "head"},
+                                                                                  {OffsetRule::head_block, "head-block"}}};
 };
 template <>
 struct EnumNames<HeadSplit> {

@@ -27,7 +27,7 @@ struct HeadSet {
 
 /// The heads of one branch whose rows agree in every segment: they travel as one KV block.
 struct HeadClass {
-  std::int64_t head_offset = 0;    ///< what the head contributes to the offset: h mod r under OffsetRule::head, else 0
+  std::int64_t head_offset = 0;    ///< what the head contributes to the offset, under OffsetRule::head and head_block; else 0
   Progression kv;                  ///< the KV heads of the class
   std::vector<HeadSet> head_sets;  ///< the class's query heads; more than one only where the branch cuts a KV head's group
 };

@@ -13,12 +13,23 @@
 
 namespace annulus {
 
+/// What a plain run does to probabilities before they meet V.
+enum class PlainProbabilities {
+  kept,     ///< fp32
+  rounded,  ///< to the dtype; a row's largest is 1, and exact
+  /// As rounded, and again in kPlainScales further runs with all of a row's probabilities scaled by a factor in [1, 2): for kernels that
+  /// scale a row by a score that need not be its largest. In a small problem the few roundings that matter differ much from run to run.
+  rounded_at_scales,
+};
+inline constexpr int kPlainScales = 8;
+
 /// Attention of chosen rows in fp64, and of the same rows by a plain run in the problem's dtype. Index [row][head][head_dim] and
 /// [row][head].
 struct OracleRows {
   std::vector<double> out;        ///< fp64 throughout
   std::vector<double> lse;        ///< -inf where no branch covers the row
   std::vector<float> plain_out;   ///< plain run: same-dtype inputs, one pass over all keys, fp32 scores and sums, output rounded once
+  std::vector<std::vector<float>> scaled_out;  ///< as plain_out, of the further runs of PlainProbabilities::rounded_at_scales
   std::vector<double> max_score;  ///< [row][head] largest |scale * <q, k>| met
   double value_squares = 0;       ///< sum of v^2 over value_count elements of the V rows that some checked row sees
   std::int64_t value_count = 0;
@@ -31,7 +42,7 @@ struct RowId {
 };
 
 /// Computes the rows from the definition. `problem` gives dtype, causal and scale; extents must be the source's. Inputs are converted to
-/// problem.dtype once. `round_probabilities`: the plain run rounds each probability to the dtype before it meets V.
+/// problem.dtype once.
 ///
 /// Pure: nothing is in flight at return. Rows may come in any order and repeat; a row's result does not depend on the other rows or on
 /// `threads`. Memory: the rows asked for and 64 MiB of K and V, whatever seq_len; only segments that hold a row are read, from one thread.
@@ -39,6 +50,6 @@ struct RowId {
 /// Adds to `progress`, unless it is null, while it works.
 /// @throws InvalidArgument if the extents are not the source's, a row lies outside, or problem or pattern is not valid
 OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows,
-                       bool round_probabilities, int threads, std::atomic<std::uint64_t>* progress = nullptr);
+                       PlainProbabilities probabilities, int threads, std::atomic<std::uint64_t>* progress = nullptr);
 
 }  // namespace annulus
