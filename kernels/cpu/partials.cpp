@@ -98,31 +98,6 @@ void pack(const PackTask& task, int threads) {
   }
 }
 
-void merge(const MergeTask& task, int threads) {
-  const auto* part_acc = static_cast<const float*>(task.part.acc);
-  const auto* part_max = static_cast<const float*>(task.part.max);
-  const auto* part_sum = static_cast<const float*>(task.part.sum);
-  auto* into_acc = static_cast<float*>(task.into.acc);
-  auto* into_max = static_cast<float*>(task.into.max);
-  auto* into_sum = static_cast<float*>(task.into.sum);
-  const std::int64_t rows = task.batch * task.rows;
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows * task.heads * task.head_dim > kSerialNumbers)
-  for (std::int64_t i = 0; i < rows; ++i) {
-    for (std::int64_t head = 0; head < task.heads; ++head) {
-      const std::int64_t stat_at = (i / task.rows * task.heads + head) * task.rows + i % task.rows;
-      const std::int64_t acc_at = (i * task.heads + head) * task.head_dim;
-      const float max = part_max[stat_at] > into_max[stat_at] ? part_max[stat_at] : into_max[stat_at];
-      const auto part_weight = static_cast<float>(weight_of(part_max[stat_at], max));
-      const auto into_weight = static_cast<float>(weight_of(into_max[stat_at], max));
-      for (std::int64_t d = 0; d < task.head_dim; ++d) {
-        into_acc[acc_at + d] = into_weight * into_acc[acc_at + d] + part_weight * part_acc[acc_at + d];
-      }
-      into_sum[stat_at] = into_weight * into_sum[stat_at] + part_weight * part_sum[stat_at];
-      into_max[stat_at] = max;
-    }
-  }
-}
-
 void finish(const FinishTask& task, int threads) {
   with_element(task.dtype, [&](auto tag) { finish_as<decltype(tag)>(task, threads); });
 }

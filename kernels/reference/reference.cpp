@@ -180,31 +180,6 @@ void attend(const AttendTask& task, std::atomic<std::uint64_t>* progress) {
   with_element(task.dtype, [&](auto tag) { attend_as<decltype(tag)>(task, progress); });
 }
 
-void merge(const MergeTask& task) {
-  const auto* part_acc = static_cast<const double*>(task.part.acc);
-  const auto* part_max = static_cast<const double*>(task.part.max);
-  const auto* part_sum = static_cast<const double*>(task.part.sum);
-  auto* into_acc = static_cast<double*>(task.into.acc);
-  auto* into_max = static_cast<double*>(task.into.max);
-  auto* into_sum = static_cast<double*>(task.into.sum);
-  for (std::int64_t b = 0; b < task.batch; ++b) {
-    for (std::int64_t head = 0; head < task.heads; ++head) {
-      for (std::int64_t row = 0; row < task.rows; ++row) {
-        const std::int64_t stat_at = (b * task.heads + head) * task.rows + row;
-        const std::int64_t acc_at = ((b * task.rows + row) * task.heads + head) * task.head_dim;
-        const double max = part_max[stat_at] > into_max[stat_at] ? part_max[stat_at] : into_max[stat_at];
-        const double part_weight = weight_of(part_max[stat_at], max);
-        const double into_weight = weight_of(into_max[stat_at], max);
-        for (std::int64_t d = 0; d < task.head_dim; ++d) {
-          into_acc[acc_at + d] = into_weight * into_acc[acc_at + d] + part_weight * part_acc[acc_at + d];
-        }
-        into_sum[stat_at] = into_weight * into_sum[stat_at] + part_weight * part_sum[stat_at];
-        into_max[stat_at] = max;
-      }
-    }
-  }
-}
-
 void finish(const FinishTask& task) {
   with_element(task.dtype, [&](auto tag) { finish_as<decltype(tag)>(task); });
 }

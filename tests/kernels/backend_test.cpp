@@ -702,10 +702,6 @@ HostPartial random_partial(const Case& c, std::mt19937_64& random) {
 
 Partial on(Device& device, const HostPartial& host) { return {device, host.acc, host.max, host.sum}; }
 
-kernels::MergeTask merge_task(const Case& c, const Partial& part, const Partial& into) {
-  return {c.batch, c.q_seq(), c.heads(), c.head_dim, part.pointers(), into.pointers()};
-}
-
 /// Batch 2, heads 3, an odd number of rows.
 Case partial_case(DType dtype = DType::fp32) {
   Case c;
@@ -731,41 +727,7 @@ TEST_CASE("fill_identity writes the empty partial over whatever was there", "[ba
   CHECK(device.get_numbers(partial.sum) == std::vector<double>(as_size(c.partial_rows()), 0.0));
 }
 
-TEST_CASE("merge with an empty partial on either side changes no bit", "[backend]") {
-  const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
-  Device device(kind);
-  std::mt19937_64 random(kSeed);
-  const Case c = partial_case();
-  const HostPartial host = random_partial(c, random);
-  const Partial empty(device, c.partial_rows(), c.head_dim);
-  const Partial filled = on(device, host);
-  const Partial into(device, c.partial_rows(), c.head_dim);
-
-  device.backend().merge(device.queue(), merge_task(c, empty, filled));
-  device.backend().merge(device.queue(), merge_task(c, filled, into));
-
-  for (const Partial* partial : {&filled, &into}) {
-    CHECK(device.get_numbers(partial->acc) == host.acc);
-    CHECK(device.get_numbers(partial->max) == host.max);
-    CHECK(device.get_numbers(partial->sum) == host.sum);
-  }
-}
-
-TEST_CASE("merge of two empty partials is empty", "[backend]") {
-  const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
-  Device device(kind);
-  const Case c = partial_case();
-  const Partial part(device, c.partial_rows(), c.head_dim);
-  const Partial into(device, c.partial_rows(), c.head_dim);
-
-  device.backend().merge(device.queue(), merge_task(c, part, into));
-
-  CHECK(device.get_numbers(into.acc) == std::vector<double>(as_size(c.partial_rows() * c.head_dim), 0.0));
-  CHECK(device.get_numbers(into.max) == std::vector<double>(as_size(c.partial_rows()), -kInfinity));
-  CHECK(device.get_numbers(into.sum) == std::vector<double>(as_size(c.partial_rows()), 0.0));
-}
-
-TEST_CASE("merging three partials in any order is their fp64 sum", "[backend]") {
+TEST_CASE("finishing three partials in any order is their fp64 softmax", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
   Device device(kind);
   std::mt19937_64 random(kSeed);
@@ -778,14 +740,9 @@ TEST_CASE("merging three partials in any order is their fp64 sum", "[backend]") 
   const Outputs expected = finish(reference, c, {&exact[0], &exact[1], &exact[2]}, Combine::lse);
 
   std::array<std::size_t, 3> order{0, 1, 2};
+  const std::array<Partial, 3> found{on(device, parts[0]), on(device, parts[1]), on(device, parts[2])};
   do {
-    const Partial into(device, c.partial_rows(), c.head_dim);
-    for (const std::size_t index : order) {
-      const Partial part = on(device, parts[index]);
-      device.backend().merge(device.queue(), merge_task(c, part, into));
-      device.queue().synchronize();
-    }
-    const Outputs result = finish(device, c, {&into});
+    const Outputs result = finish(device, c, {&found[order[0]], &found[order[1]], &found[order[2]]}, Combine::lse);
 
     INFO("order " << order[0] << order[1] << order[2]);
     CHECK(non_finite_mismatches(result.out, expected.out) == 0);
@@ -795,7 +752,7 @@ TEST_CASE("merging three partials in any order is their fp64 sum", "[backend]") 
   } while (std::next_permutation(order.begin(), order.end()));
 }
 
-TEST_CASE("attending parts apart and merging them is attending all keys", "[backend]") {
+TEST_CASE("attending parts one after the other is attending all keys", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
   Device device(kind);
   std::mt19937_64 random(kSeed);
@@ -815,10 +772,7 @@ TEST_CASE("attending parts apart and merging them is attending all keys", "[back
     Inputs own = inputs;
     own.k.assign(inputs.k.begin() + (keys == 50 ? 0 : 50 * 64), inputs.k.end());
     own.v.assign(inputs.v.begin() + (keys == 50 ? 0 : 50 * 64), inputs.v.end());
-    const Partial part(device, c.partial_rows(), c.head_dim);
-    attend(device, half, own, part);
-    device.backend().merge(device.queue(), merge_task(c, part, into));
-    device.queue().synchronize();
+    attend(device, half, own, into);
   }
 
   const Outputs result = finish(device, c, {&into});

@@ -551,33 +551,6 @@ void check_partials(cudaStream_t stream) {
       }
     }
 
-    gpu::merge({batch, rows, heads, d, device[1].pointers(), device[0].pointers()}, stream);
-    must(cudaStreamSynchronize(stream), "merge");
-    const std::vector<float> acc = device[0].acc.host<float>();
-    const std::vector<float> max_after = device[0].max.host<float>();
-    const std::vector<float> sum_after = device[0].sum.host<float>();
-    bool right = true;
-    for (std::int64_t b = 0; b < batch; ++b) {
-      for (std::int64_t h = 0; h < heads; ++h) {
-        for (std::int64_t row = 0; row < rows; ++row) {
-          const std::size_t stat = as_size((b * heads + h) * rows + row);
-          const double max = std::max(static_cast<double>(host[0].max[stat]), static_cast<double>(host[1].max[stat]));
-          const auto weight = [&](const HostPartial& p) {
-            return p.sum[stat] == 0.0F ? 0.0 : std::exp(static_cast<double>(p.max[stat]) - max);
-          };
-          const double w0 = weight(host[0]);
-          const double w1 = weight(host[1]);
-          right = right && close(max_after[stat], max, 0.0) &&
-                  close(sum_after[stat], w0 * static_cast<double>(host[0].sum[stat]) + w1 * static_cast<double>(host[1].sum[stat]), 1e-6);
-          for (std::int64_t i = 0; i < d; ++i) {
-            const std::size_t at = as_size(((b * rows + row) * heads + h) * d + i);
-            right = right && close(acc[at], w0 * static_cast<double>(host[0].acc[at]) + w1 * static_cast<double>(host[1].acc[at]), 1e-6);
-          }
-        }
-      }
-    }
-    expect(right, "merge head_dim " + std::to_string(d));
-
     gpu::fill_identity(device[2].pointers(), all, d, stream);
     must(cudaStreamSynchronize(stream), "fill");
     const auto all_are = [](const std::vector<float>& values, float value) {
@@ -664,8 +637,6 @@ void print_copies(cudaStream_t stream) {
     must(cudaMemcpy(big.get(), random.get(), as_size(big.bytes()), cudaMemcpyDeviceToDevice), "acc");
     must(cudaMemcpy(other.get(), random.get(), as_size(big.bytes()), cudaMemcpyDeviceToDevice), "acc");
   }
-  const kernels::MergeTask merge{1, kRows, kHeads, kDim, a, b};
-  print("merge", 3 * acc_bytes + 3 * stat_bytes, median_ms(stream, kRepetitions, nothing, [&] { gpu::merge(merge, stream); }));
 
   kernels::FinishTask finish;
   finish.dtype = DType::bf16;

@@ -218,33 +218,6 @@ TEST_CASE("reference attend makes a row NaN that sees a NaN or positive infinite
   CHECK(std::isnan(head.sum[1]));
 }
 
-TEST_CASE("reference merge of disjoint halves is the softmax of all keys", "[kernels]") {
-  OneNumber into{10.0, 0.0, 1.0};            // one key, score 0, value 10
-  OneNumber part{20.0, std::log(3.0), 1.0};  // one key, score ln 3, value 20
-
-  MergeTask task{1, 1, 1, 1, part.pointers(), into.pointers()};
-  reference::merge(task);
-
-  CHECK(into.max == std::log(3.0));
-  CHECK(is_near(into.sum, 4.0 / 3.0, 1e-15));
-  CHECK(is_near(into.acc / into.sum, 17.5, 1e-15));
-}
-
-TEST_CASE("reference merge with an empty partial changes nothing, and two empty ones stay empty", "[kernels]") {
-  OneNumber full{3.0, 1.5, 2.0};
-  OneNumber empty;
-  reference::merge({1, 1, 1, 1, empty.pointers(), full.pointers()});
-  CHECK((full.acc == 3.0 && full.max == 1.5 && full.sum == 2.0));
-
-  OneNumber into;
-  reference::merge({1, 1, 1, 1, full.pointers(), into.pointers()});
-  CHECK((into.acc == 3.0 && into.max == 1.5 && into.sum == 2.0));
-
-  OneNumber other;
-  reference::merge({1, 1, 1, 1, empty.pointers(), other.pointers()});
-  CHECK((other.acc == 0.0 && other.max == -kInfinity && other.sum == 0.0));
-}
-
 TEST_CASE("reference finish divides by the sum once and takes the logarithm of the denominator", "[kernels]") {
   OneNumber part{6.0, 2.0, 4.0};
 

@@ -46,10 +46,6 @@ class CpuBackend final : public HostBackend {
       } catch (const std::exception& error) { throw RuntimeFailure(fmt::format("backend cpu: attend: {}", error.what())); }
     }
   }
-  void merge(Queue& /*queue*/, const kernels::MergeTask& task) override {
-    check_task(task);
-    cpu::merge(task, settings_.threads);
-  }
   void finish(Queue& /*queue*/, const kernels::FinishTask& task) override {
     check_task(task);
     cpu::finish(task, settings_.threads);

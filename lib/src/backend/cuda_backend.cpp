@@ -333,11 +333,6 @@ class CudaBackend final : public Backend {
     const DeviceGuard guard(device_);
     kernels::for_each_alike(tasks, alike_, [&](std::span<const kernels::AttendTask> alike) { attend_alike(queue, alike); });
   }
-  void merge(Queue& queue, const kernels::MergeTask& task) override {
-    const NvtxRange range("merge");
-    const DeviceGuard guard(device_);
-    translated([&] { device_kernels::merge(task, stream_of(queue)); });
-  }
   void finish(Queue& queue, const kernels::FinishTask& task) override {
     const NvtxRange range("finish");
     const DeviceGuard guard(device_);

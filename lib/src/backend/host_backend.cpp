@@ -108,14 +108,6 @@ void check_task(const kernels::AttendTask& task) {
   check_partial({task.acc, task.max, task.sum}, "attend");
 }
 
-void check_task(const kernels::MergeTask& task) {
-  ANNULUS_EXPECTS(task.batch >= 1 && task.rows >= 1 && task.heads >= 1 && task.head_dim >= 1,
-                  "merge: extents must be at least 1, found batch {} rows {} heads {} head_dim {}", task.batch, task.rows, task.heads,
-                  task.head_dim);
-  check_partial(task.part, "merge");
-  check_partial(task.into, "merge");
-}
-
 void check_task(const kernels::FinishTask& task) {
   ANNULUS_EXPECTS(task.batch >= 1 && task.rows >= 1 && task.heads >= 1 && task.head_dim >= 1,
                   "finish: extents must be at least 1, found batch {} rows {} heads {} head_dim {}", task.batch, task.rows, task.heads,

@@ -43,7 +43,6 @@ class HostBackend : public Backend {
 /// @throws InvalidArgument naming the extent or operand that a kernel cannot take
 void check_task(const kernels::PackTask& task);
 void check_task(const kernels::AttendTask& task);
-void check_task(const kernels::MergeTask& task);
 void check_task(const kernels::FinishTask& task);
 
 std::unique_ptr<Backend> make_reference_backend(const BackendOptions& options);

@@ -29,10 +29,6 @@ class ReferenceBackend final : public HostBackend {
       kernels::reference::attend(task, progress_);
     }
   }
-  void merge(Queue& /*queue*/, const kernels::MergeTask& task) override {
-    check_task(task);
-    kernels::reference::merge(task);
-  }
   void finish(Queue& /*queue*/, const kernels::FinishTask& task) override {
     check_task(task);
     kernels::reference::finish(task);

@@ -53,9 +53,6 @@ void pack(const PackTask& task, int threads);
 /// Source: Milakov & Gimelshein 2018, online softmax, algorithm 3, a tile of keys at a time.
 void attend(const AttendTask& task, const Settings& settings, void* workspace);
 
-/// Folds one fp32 partial into another as MergeTask says.
-void merge(const MergeTask& task, int threads);
-
 /// Turns fp32 partials into out (task.dtype) and lse (fp32) as FinishTask says.
 void finish(const FinishTask& task, int threads);
 

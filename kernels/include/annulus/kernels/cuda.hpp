@@ -35,10 +35,6 @@ void fill_identity(const PartialPointers& partial, std::int64_t rows, std::int64
 /// @throws LibraryError if a launch fails
 void pack(std::span<const PackTask> tasks, CUstream_st* stream);
 
-/// As MergeTask says.
-/// @throws LibraryError if the launch fails
-void merge(const MergeTask& task, CUstream_st* stream);
-
 /// As FinishTask says; sums and logarithms in fp32.
 /// @throws LibraryError if the launch fails
 void finish(const FinishTask& task, CUstream_st* stream);

@@ -25,9 +25,6 @@ void pack(const PackTask& task);
 /// Source: Milakov & Gimelshein 2018, online softmax, algorithm 3.
 void attend(const AttendTask& task, std::atomic<std::uint64_t>* progress = nullptr);
 
-/// Folds one fp64 partial into another as MergeTask says.
-void merge(const MergeTask& task);
-
 /// Turns fp64 partials into out (task.dtype, rounded once to nearest even) and lse (fp32) as FinishTask says.
 void finish(const FinishTask& task);
 

@@ -111,17 +111,6 @@ struct PartialPointers {
   void* sum = nullptr;
 };
 
-/// Folds `part` into `into`; both as PartialPointers says, same extents, not aliasing. The identity is (0, -inf, 0): merging two
-/// empty partials gives an empty one, and the result does not depend on the order beyond rounding.
-struct MergeTask {
-  std::int64_t batch = 0;
-  std::int64_t rows = 0;
-  std::int64_t heads = 0;
-  std::int64_t head_dim = 0;
-  PartialPointers part;
-  PartialPointers into;
-};
-
 /// Largest number of partials that one FinishTask combines (the number of branches of a pattern is limited to this).
 inline constexpr int kMaxPartials = 64;
 

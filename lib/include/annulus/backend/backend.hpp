@@ -123,7 +123,6 @@ class Backend {
   virtual void fill_identity(Queue& queue, const kernels::PartialPointers& partial, std::int64_t rows, std::int64_t head_dim) = 0;
   virtual void pack(Queue& queue, std::span<const kernels::PackTask> tasks) = 0;
   virtual void attend(Queue& queue, std::span<const kernels::AttendTask> tasks) = 0;
-  virtual void merge(Queue& queue, const kernels::MergeTask& task) = 0;
   virtual void finish(Queue& queue, const kernels::FinishTask& task) = 0;
 
   /// Opens a named range of the calling thread on a profiler's timeline, and closes the innermost one; nothing without a profiler.
