@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "bench.hpp"
+#include "commands.hpp"
 
 #include <annulus/bench/bench.hpp>
 

@@ -25,4 +25,19 @@ struct Invocation {
 /// Runs a command on every rank of `comm`; rank 0 prints the result to standard output. All ranks return the same code.
 ExitCode execute(const Invocation& invocation, const Communicator& comm);
 
+// One for each command, in a file of its name. Collective, but for those that take no communicator.
+
+/// One attention; prints its timings, and writes the result where there is an --output.
+ExitCode execute_run(const Invocation& invocation, const Communicator& comm);
+/// Compares with the oracle, case after case.
+ExitCode execute_check(const Invocation& invocation, const Communicator& comm);
+/// Checks and times every row of `invocation`, prints a table or JSON, and writes CSV and HDF5.
+ExitCode execute_bench(const Invocation& invocation, const Communicator& comm);
+/// What this binary has, what the machine has, and which rank runs where.
+ExitCode execute_info(const Invocation& invocation, const Communicator& comm);
+/// What the plans of all ranks come to, without a job.
+ExitCode execute_plan(const Invocation& invocation);
+/// Writes a random input file.
+ExitCode execute_generate(const Invocation& invocation);
+
 }  // namespace annulus::app

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "info.hpp"
+#include "commands.hpp"
 
 #include <annulus/backend/kernel_table.hpp>
 #include <annulus/core/build_info.hpp>

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "commands.hpp"
+
+#include <annulus/session/check.hpp>
+
+#include "progress.hpp"
+#include "report.hpp"
+#include "standard_output.hpp"
+
+#include <fmt/format.h>
+
+#include <cstdint>
+#include <utility>
+
+namespace annulus::app {
+
+ExitCode execute_check(const Invocation& invocation, const Communicator& comm) {
+  const Progress progress(comm.rank() == 0 && !invocation.json);
+  Json cases = Json::array();
+  std::int64_t done = 0;
+  std::int64_t failed = 0;
+  const bool many = invocation.config.cases > 0;
+  const bool passed = check(invocation.config, comm, [&](const CaseReport& report) {
+    ++done;
+    failed += report.verdict.passed ? 0 : 1;
+    if (comm.rank() != 0) { return; }
+    progress.show("");
+    if (invocation.json) {
+      cases.push_back(to_json(report));
+    } else {
+      say("{}\n", line_of(report));
+      if (many) { progress.show(fmt::format("{} of {} cases", done, invocation.config.cases)); }
+    }
+  });
+  progress.show("");
+  if (comm.rank() == 0) {
+    if (invocation.json) {
+      say("{}\n", Json{{"passed", passed}, {"cases", std::move(cases)}}.dump(2));
+    } else if (many) {
+      say("{} cases, {} failed (seed {})\n", done, failed, invocation.config.seed);
+    }
+  }
+  return passed ? ExitCode::passed : ExitCode::check_failed;
+}
+
+}  // namespace annulus::app

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "commands.hpp"
+
+#include <annulus/attention/attention_kernel.hpp>
+#include <annulus/plan/cost.hpp>
+#include <annulus/plan/key_order.hpp>
+#include <annulus/session/session.hpp>
+
+#include "report.hpp"
+#include "standard_output.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <utility>
+
+namespace annulus::app {
+
+namespace {
+
+/// ", kernel K" of a resolved configuration, where the backend has several.
+std::string kernel_text(const Config& config) {
+  return config.kernel == KernelKind::automatic ? std::string() : fmt::format(", kernel {}", to_string(config.kernel));
+}
+
+/// What the kernel of the configuration takes on a rank.
+Int128 partial_bytes(const Config& config, const Partition& partition, const PlanSizes& sizes) {
+  switch (config.kernel) {
+    case KernelKind::fused:
+      // Its partials are of the rows that it carries from step to step, which only the plan tells.
+      return kernel_bytes(config.kernel, make_plan(config.problem, config.pattern, partition, routing_of(config), sizes.rank), 4);
+    case KernelKind::automatic:
+    case KernelKind::cublas:
+      break;
+  }
+  return whole_partials_bytes(config.problem, sizes, config.backend == BackendKind::reference ? 8 : 4);
+}
+
+}  // namespace
+
+ExitCode execute_plan(const Invocation& invocation) {
+  const Config config = resolve_without_input(invocation.config);
+  const std::int64_t ranks = config.ranks > 0 ? config.ranks : config.virtual_ranks;
+  const Partition partition(config.partition, config.problem.seq_len, ranks);
+  constexpr std::int64_t kLines = 16;
+  Json json{{"problem", to_json(config.problem)}, {"pattern", describe(config.pattern)}, {"ranks", ranks}};
+  json["backend"] = fmt::format("{}{}", to_string(config.backend), kernel_text(config));
+  json["key_order"] = describe_key_order(config.problem, config.pattern, partition, routing_of(config));
+  Json list = Json::array();
+  if (!invocation.json) {
+    say("{}\n{}\n{} ranks, partition {}, schedule {}, backend {}{}\n", describe(config.problem), describe(config.pattern), ranks,
+        to_string(config.partition), to_string(config.schedule), to_string(config.backend), kernel_text(config));
+    say("{}\n", describe_key_order(config.problem, config.pattern, partition, routing_of(config)));
+    say("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10}\n", "rank", "rows", "steps", "memory", "inputs+out",
+        "partials", "slots", "sent B", "received B", "peers", "GFLOP");
+  }
+  Int128 bytes = 0;
+  std::int64_t largest = 0;
+  double flops = 0;
+  Int128 busiest_link = 0;
+  for (const auto& [sizes, cost] : figures_of_ranks(config.problem, config.pattern, partition, routing_of(config))) {
+    const std::int64_t rank = sizes.rank;
+    const MemoryPlan memory = plan_memory(config.problem, sizes, partial_bytes(config, partition, sizes));
+    bytes += cost.bytes_sent;
+    flops += cost.flops;
+    largest = std::max(largest, memory.total());
+    for (const LinkBytes& link : cost.links) { busiest_link = std::max(busiest_link, link.sent); }
+    if (invocation.json) {
+      Json links = Json::array();
+      for (const LinkBytes& link : cost.links) {
+        links.push_back({{"peer", link.peer}, {"sent", count_in_json(link.sent)}, {"received", count_in_json(link.received)}});
+      }
+      list.push_back({{"rank", rank},
+                      {"rows", sizes.local_rows},
+                      {"steps", cost.steps},
+                      {"memory", memory.total()},
+                      {"bytes_sent", count_in_json(cost.bytes_sent)},
+                      {"bytes_received", count_in_json(cost.bytes_received)},
+                      {"flops", cost.flops},
+                      {"links", std::move(links)}});
+    } else if (rank < kLines) {
+      say("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10.3f}\n", rank, sizes.local_rows, cost.steps,
+          human_bytes(memory.total()), human_bytes(memory.inputs + memory.outputs), human_bytes(memory.partials), human_bytes(memory.slots),
+          cost.bytes_sent, cost.bytes_received, cost.links.size(), cost.flops / 1e9);
+    }
+  }
+  if (invocation.json) {
+    json["bytes_sent"] = count_in_json(bytes);
+    json["flops"] = flops;
+    json["largest_memory"] = largest;
+    json["per_rank"] = std::move(list);
+    say("{}\n", json.dump(2));
+    return ExitCode::passed;
+  }
+  if (ranks > kLines) { say("   ... {} more ranks; --json has all of them\n", ranks - kLines); }
+  say("all ranks: {} bytes sent, at most {} over one link; {:.4g} GFLOP; largest memory {} (without the backend's workspace)\n", bytes,
+      busiest_link, flops / 1e9, human_bytes(largest));
+  return ExitCode::passed;
+}
+
+}  // namespace annulus::app
