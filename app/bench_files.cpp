@@ -26,7 +26,7 @@ BenchColumn column(std::string_view name, const std::vector<BenchReport>& report
 std::vector<BenchColumn> columns_of(const std::vector<BenchReport>& reports) {
   std::vector<BenchColumn> columns;
   for (const Option& option : options()) {
-    if (option.group != "Problem" && option.group != "Pattern" && option.group != "Execution") { continue; }
+    if (!is_of_row(option.scope)) { continue; }
     const auto value_of = [&option](const BenchReport& report) {
       Value value;
       option.get(report.config, value);

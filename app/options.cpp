@@ -23,9 +23,9 @@ const std::vector<Command> kShaping{Command::run, Command::check, Command::bench
 
 /// An integer in [low, high], kept in the field that `field` names.
 template <class Field>
-Option integer(std::string_view name, std::string_view group, std::string help, std::vector<Command> commands, std::int64_t low,
+Option integer(std::string_view name, Scope scope, std::string help, std::vector<Command> commands, std::int64_t low,
                std::int64_t high, Field field, std::int64_t unset = -1) {
-  Option option{name, group, std::move(help), ValueKind::integer, std::move(commands), {}, {}};
+  Option option{name, scope, std::move(help), ValueKind::integer, std::move(commands), {}, {}};
   option.set = [name, low, high, field](Draft& draft, const Value& value) {
     const auto number = std::get<std::int64_t>(value);
     ANNULUS_EXPECTS(number >= low, "--{} {} is below {}", name, number, low);
@@ -42,8 +42,8 @@ Option integer(std::string_view name, std::string_view group, std::string help, 
 }
 
 template <class Enum, class Field>
-Option choice(std::string_view name, std::string_view group, const std::string& help, std::vector<Command> commands, Field field) {
-  Option option{name, group, help + " (" + names_of<Enum>() + ")", ValueKind::text, std::move(commands), {}, {}};
+Option choice(std::string_view name, Scope scope, const std::string& help, std::vector<Command> commands, Field field) {
+  Option option{name, scope, help + " (" + names_of<Enum>() + ")", ValueKind::text, std::move(commands), {}, {}};
   option.set = [name, field](Draft& draft, const Value& value) {
     const auto& text = std::get<std::string>(value);
     const std::optional<Enum> parsed = from_string<Enum>(text);
@@ -59,8 +59,8 @@ Option choice(std::string_view name, std::string_view group, const std::string& 
 }
 
 template <class Field>
-Option boolean(std::string_view name, std::string_view group, std::string help, std::vector<Command> commands, Field field) {
-  Option option{name, group, std::move(help), ValueKind::boolean, std::move(commands), {}, {}};
+Option boolean(std::string_view name, Scope scope, std::string help, std::vector<Command> commands, Field field) {
+  Option option{name, scope, std::move(help), ValueKind::boolean, std::move(commands), {}, {}};
   option.set = [field](Draft& draft, const Value& value) { field(draft.config) = std::get<bool>(value); };
   option.get = [field](const Config& config, Value& value) {
     Config copy = config;
@@ -71,8 +71,8 @@ Option boolean(std::string_view name, std::string_view group, std::string help, 
 }
 
 template <class Field>
-Option path(std::string_view name, std::string_view group, std::string help, std::vector<Command> commands, Field field) {
-  Option option{name, group, std::move(help), ValueKind::text, std::move(commands), {}, {}};
+Option path(std::string_view name, Scope scope, std::string help, std::vector<Command> commands, Field field) {
+  Option option{name, scope, std::move(help), ValueKind::text, std::move(commands), {}, {}};
   option.set = [name, field](Draft& draft, const Value& value) {
     const auto& text = std::get<std::string>(value);
     ANNULUS_EXPECTS(!text.empty(), "--{} is empty", name);
@@ -89,7 +89,7 @@ Option path(std::string_view name, std::string_view group, std::string help, std
 }
 
 Option list(std::string_view name, std::string help, std::vector<std::int64_t> Draft::* field, std::int64_t Branch::* member) {
-  Option option{name, "Pattern", std::move(help), ValueKind::integers, kPlanning, {}, {}};
+  Option option{name, Scope::pattern, std::move(help), ValueKind::integers, kPlanning, {}, {}};
   option.set = [name, field](Draft& draft, const Value& value) {
     const auto& numbers = std::get<std::vector<std::int64_t>>(value);
     ANNULUS_EXPECTS(!numbers.empty(), "--{} is empty", name);
@@ -107,7 +107,7 @@ Option list(std::string_view name, std::string help, std::vector<std::int64_t> D
 
 Option scale_option() {
   Option option{
-      "scale", "Problem", "factor of <q, k>; by default the input's attribute `scale`, else 1/sqrt(head-dim)", ValueKind::real, kPlanning,
+      "scale", Scope::problem, "factor of <q, k>; by default the input's attribute `scale`, else 1/sqrt(head-dim)", ValueKind::real, kPlanning,
       {},      {}};
   option.set = [](Draft& draft, const Value& value) { draft.config.scale = std::get<double>(value); };
   option.get = [](const Config& config, Value& value) {
@@ -119,7 +119,7 @@ Option scale_option() {
 
 Option dtype_option() {
   Option option{
-      "dtype", "Problem", "element type (" + names_of<DType>() + "); converts an input file once on reading", ValueKind::text, kShaping,
+      "dtype", Scope::problem, "element type (" + names_of<DType>() + "); converts an input file once on reading", ValueKind::text, kShaping,
       {},      {}};
   option.set = [](Draft& draft, const Value& value) {
     const auto& text = std::get<std::string>(value);
@@ -135,7 +135,7 @@ Option dtype_option() {
 
 Option timeout_option() {
   Option option{"timeout",
-                "Execution",
+                Scope::execution,
                 "seconds without progress, while waiting for a peer, after which the job is aborted; 0: never",
                 ValueKind::real,
                 kComputing,
@@ -154,7 +154,7 @@ Option timeout_option() {
 }
 
 Option kv_heads_option() {
-  Option option = integer("kv-heads", "Problem", "key and value heads, a divisor of heads; by default as many as heads", kShaping, 1, kMax,
+  Option option = integer("kv-heads", Scope::problem, "key and value heads, a divisor of heads; by default as many as heads", kShaping, 1, kMax,
                           [](Config& c) -> auto& { return c.problem.kv_heads; });
   option.get = [](const Config& config, Value& value) {
     value = config.problem.kv_heads;
@@ -166,7 +166,7 @@ Option kv_heads_option() {
 Option sweep_option() {
   Option option{
       "sweep",
-      "Bench",
+      Scope::bench,
       "time one row for each value of another option, which must be a single value of the problem, pattern or execution; integers also "
       "as BEGIN..END*FACTOR or BEGIN..END+STEP; several: every combination, the last one fastest",
       ValueKind::texts,
@@ -187,80 +187,80 @@ Option sweep_option() {
 std::vector<Option> make_options() {
   std::vector<Option> all;
   all.push_back(
-      integer("batch", "Problem", "independent sequences", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.batch; }));
+      integer("batch", Scope::problem, "independent sequences", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.batch; }));
   all.push_back(
-      integer("seq-len", "Problem", "tokens of the sequence", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.seq_len; }));
-  all.push_back(integer("heads", "Problem", "query heads", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.heads; }));
+      integer("seq-len", Scope::problem, "tokens of the sequence", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.seq_len; }));
+  all.push_back(integer("heads", Scope::problem, "query heads", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.heads; }));
   all.push_back(kv_heads_option());
-  all.push_back(integer("head-dim", "Problem", "elements of a head, 1 to 256", kShaping, 1, kMaxHeadDim,
+  all.push_back(integer("head-dim", Scope::problem, "elements of a head, 1 to 256", kShaping, 1, kMaxHeadDim,
                         [](Config& c) -> auto& { return c.problem.head_dim; }));
   all.push_back(dtype_option());
   all.push_back(
-      boolean("causal", "Problem", "a query sees no key after itself", kPlanning, [](Config& c) -> auto& { return c.problem.causal; }));
+      boolean("causal", Scope::problem, "a query sees no key after itself", kPlanning, [](Config& c) -> auto& { return c.problem.causal; }));
   all.push_back(scale_option());
-  all.push_back(integer("seed", "Problem", "of generated input, sampled rows and random cases", kShaping, 0, kMax,
+  all.push_back(integer("seed", Scope::problem, "of generated input, sampled rows and random cases", kShaping, 0, kMax,
                         [](Config& c) -> auto& { return c.seed; }));
 
   all.push_back(list("segment-lengths", "tokens of a segment, one number for each branch; by default one branch, the whole sequence",
                      &Draft::segment_lengths, &Branch::segment_length));
   all.push_back(list("dilation-rates", "every r-th row of a segment, one number for each branch; by default 1", &Draft::dilation_rates,
                      &Branch::dilation_rate));
-  all.push_back(choice<OffsetRule>("offset", "Pattern", "first row of a segment that a branch takes", kPlanning,
+  all.push_back(choice<OffsetRule>("offset", Scope::pattern, "first row of a segment that a branch takes", kPlanning,
                                    [](Config& c) -> auto& { return c.pattern.offset; }));
-  all.push_back(choice<HeadSplit>("head-split", "Pattern", "which heads run a branch", kPlanning,
+  all.push_back(choice<HeadSplit>("head-split", Scope::pattern, "which heads run a branch", kPlanning,
                                   [](Config& c) -> auto& { return c.pattern.head_split; }));
-  all.push_back(choice<Mixing>("mixing", "Pattern", "how the branches of one head combine", kPlanning,
+  all.push_back(choice<Mixing>("mixing", Scope::pattern, "how the branches of one head combine", kPlanning,
                                [](Config& c) -> auto& { return c.pattern.mixing; }));
-  all.push_back(choice<Ragged>("ragged", "Pattern", "rows of a segment that a rate or the sequence cuts short", kPlanning,
+  all.push_back(choice<Ragged>("ragged", Scope::pattern, "rows of a segment that a rate or the sequence cuts short", kPlanning,
                                [](Config& c) -> auto& { return c.pattern.ragged; }));
-  all.push_back(boolean("scale-by-branches", "Pattern", "divide the output by the number of branches", kPlanning,
+  all.push_back(boolean("scale-by-branches", Scope::pattern, "divide the output by the number of branches", kPlanning,
                         [](Config& c) -> auto& { return c.pattern.scale_by_branches; }));
 
-  all.push_back(choice<PartitionKind>("partition", "Execution", "which tokens a rank owns", kPlanning,
+  all.push_back(choice<PartitionKind>("partition", Scope::execution, "which tokens a rank owns", kPlanning,
                                       [](Config& c) -> auto& { return c.partition; }));
   all.push_back(
-      choice<Schedule>("schedule", "Execution", "how KV blocks travel", kPlanning, [](Config& c) -> auto& { return c.schedule; }));
-  all.push_back(choice<KeyOrder>("key-order", "Execution", "in which order a query meets its keys; cyclic gives the same bits on any ranks",
+      choice<Schedule>("schedule", Scope::execution, "how KV blocks travel", kPlanning, [](Config& c) -> auto& { return c.schedule; }));
+  all.push_back(choice<KeyOrder>("key-order", Scope::execution, "in which order a query meets its keys; cyclic gives the same bits on any ranks",
                                  kPlanning, [](Config& c) -> auto& { return c.key_order; }));
-  all.push_back(choice<TransportKind>("transport", "Execution", "what moves them; auto takes what fits the job", kComputing,
+  all.push_back(choice<TransportKind>("transport", Scope::execution, "what moves them; auto takes what fits the job", kComputing,
                                       [](Config& c) -> auto& { return c.transport; }));
-  all.push_back(choice<BackendKind>("backend", "Execution", "what computes", kPlanning, [](Config& c) -> auto& { return c.backend; }));
-  all.push_back(choice<KernelKind>("kernel", "Execution", "attention kernel of backend cuda; auto takes fused on Hopper", kPlanning,
+  all.push_back(choice<BackendKind>("backend", Scope::execution, "what computes", kPlanning, [](Config& c) -> auto& { return c.backend; }));
+  all.push_back(choice<KernelKind>("kernel", Scope::execution, "attention kernel of backend cuda; auto takes fused on Hopper", kPlanning,
                                    [](Config& c) -> auto& { return c.kernel; }));
   all.push_back(integer(
-      "tile-rows", "Execution", "query rows of a tile; by default the kernel's choice", kComputing, 1, 1 << 20,
+      "tile-rows", Scope::execution, "query rows of a tile; by default the kernel's choice", kComputing, 1, 1 << 20,
       [](Config& c) -> auto& { return c.tile_rows; }, 0));
   all.push_back(integer(
-      "threads", "Execution", "threads of a rank; by default the CPUs it may use divided by the ranks that share them", kComputing, 1, 4096,
+      "threads", Scope::execution, "threads of a rank; by default the CPUs it may use divided by the ranks that share them", kComputing, 1, 4096,
       [](Config& c) -> auto& { return c.threads; }, 0));
-  all.push_back(integer("virtual-ranks", "Execution", "ranks of a ring inside one process", kComputing, 1, 4096,
+  all.push_back(integer("virtual-ranks", Scope::execution, "ranks of a ring inside one process", kComputing, 1, 4096,
                         [](Config& c) -> auto& { return c.virtual_ranks; }));
-  all.push_back(boolean("share-gpu", "Execution", "let several ranks use one GPU (timings then mean nothing)", kComputing,
+  all.push_back(boolean("share-gpu", Scope::execution, "let several ranks use one GPU (timings then mean nothing)", kComputing,
                         [](Config& c) -> auto& { return c.share_gpu; }));
-  all.push_back(choice<MemoryPooling>("memory-pool", "Execution", "off: backend cuda takes each tensor from the driver, for debugging",
+  all.push_back(choice<MemoryPooling>("memory-pool", Scope::execution, "off: backend cuda takes each tensor from the driver, for debugging",
                                       kComputing, [](Config& c) -> auto& { return c.memory_pool; }));
   all.push_back(timeout_option());
 
-  all.push_back(path("input", "Files", "HDF5 file with /q, /k and /v; by default generated",
+  all.push_back(path("input", Scope::files, "HDF5 file with /q, /k and /v; by default generated",
                      {Command::run, Command::check, Command::bench, Command::plan}, [](Config& c) -> auto& { return c.input; }));
-  all.push_back(path("output", "Files", "HDF5 file to write", {Command::run, Command::bench, Command::generate},
+  all.push_back(path("output", Scope::files, "HDF5 file to write", {Command::run, Command::bench, Command::generate},
                      [](Config& c) -> auto& { return c.output; }));
-  all.push_back(path("csv", "Files", "CSV file to write", {Command::bench}, [](Config& c) -> auto& { return c.csv; }));
-  all.push_back(boolean("force", "Files", "replace an existing output", {Command::run, Command::bench, Command::generate},
+  all.push_back(path("csv", Scope::files, "CSV file to write", {Command::bench}, [](Config& c) -> auto& { return c.csv; }));
+  all.push_back(boolean("force", Scope::files, "replace an existing output", {Command::run, Command::bench, Command::generate},
                         [](Config& c) -> auto& { return c.force; }));
 
   all.push_back(integer(
-      "rows", "Check", "rows compared with the fp64 oracle; by default all of a small problem, else 256", {Command::check, Command::bench},
+      "rows", Scope::check, "rows compared with the fp64 oracle; by default all of a small problem, else 256", {Command::check, Command::bench},
       1, kMax, [](Config& c) -> auto& { return c.rows; }, 0));
   all.push_back(integer(
-      "cases", "Check", "random problems instead of the configured one", {Command::check}, 1, kMax,
+      "cases", Scope::check, "random problems instead of the configured one", {Command::check}, 1, kMax,
       [](Config& c) -> auto& { return c.cases; }, 0));
   all.push_back(
-      integer("warmup", "Bench", "runs before the timed ones", {Command::bench}, 0, 1 << 30, [](Config& c) -> auto& { return c.warmup; }));
+      integer("warmup", Scope::bench, "runs before the timed ones", {Command::bench}, 0, 1 << 30, [](Config& c) -> auto& { return c.warmup; }));
   all.push_back(
-      integer("repetitions", "Bench", "timed runs", {Command::bench}, 1, 1 << 30, [](Config& c) -> auto& { return c.repetitions; }));
+      integer("repetitions", Scope::bench, "timed runs", {Command::bench}, 1, 1 << 30, [](Config& c) -> auto& { return c.repetitions; }));
   all.push_back(sweep_option());
-  all.push_back(integer("ranks", "Plan", "ranks to plan for", {Command::plan}, 1, 1 << 24, [](Config& c) -> auto& { return c.ranks; }, 0));
+  all.push_back(integer("ranks", Scope::plan, "ranks to plan for", {Command::plan}, 1, 1 << 24, [](Config& c) -> auto& { return c.ranks; }, 0));
   return all;
 }
 

@@ -17,6 +17,12 @@ namespace annulus::app {
 
 enum class Command { run, check, bench, plan, info, generate };
 
+/// What an option is about: its heading in --help.
+enum class Scope { problem, pattern, execution, files, check, bench, plan };
+
+/// Whether options of this scope may differ from row to row of a bench, and are told of each.
+constexpr bool is_of_row(Scope scope) { return scope == Scope::problem || scope == Scope::pattern || scope == Scope::execution; }
+
 }  // namespace annulus::app
 
 namespace annulus {
@@ -29,6 +35,17 @@ struct EnumNames<app::Command> {
                                                                                     {app::Command::plan, "plan"},
                                                                                     {app::Command::info, "info"},
                                                                                     {app::Command::generate, "generate"}}};
+};
+
+template <>
+struct EnumNames<app::Scope> {
+  static constexpr std::array<std::pair<app::Scope, std::string_view>, 7> values{{{app::Scope::problem, "Problem"},
+                                                                                  {app::Scope::pattern, "Pattern"},
+                                                                                  {app::Scope::execution, "Execution"},
+                                                                                  {app::Scope::files, "Files"},
+                                                                                  {app::Scope::check, "Check"},
+                                                                                  {app::Scope::bench, "Bench"},
+                                                                                  {app::Scope::plan, "Plan"}}};
 };
 
 }  // namespace annulus
@@ -49,7 +66,7 @@ enum class ValueKind { integer, real, boolean, text, integers, texts };
 
 struct Option {
   std::string_view name;   ///< flag without dashes, and TOML key
-  std::string_view group;  ///< heading in --help
+  Scope scope = Scope::problem;
   std::string help;
   ValueKind kind = ValueKind::text;
   std::vector<Command> commands;  ///< whose flags it is among

@@ -41,7 +41,7 @@ const Option& sweepable(std::string_view key) {
   ANNULUS_EXPECTS(option != nullptr, "there is no option {}", key);
   const bool single = option->kind != ValueKind::integers && option->kind != ValueKind::texts;
   ANNULUS_EXPECTS(single, "{} holds a list; only options that hold a single value can be swept", key);
-  const bool of_row = option->group == "Problem" || option->group == "Pattern" || option->group == "Execution";
+  const bool of_row = is_of_row(option->scope);
   // The watchdog is the job's and starts before the first row.
   ANNULUS_EXPECTS(of_row && key != "timeout", "{} is not an option of the problem, pattern or execution of a row", key);
   return *option;
