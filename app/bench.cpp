@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "commands.hpp"
-
 #include <annulus/bench/bench.hpp>
 
 #include "bench_files.hpp"
+#include "commands.hpp"
 #include "config_file.hpp"
 #include "progress.hpp"
 #include "report.hpp"

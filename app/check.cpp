@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "commands.hpp"
-
 #include <annulus/session/check.hpp>
 
+#include "commands.hpp"
 #include "progress.hpp"
 #include "report.hpp"
 #include "standard_output.hpp"

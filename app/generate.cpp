@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "commands.hpp"
-
 #include <annulus/core/thread_stacks.hpp>
 #include <annulus/io/source.hpp>
 #include <annulus/session/session.hpp>
 
+#include "commands.hpp"
 #include "report.hpp"
 #include "standard_output.hpp"
 

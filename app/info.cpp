@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "commands.hpp"
-
 #include <annulus/backend/kernel_table.hpp>
 #include <annulus/core/build_info.hpp>
 #include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/gpu/gpu_assignment.hpp>
 
+#include "commands.hpp"
 #include "report.hpp"
 #include "standard_output.hpp"
 

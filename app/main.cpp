@@ -55,8 +55,8 @@ struct Subcommand {
 void add_options(Subcommand& sub) {
   for (const Option& option : options()) {
     if (!option.is_of(sub.command)) { continue; }
-    CLI::Option* flag =
-        sub.parser->add_option("--" + std::string(option.name), sub.typed[option.name], option.help)->group(std::string(to_string(option.scope)));
+    CLI::Option* flag = sub.parser->add_option("--" + std::string(option.name), sub.typed[option.name], option.help)
+                            ->group(std::string(to_string(option.scope)));
     switch (option.kind) {
       case ValueKind::boolean:
         flag->expected(0, 1)->default_str("true")->type_name("[true|false]");

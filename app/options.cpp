@@ -23,8 +23,8 @@ const std::vector<Command> kShaping{Command::run, Command::check, Command::bench
 
 /// An integer in [low, high], kept in the field that `field` names.
 template <class Field>
-Option integer(std::string_view name, Scope scope, std::string help, std::vector<Command> commands, std::int64_t low,
-               std::int64_t high, Field field, std::int64_t unset = -1) {
+Option integer(std::string_view name, Scope scope, std::string help, std::vector<Command> commands, std::int64_t low, std::int64_t high,
+               Field field, std::int64_t unset = -1) {
   Option option{name, scope, std::move(help), ValueKind::integer, std::move(commands), {}, {}};
   option.set = [name, low, high, field](Draft& draft, const Value& value) {
     const auto number = std::get<std::int64_t>(value);
@@ -106,9 +106,13 @@ Option list(std::string_view name, std::string help, std::vector<std::int64_t> D
 }
 
 Option scale_option() {
-  Option option{
-      "scale", Scope::problem, "factor of <q, k>; by default the input's attribute `scale`, else 1/sqrt(head-dim)", ValueKind::real, kPlanning,
-      {},      {}};
+  Option option{"scale",
+                Scope::problem,
+                "factor of <q, k>; by default the input's attribute `scale`, else 1/sqrt(head-dim)",
+                ValueKind::real,
+                kPlanning,
+                {},
+                {}};
   option.set = [](Draft& draft, const Value& value) { draft.config.scale = std::get<double>(value); };
   option.get = [](const Config& config, Value& value) {
     value = config.scale.value_or(0.0);
@@ -118,9 +122,13 @@ Option scale_option() {
 }
 
 Option dtype_option() {
-  Option option{
-      "dtype", Scope::problem, "element type (" + names_of<DType>() + "); converts an input file once on reading", ValueKind::text, kShaping,
-      {},      {}};
+  Option option{"dtype",
+                Scope::problem,
+                "element type (" + names_of<DType>() + "); converts an input file once on reading",
+                ValueKind::text,
+                kShaping,
+                {},
+                {}};
   option.set = [](Draft& draft, const Value& value) {
     const auto& text = std::get<std::string>(value);
     draft.config.dtype = from_string<DType>(text);
@@ -154,8 +162,8 @@ Option timeout_option() {
 }
 
 Option kv_heads_option() {
-  Option option = integer("kv-heads", Scope::problem, "key and value heads, a divisor of heads; by default as many as heads", kShaping, 1, kMax,
-                          [](Config& c) -> auto& { return c.problem.kv_heads; });
+  Option option = integer("kv-heads", Scope::problem, "key and value heads, a divisor of heads; by default as many as heads", kShaping, 1,
+                          kMax, [](Config& c) -> auto& { return c.problem.kv_heads; });
   option.get = [](const Config& config, Value& value) {
     value = config.problem.kv_heads;
     return config.sweep.empty() || config.given.contains("kv-heads");  // a sweep over heads takes the default along
@@ -188,15 +196,15 @@ std::vector<Option> make_options() {
   std::vector<Option> all;
   all.push_back(
       integer("batch", Scope::problem, "independent sequences", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.batch; }));
-  all.push_back(
-      integer("seq-len", Scope::problem, "tokens of the sequence", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.seq_len; }));
+  all.push_back(integer("seq-len", Scope::problem, "tokens of the sequence", kShaping, 1, kMax,
+                        [](Config& c) -> auto& { return c.problem.seq_len; }));
   all.push_back(integer("heads", Scope::problem, "query heads", kShaping, 1, kMax, [](Config& c) -> auto& { return c.problem.heads; }));
   all.push_back(kv_heads_option());
   all.push_back(integer("head-dim", Scope::problem, "elements of a head, 1 to 256", kShaping, 1, kMaxHeadDim,
                         [](Config& c) -> auto& { return c.problem.head_dim; }));
   all.push_back(dtype_option());
-  all.push_back(
-      boolean("causal", Scope::problem, "a query sees no key after itself", kPlanning, [](Config& c) -> auto& { return c.problem.causal; }));
+  all.push_back(boolean("causal", Scope::problem, "a query sees no key after itself", kPlanning,
+                        [](Config& c) -> auto& { return c.problem.causal; }));
   all.push_back(scale_option());
   all.push_back(integer("seed", Scope::problem, "of generated input, sampled rows and random cases", kShaping, 0, kMax,
                         [](Config& c) -> auto& { return c.seed; }));
@@ -220,8 +228,9 @@ std::vector<Option> make_options() {
                                       [](Config& c) -> auto& { return c.partition; }));
   all.push_back(
       choice<Schedule>("schedule", Scope::execution, "how KV blocks travel", kPlanning, [](Config& c) -> auto& { return c.schedule; }));
-  all.push_back(choice<KeyOrder>("key-order", Scope::execution, "in which order a query meets its keys; cyclic gives the same bits on any ranks",
-                                 kPlanning, [](Config& c) -> auto& { return c.key_order; }));
+  all.push_back(choice<KeyOrder>("key-order", Scope::execution,
+                                 "in which order a query meets its keys; cyclic gives the same bits on any ranks", kPlanning,
+                                 [](Config& c) -> auto& { return c.key_order; }));
   all.push_back(choice<TransportKind>("transport", Scope::execution, "what moves them; auto takes what fits the job", kComputing,
                                       [](Config& c) -> auto& { return c.transport; }));
   all.push_back(choice<BackendKind>("backend", Scope::execution, "what computes", kPlanning, [](Config& c) -> auto& { return c.backend; }));
@@ -231,8 +240,8 @@ std::vector<Option> make_options() {
       "tile-rows", Scope::execution, "query rows of a tile; by default the kernel's choice", kComputing, 1, 1 << 20,
       [](Config& c) -> auto& { return c.tile_rows; }, 0));
   all.push_back(integer(
-      "threads", Scope::execution, "threads of a rank; by default the CPUs it may use divided by the ranks that share them", kComputing, 1, 4096,
-      [](Config& c) -> auto& { return c.threads; }, 0));
+      "threads", Scope::execution, "threads of a rank; by default the CPUs it may use divided by the ranks that share them", kComputing, 1,
+      4096, [](Config& c) -> auto& { return c.threads; }, 0));
   all.push_back(integer("virtual-ranks", Scope::execution, "ranks of a ring inside one process", kComputing, 1, 4096,
                         [](Config& c) -> auto& { return c.virtual_ranks; }));
   all.push_back(boolean("share-gpu", Scope::execution, "let several ranks use one GPU (timings then mean nothing)", kComputing,
@@ -250,17 +259,18 @@ std::vector<Option> make_options() {
                         [](Config& c) -> auto& { return c.force; }));
 
   all.push_back(integer(
-      "rows", Scope::check, "rows compared with the fp64 oracle; by default all of a small problem, else 256", {Command::check, Command::bench},
-      1, kMax, [](Config& c) -> auto& { return c.rows; }, 0));
+      "rows", Scope::check, "rows compared with the fp64 oracle; by default all of a small problem, else 256",
+      {Command::check, Command::bench}, 1, kMax, [](Config& c) -> auto& { return c.rows; }, 0));
   all.push_back(integer(
       "cases", Scope::check, "random problems instead of the configured one", {Command::check}, 1, kMax,
       [](Config& c) -> auto& { return c.cases; }, 0));
-  all.push_back(
-      integer("warmup", Scope::bench, "runs before the timed ones", {Command::bench}, 0, 1 << 30, [](Config& c) -> auto& { return c.warmup; }));
+  all.push_back(integer("warmup", Scope::bench, "runs before the timed ones", {Command::bench}, 0, 1 << 30,
+                        [](Config& c) -> auto& { return c.warmup; }));
   all.push_back(
       integer("repetitions", Scope::bench, "timed runs", {Command::bench}, 1, 1 << 30, [](Config& c) -> auto& { return c.repetitions; }));
   all.push_back(sweep_option());
-  all.push_back(integer("ranks", Scope::plan, "ranks to plan for", {Command::plan}, 1, 1 << 24, [](Config& c) -> auto& { return c.ranks; }, 0));
+  all.push_back(
+      integer("ranks", Scope::plan, "ranks to plan for", {Command::plan}, 1, 1 << 24, [](Config& c) -> auto& { return c.ranks; }, 0));
   return all;
 }
 

@@ -65,7 +65,7 @@ struct Draft {
 enum class ValueKind { integer, real, boolean, text, integers, texts };
 
 struct Option {
-  std::string_view name;   ///< flag without dashes, and TOML key
+  std::string_view name;  ///< flag without dashes, and TOML key
   Scope scope = Scope::problem;
   std::string help;
   ValueKind kind = ValueKind::text;

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "commands.hpp"
-
 #include <annulus/attention/attention_kernel.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/plan/key_order.hpp>
 #include <annulus/session/session.hpp>
 
+#include "commands.hpp"
 #include "report.hpp"
 #include "standard_output.hpp"
 

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "commands.hpp"
-
 #include <annulus/io/result_file.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/plan/key_order.hpp>
 #include <annulus/session/result_sink.hpp>
 #include <annulus/session/session.hpp>
 
+#include "commands.hpp"
 #include "progress.hpp"
 #include "report.hpp"
 #include "standard_output.hpp"

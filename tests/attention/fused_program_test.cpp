@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The records of the fused kernel, row by row, against the plan that they are made from.
-#include <annulus/attention/attention_kernel.hpp>
 #include <annulus/attention/fused_program.hpp>
 
+#include <annulus/attention/attention_kernel.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/verify/random_problem.hpp>
 #include <annulus_test.hpp>

@@ -2,9 +2,9 @@
 // The promise of KeyOrder::cyclic: the bits of one rank on any number of ranks whose shards are whole blocks, over whatever transport.
 // Built once for the backends on the CPU and once for kernel fused.
 #include <annulus/attention/attention_kernel.hpp>
-#include <annulus/session/session.hpp>
-#include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/gpu/cuda_devices.hpp>
+#include <annulus/session/session.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 #include <annulus_test.hpp>
 
@@ -53,8 +53,7 @@ std::vector<Case> cases(BackendKind backend, std::int64_t unit) {
   base.backend = backend;
   if (backend == BackendKind::cuda) { base.kernel = KernelKind::fused; }
   base.share_gpu = backend == BackendKind::cuda;
-  std::vector<Case> all{
-      {"dense", base}, {"causal", base}, {"dense, ring-full", base}, {"LongNet", base}, {"LongNet causal mean", base}};
+  std::vector<Case> all{{"dense", base}, {"causal", base}, {"dense, ring-full", base}, {"LongNet", base}, {"LongNet causal mean", base}};
   all[1].config.problem.causal = true;
   all[1].config.dtype = backend == BackendKind::cuda ? DType::fp16 : DType::fp32;
   all[2].config.schedule = Schedule::ring_full;

@@ -165,7 +165,8 @@ Device::Device(const Problem& problem, DeviceMemory q, DeviceMemory k, DeviceMem
   for (const auto& records : steps.records) {
     for (const fused::TileList& list : fused::make_tiles(records, operands, problem.head_dim)) {
       const auto count = static_cast<std::int32_t>(list.tiles.size());
-      Step step{fused::Launcher(list, operands, problem.dtype, problem.head_dim), DeviceMemory(list.tiles), DeviceMemory(count * 8LL), count};
+      Step step{fused::Launcher(list, operands, problem.dtype, problem.head_dim), DeviceMemory(list.tiles), DeviceMemory(count * 8LL),
+                count};
       must(cudaMemset(step.redo.get(), 0, as_size(step.redo.bytes())), "clear");
       steps_.push_back(std::move(step));
     }

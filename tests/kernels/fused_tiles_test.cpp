@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // From records to tiles, on the host alone.
 #include <annulus/kernels/fused.hpp>
-
 #include <annulus_test.hpp>
-
 
 #include <algorithm>
 #include <array>

@@ -51,8 +51,8 @@ bool is_covered(const Problem& problem, const Pattern& pattern, std::int64_t hea
 
 TEST_CASE("covered rows are those that the definition selects, for every offset, head split and grouping") {
   std::int64_t uncovered = 0;
-  for (const OffsetRule offset : {OffsetRule::group, OffsetRule::group_plus_segment, OffsetRule::segment, OffsetRule::head,
-                                  OffsetRule::head_block}) {
+  for (const OffsetRule offset :
+       {OffsetRule::group, OffsetRule::group_plus_segment, OffsetRule::segment, OffsetRule::head, OffsetRule::head_block}) {
     for (const HeadSplit split : {HeadSplit::first, HeadSplit::last, HeadSplit::all}) {
       for (const std::int64_t kv_heads : {1, 2, 6}) {
         Problem problem;

@@ -460,8 +460,9 @@ TEST_CASE("the figures of 4,096 ranks of a dense causal ring take seconds at mos
   const Problem problem = problem_of(seq_len, 1, 1, true);
   const auto began = std::chrono::steady_clock::now();
 
-  const std::vector<PlanFigures> figures = figures_of_ranks(problem, dense_pattern(seq_len), Partition(PartitionKind::contiguous, seq_len, ranks),
-                                                            Routing{Schedule::ring, KeyOrder::cyclic, 256});
+  const std::vector<PlanFigures> figures =
+      figures_of_ranks(problem, dense_pattern(seq_len), Partition(PartitionKind::contiguous, seq_len, ranks),
+                       Routing{Schedule::ring, KeyOrder::cyclic, 256});
 
   // A third of a second on an idle machine.
   CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(5));

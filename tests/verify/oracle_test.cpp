@@ -448,7 +448,8 @@ TEST_CASE("only the segments of the rows are read") {
   const Problem problem = make_problem(1000, 1, 1, 2);
   const MemorySource source(problem, scattered_values(2));
 
-  const OracleRows rows = oracle_rows(source, problem, make_pattern({{100, 1}}), std::vector<RowId>{{0, 250}, {0, 920}}, PlainProbabilities::kept, 1);
+  const OracleRows rows =
+      oracle_rows(source, problem, make_pattern({{100, 1}}), std::vector<RowId>{{0, 250}, {0, 920}}, PlainProbabilities::kept, 1);
 
   CHECK(source.tokens_read(Tensor::q) == 2);
   CHECK(source.tokens_read(Tensor::v) == 200);

@@ -243,8 +243,8 @@ class ListMaker {
   TileShape shape_;
   std::vector<Tile> tiles_;
   std::vector<MapRequest> maps_;
-  bool unequal_ = false;                // tiles of one record differ in length
-  std::vector<std::size_t> sections_;   // where the tiles of each begin
+  bool unequal_ = false;               // tiles of one record differ in length
+  std::vector<std::size_t> sections_;  // where the tiles of each begin
   std::int64_t section_bytes_ = kSectionBytes;
 };
 

@@ -190,8 +190,7 @@ FusedProgram fused_program(const RingPlan& plan) { return Maker(plan).make(); }
 
 std::vector<fused::Operand> fused_operands(const FusedProgram& program, const RingPlan& plan, const TensorAddresses& addresses) {
   const Problem& problem = plan.problem;
-  std::vector<fused::Operand> operands{
-      fused::contiguous(addresses.q, problem.batch, plan.local_rows, problem.heads, problem.head_dim)};
+  std::vector<fused::Operand> operands{fused::contiguous(addresses.q, problem.batch, plan.local_rows, problem.heads, problem.head_dim)};
   for (const KeyTensor& keys : program.keys) {
     const std::byte* k = address_of(addresses, keys.buffer) + keys.offset_bytes;
     const std::int64_t bytes = problem.batch * keys.rows * keys.heads * problem.head_dim * size_of(problem.dtype);

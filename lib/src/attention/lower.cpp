@@ -163,7 +163,8 @@ std::vector<LoweredTransfers> lower_transfers(const RingPlan& plan, const Tensor
 
 LoweredWork lower_work(const RingPlan& plan, const TensorAddresses& addresses, std::span<const kernels::PartialPointers> partials,
                        std::int64_t accumulator_bytes) {
-  ANNULUS_EXPECTS(std::ssize(partials) == plan.partials, "{} partials have an address, and the plan has {}", partials.size(), plan.partials);
+  ANNULUS_EXPECTS(std::ssize(partials) == plan.partials, "{} partials have an address, and the plan has {}", partials.size(),
+                  plan.partials);
   LoweredWork lowered;
   for (const Step& step : plan.steps) {
     std::vector<kernels::AttendTask>& tasks = lowered.attend.emplace_back();

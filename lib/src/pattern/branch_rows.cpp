@@ -111,9 +111,7 @@ std::int64_t offset_period(const Pattern& pattern, std::int64_t branch) {
 
 bool one_branch_per_head(const Pattern& pattern) { return pattern.branches.size() == 1 || pattern.head_split != HeadSplit::all; }
 
-double output_scale(const Pattern& pattern) {
-  return pattern.scale_by_branches ? 1.0 / static_cast<double>(pattern.branches.size()) : 1.0;
-}
+double output_scale(const Pattern& pattern) { return pattern.scale_by_branches ? 1.0 / static_cast<double>(pattern.branches.size()) : 1.0; }
 
 std::int64_t partial_count(const Pattern& pattern) {
   return pattern.mixing == Mixing::lse || one_branch_per_head(pattern) ? 1 : static_cast<std::int64_t>(pattern.branches.size());

@@ -59,7 +59,8 @@ class Stream {
 /// Follows a rank's messages step by step, as lay_out() does for a plan.
 class Messages {
  public:
-  Messages(const std::vector<Stream>& streams, std::int64_t rank, PlanFigures& figures) : streams_(streams), rank_(rank), figures_(figures) {
+  Messages(const std::vector<Stream>& streams, std::int64_t rank, PlanFigures& figures)
+      : streams_(streams), rank_(rank), figures_(figures) {
     places_.resize(streams.size());
     for (std::size_t i = 0; i < streams.size(); ++i) {
       by_left_.push_back(i);

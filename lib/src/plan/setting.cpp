@@ -7,7 +7,8 @@
 
 namespace annulus::planning {
 
-Setting make_setting(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing, std::int64_t rank) {
+Setting make_setting(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing,
+                     std::int64_t rank) {
   validate(problem);
   validate(pattern);
   ANNULUS_EXPECTS(partition.seq_len() == problem.seq_len, "the partition is of {} tokens, the problem of {}", partition.seq_len(),

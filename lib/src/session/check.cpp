@@ -98,9 +98,8 @@ ErrorSums compare_owned(RingExecutor& executor, const std::vector<RowId>& rows, 
     }
     index = end;
   }
-  const OracleRows oracle =
-      oracle_rows(*session.resolved().source, problem, session.pattern(), owned, plain_probabilities(session),
-                  static_cast<int>(session.resolved().config.threads), &session.comm().watchdog().progress_counter());
+  const OracleRows oracle = oracle_rows(*session.resolved().source, problem, session.pattern(), owned, plain_probabilities(session),
+                                        static_cast<int>(session.resolved().config.threads), &session.comm().watchdog().progress_counter());
   return compare_rows(problem, owned, out.data(), lse.data(), oracle);
 }
 

@@ -2,10 +2,10 @@
 #include <annulus/session/session.hpp>
 
 #include <annulus/attention/attention_kernel.hpp>
-#include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/core/affinity.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/core/thread_stacks.hpp>
+#include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/gpu/gpu_assignment.hpp>
 #include <annulus/kernels/cpu.hpp>
 #include <annulus/kernels/fused_tile.hpp>
@@ -220,7 +220,8 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   together(comm, [&] {
     if (config.kernel != KernelKind::fused) { predicted_bytes_ = backend_->workspace_bytes(config.problem.head_dim, config.problem.dtype); }
     for (const RingPlan& plan : plans) {
-      predicted_bytes_ += plan_memory(config.problem, sizes_of(plan), kernel_bytes(config.kernel, plan, backend_->accumulator_bytes())).total();
+      predicted_bytes_ +=
+          plan_memory(config.problem, sizes_of(plan), kernel_bytes(config.kernel, plan, backend_->accumulator_bytes())).total();
     }
     std::int64_t reading = 0;
     for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {

@@ -96,7 +96,8 @@ std::int64_t partial_bytes(std::int64_t head_dim, std::int64_t count);
 int tile_rows(std::int64_t head_dim);
 
 /// Where the partials of some rows of one query head lie: of `segments` times `count` rows, row i of segment s being row
-/// first + s * segment_stride + i * stride of O. Its rows lie 64 to a partial, from number partial + batch * batch_step + s * segment_step on.
+/// first + s * segment_stride + i * stride of O. Its rows lie 64 to a partial, from number partial + batch * batch_step + s * segment_step
+/// on.
 struct CombineEntry {
   std::int64_t first = 0;
   std::int64_t stride = 1;

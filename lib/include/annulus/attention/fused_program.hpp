@@ -35,8 +35,8 @@ struct FusedProgram {
 
   /// Whether each row has one branch at most, unscaled: its last record then writes O and LSE, and no partial is left.
   bool writes_rows = false;
-  /// Where the partials of each query head lie, by the order of its branches; begin[head] is the first. Empty if rows are written. Rows that
-  /// nothing covers are written from here, too, so there may be a begin without entries.
+  /// Where the partials of each query head lie, by the order of its branches; begin[head] is the first. Empty if rows are written. Rows
+  /// that nothing covers are written from here, too, so there may be a begin without entries.
   std::vector<kernels::cuda::fused::CombineEntry> entries;
   std::vector<std::int32_t> begin;  ///< [heads + 1], or nothing where all rows are written
 };
@@ -45,7 +45,8 @@ struct FusedProgram {
 FusedProgram fused_program(const RingPlan& plan);
 
 /// The tensors of a program at their addresses.
-std::vector<kernels::cuda::fused::Operand> fused_operands(const FusedProgram& program, const RingPlan& plan, const TensorAddresses& addresses);
+std::vector<kernels::cuda::fused::Operand> fused_operands(const FusedProgram& program, const RingPlan& plan,
+                                                          const TensorAddresses& addresses);
 
 /// Bytes of device memory that it takes beside its tensors.
 Int128 fused_bytes(const FusedProgram& program, std::int64_t head_dim);

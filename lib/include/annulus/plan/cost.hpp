@@ -33,7 +33,8 @@ struct PlanCost {
 
 PlanCost plan_cost(const RingPlan& plan);
 
-/// Bytes of the plan's partials for kernels that keep each for the whole shard, numbers of `accumulator_bytes` bytes: 4, or 8 for reference.
+/// Bytes of the plan's partials for kernels that keep each for the whole shard, numbers of `accumulator_bytes` bytes: 4, or 8 for
+/// reference.
 Int128 whole_partials_bytes(const Problem& problem, const PlanSizes& sizes, std::int64_t accumulator_bytes);
 
 /// Memory of the rank, with what its kernel takes for partials.

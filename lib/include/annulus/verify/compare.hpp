@@ -13,12 +13,12 @@ namespace annulus {
 
 /// Sums from which ranks agree on one verdict: add() merges the rows of several ranks.
 struct ErrorSums {
-  std::int64_t count = 0;          ///< output elements compared
-  double error_squares = 0;        ///< sum (out - oracle)^2
-  double plain_error_squares = 0;  ///< sum (plain - oracle)^2
+  std::int64_t count = 0;                                   ///< output elements compared
+  double error_squares = 0;                                 ///< sum (out - oracle)^2
+  double plain_error_squares = 0;                           ///< sum (plain - oracle)^2
   std::array<double, kPlainScales> scaled_error_squares{};  ///< the same of the further plain runs; 0 without them
-  double oracle_squares = 0;       ///< sum oracle^2
-  double value_squares = 0;        ///< sum v^2 over value_count elements of V
+  double oracle_squares = 0;                                ///< sum oracle^2
+  double value_squares = 0;                                 ///< sum v^2 over value_count elements of V
   std::int64_t value_count = 0;
   double max_error = 0;
   double max_plain_error = 0;
@@ -51,11 +51,11 @@ struct Verdict {
   std::string reason;  ///< empty when passed; otherwise one sentence that names the worst index
 };
 
-/// `plain_rms_error` is the largest of all plain runs'. The limits: fp32: rms_error <= 2e-6 * max(RMS(O), 0.1 RMS(V)); 16-bit: rms_error <= 1.2 * plain_rms_error + a floor of one part in 2^24
-/// of RMS(O); with scores beyond what fp32 resolves (max_score > 64) fp32 may use 2 * plain_rms_error instead where larger. No element may
-/// be off by more than 16 times the larger of the plain run's largest error and the RMS limit: a mean over many rows hides one wrong row.
-/// Each limit has one step of the subnormal fp32 numbers (2^-149) on top: no sum in fp32 is finer.
-/// LSE: max error <= 1e-5 + 2^-21 * max_score. Any mismatch of non-finite values fails.
+/// `plain_rms_error` is the largest of all plain runs'. The limits: fp32: rms_error <= 2e-6 * max(RMS(O), 0.1 RMS(V)); 16-bit: rms_error
+/// <= 1.2 * plain_rms_error + a floor of one part in 2^24 of RMS(O); with scores beyond what fp32 resolves (max_score > 64) fp32 may use 2
+/// * plain_rms_error instead where larger. No element may be off by more than 16 times the larger of the plain run's largest error and the
+/// RMS limit: a mean over many rows hides one wrong row. Each limit has one step of the subnormal fp32 numbers (2^-149) on top: no sum in
+/// fp32 is finer. LSE: max error <= 1e-5 + 2^-21 * max_score. Any mismatch of non-finite values fails.
 Verdict judge(const Problem& problem, const ErrorSums& sums);
 
 }  // namespace annulus
