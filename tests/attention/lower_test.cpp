@@ -120,7 +120,7 @@ TEST_CASE("lowered tasks of random plans name the elements that their items name
     const RandomCase drawn = random_case(seed, number, std::nullopt);
     if (drawn.problem.seq_len > 200) { continue; }
     INFO("case " << number << ": " << drawn.describe());
-    const Partition partition(PartitionKind::contiguous, drawn.problem.seq_len, drawn.ranks);
+    const Partition partition(drawn.partition, drawn.problem.seq_len, drawn.ranks);
     for (std::int64_t rank = 0; rank < drawn.ranks; ++rank) {
       const RingPlan plan = make_plan(drawn.problem, drawn.pattern, partition, {drawn.schedule}, rank);
       const TensorAddresses addresses = some_addresses();

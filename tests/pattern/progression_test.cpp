@@ -96,19 +96,32 @@ TEST_CASE("split_by_rank covers every token once, in order, with sizes that diff
 }
 
 TEST_CASE("a partition's owner agrees with its shards, empty ones included") {
-  for (const std::int64_t seq_len : {1, 5, 12, 31}) {
-    for (const std::int64_t ranks : {1, 2, 3, 8, 40}) {
-      const Partition partition(PartitionKind::contiguous, seq_len, ranks);
-      std::vector<std::int64_t> touching;
-      for (std::int64_t rank = 0; rank < ranks; ++rank) {
-        for (const ShardPiece& piece : partition.shard(rank).pieces) {
-          touching.push_back(rank);
-          for (std::int64_t i = 0; i < piece.global.count; ++i) { CHECK(partition.owner(piece.global[i]) == rank); }
+  for (const PartitionKind kind : {PartitionKind::contiguous, PartitionKind::zigzag}) {
+    for (const std::int64_t seq_len : {1, 5, 12, 31}) {
+      for (const std::int64_t ranks : {1, 2, 3, 8, 40}) {
+        const Partition partition(kind, seq_len, ranks);
+        std::vector<std::int64_t> touching;
+        std::int64_t rows = 0;
+        for (std::int64_t rank = 0; rank < ranks; ++rank) {
+          const Shard shard = partition.shard(rank);
+          if (!shard.pieces.empty()) { touching.push_back(rank); }
+          std::int64_t local = 0;
+          for (const ShardPiece& piece : shard.pieces) {
+            CHECK(piece.local_first == local);
+            local += piece.global.count;
+            for (std::int64_t i = 0; i < piece.global.count; ++i) { CHECK(partition.owner(piece.global[i]) == rank); }
+          }
+          rows += local;
         }
+        CHECK(rows == seq_len);
+        CHECK(partition.ranks_touching(0, seq_len) == touching);
       }
-      CHECK(partition.ranks_touching(0, seq_len) == touching);
     }
   }
+  const Partition zigzag(PartitionKind::zigzag, 16, 4);
+  CHECK(zigzag.shard(1) == Shard{{{{2, 1, 2}, 0}, {{12, 1, 2}, 2}}});
+  CHECK(zigzag.shard(3) == Shard{{{{6, 1, 4}, 0}}});  // two neighbours
+  CHECK(zigzag.ranks_touching(5, 11) == std::vector<std::int64_t>{2, 3});
   const Partition partition(PartitionKind::contiguous, 10, 5);
   CHECK(partition.ranks_touching(3, 6) == std::vector<std::int64_t>{1, 2});
   CHECK(partition.ranks_touching(4, 4).empty());

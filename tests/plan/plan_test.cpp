@@ -12,13 +12,16 @@
 #include <chrono>
 #include <cmath>
 #include <numeric>
+#include <utility>
+#include <vector>
 
 using namespace annulus;
 
 namespace {
 
-std::vector<RingPlan> plans_of(const Problem& problem, const Pattern& pattern, const Routing& routing, std::int64_t ranks) {
-  const Partition partition(PartitionKind::contiguous, problem.seq_len, ranks);
+std::vector<RingPlan> plans_of(const Problem& problem, const Pattern& pattern, const Routing& routing, std::int64_t ranks,
+                               PartitionKind kind = PartitionKind::contiguous) {
+  const Partition partition(kind, problem.seq_len, ranks);
   std::vector<RingPlan> plans;
   for (std::int64_t rank = 0; rank < ranks; ++rank) { plans.push_back(make_plan(problem, pattern, partition, routing, rank)); }
   return plans;
@@ -74,15 +77,47 @@ TEST_CASE("the plans of random problems attend every visible pair exactly once, 
     }
     ++proven;
     INFO("case " << number << ": " << drawn.describe());
-    for (const Routing& routing : {Routing{Schedule::ring}, Routing{Schedule::ring_full}, Routing{Schedule::ring, KeyOrder::cyclic, 4},
-                                   Routing{Schedule::ring_full, KeyOrder::cyclic, 8}}) {
-      const std::vector<RingPlan> plans = plans_of(drawn.problem, drawn.pattern, routing, drawn.ranks);
+    const std::vector<std::pair<PartitionKind, Routing>> ways{
+        {PartitionKind::contiguous, {Schedule::ring}},
+        {PartitionKind::contiguous, {Schedule::ring_full}},
+        {PartitionKind::contiguous, {Schedule::ring, KeyOrder::cyclic, 4}},
+        {PartitionKind::contiguous, {Schedule::ring_full, KeyOrder::cyclic, 8}},
+        {PartitionKind::zigzag, {Schedule::ring_full}},
+    };
+    for (const auto& [partition, routing] : ways) {
+      const std::vector<RingPlan> plans = plans_of(drawn.problem, drawn.pattern, routing, drawn.ranks, partition);
       const Coverage coverage = prove_coverage(plans);
       REQUIRE(coverage.pairs * drawn.problem.batch == pairs_of(plans));
       REQUIRE(coverage.bytes_moved == bytes_received(plans));
     }
   }
   CHECK(proven > 500);
+}
+
+TEST_CASE("zigzag gives every rank the same work under a causal mask, in every step, and moves no more than ring-full") {
+  for (const std::int64_t ranks : {2, 3, 8, 64}) {
+    const Problem problem = problem_of(ranks * 2 * 40, 2, 1, true);
+    const Pattern dense = dense_pattern(problem.seq_len);
+    const std::vector<RingPlan> plans = plans_of(problem, dense, Routing{Schedule::ring_full}, ranks, PartitionKind::zigzag);
+    if (ranks <= 8) { prove_coverage(plans); }
+    const std::int64_t mean = pairs_of(plans) / ranks;
+    for (const RingPlan& plan : plans) {
+      const auto pairs = static_cast<std::int64_t>(plan_cost(plan).pairs);
+      CHECK(std::abs(pairs - mean) * 100 <= mean);
+      // Two pieces meet two pieces of the block in every step but the first, and one of the four pairs is hidden, or two are.
+      for (std::size_t step = 1; step < plan.steps.size(); ++step) {
+        Int128 of_step = 0;
+        for (const WorkItem& item : plan.steps[step].work) { of_step += visible_pairs(item); }
+        CHECK(of_step == Int128{2} * 40 * 40 * problem.heads);
+      }
+    }
+    CHECK(pairs_of(plans) == problem.seq_len * (problem.seq_len + 1) / 2 * problem.heads);
+    CHECK(bytes_received(plans) == bytes_received(plans_of(problem, dense, Schedule::ring_full, ranks)));
+  }
+  const Problem problem = problem_of(64, 1, 1, true);
+  const Partition partition(PartitionKind::zigzag, 64, 4);
+  CHECK_THROWS_AS(make_plan(problem, dense_pattern(64), partition, Routing{Schedule::ring}, 0), InvalidArgument);
+  CHECK_THROWS_AS(make_plan(problem, dense_pattern(64), partition, Routing{Schedule::ring_full, KeyOrder::cyclic, 8}, 0), InvalidArgument);
 }
 
 TEST_CASE("a dense pattern is the classic ring") {

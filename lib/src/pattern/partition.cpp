@@ -57,28 +57,54 @@ Partition::Partition(PartitionKind kind, std::int64_t seq_len, std::int64_t rank
   ANNULUS_EXPECTS(ranks >= 1, "{} ranks are not positive", ranks);
 }
 
+std::int64_t Partition::pieces() const {
+  switch (kind_) {
+    case PartitionKind::zigzag:
+      return 2 * ranks_;
+    case PartitionKind::contiguous:
+      break;
+  }
+  return ranks_;
+}
+
+std::int64_t Partition::owner_of_piece(std::int64_t piece) const { return piece < ranks_ ? piece : pieces() - 1 - piece; }
+
 Shard Partition::shard(std::int64_t rank) const {
   ANNULUS_EXPECTS(rank >= 0 && rank < ranks_, "rank {} is outside 0..{}", rank, ranks_ - 1);
   Shard shard;
-  const Progression rows = split_by_rank(seq_len_, ranks_, rank);
-  if (!rows.empty()) { shard.pieces.push_back({rows, 0}); }
+  const auto add = [&](std::int64_t piece) {
+    const Progression rows = split_by_rank(seq_len_, pieces(), piece);
+    if (rows.empty()) { return; }
+    // Neighbouring pieces are one.
+    if (!shard.pieces.empty() && shard.pieces.back().global.last() + 1 == rows.first) {
+      shard.pieces.back().global.count += rows.count;
+      return;
+    }
+    shard.pieces.push_back({rows, shard.rows()});
+  };
+  add(rank);
+  if (pieces() > ranks_) { add(pieces() - 1 - rank); }
   return shard;
 }
 
 std::int64_t Partition::rows(std::int64_t rank) const { return shard(rank).rows(); }
 
-std::int64_t Partition::owner(std::int64_t global_row) const {
+std::int64_t Partition::piece_of(std::int64_t global_row) const {
   ANNULUS_EXPECTS(global_row >= 0 && global_row < seq_len_, "row {} is outside 0..{}", global_row, seq_len_ - 1);
-  const std::int64_t base = seq_len_ / ranks_;
-  const std::int64_t spare = seq_len_ % ranks_;
+  const std::int64_t base = seq_len_ / pieces();
+  const std::int64_t spare = seq_len_ % pieces();
   const std::int64_t in_large = spare * (base + 1);
   return global_row < in_large ? global_row / (base + 1) : spare + (global_row - in_large) / base;
 }
 
+std::int64_t Partition::owner(std::int64_t global_row) const { return owner_of_piece(piece_of(global_row)); }
+
 std::vector<std::int64_t> Partition::ranks_touching(std::int64_t begin, std::int64_t end) const {
   std::vector<std::int64_t> touching;
   if (begin >= end) { return touching; }
-  for (std::int64_t rank = owner(begin); rank <= owner(end - 1); ++rank) { touching.push_back(rank); }
+  for (std::int64_t piece = piece_of(begin); piece <= piece_of(end - 1); ++piece) { touching.push_back(owner_of_piece(piece)); }
+  std::sort(touching.begin(), touching.end());
+  touching.erase(std::unique(touching.begin(), touching.end()), touching.end());
   return touching;
 }
 

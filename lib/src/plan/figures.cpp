@@ -299,8 +299,18 @@ std::vector<Stream> streams_of(const Setting& setting, Rings& rings) {
 std::vector<PlanFigures> figures_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition,
                                           const Routing& routing) {
   Setting setting = planning::make_setting(problem, pattern, partition, routing, 0);
-  Rings rings;
   std::vector<PlanFigures> all;
+  switch (partition.kind()) {
+    case PartitionKind::contiguous:
+      break;
+    case PartitionKind::zigzag:  // blocks of two pieces are not alike
+      for (std::int64_t rank = 0; rank < partition.ranks(); ++rank) {
+        const RingPlan plan = make_plan(problem, pattern, partition, routing, rank);
+        all.push_back({sizes_of(plan), plan_cost(plan)});
+      }
+      return all;
+  }
+  Rings rings;
   for (std::int64_t rank = 0; rank < partition.ranks(); ++rank) {
     setting.rank = rank;
     setting.shard = partition.shard(rank);

@@ -40,7 +40,15 @@ std::string nearest(std::int64_t from, std::int64_t unit, std::int64_t tries, Pa
 
 }  // namespace
 
-Routing choose_routing(Schedule schedule, KeyOrder asked, std::int64_t block_rows, const std::string& kernel) {
+Routing choose_routing(PartitionKind partition, Schedule schedule, KeyOrder asked, std::int64_t block_rows, const std::string& kernel) {
+  switch (partition) {
+    case PartitionKind::contiguous:
+      break;
+    case PartitionKind::zigzag:
+      ANNULUS_EXPECTS(asked != KeyOrder::cyclic, "--key-order cyclic needs --partition contiguous; zigzag can have auto or arrival");
+      ANNULUS_EXPECTS(schedule == Schedule::ring_full, "--partition zigzag needs --schedule ring-full");
+      return {schedule, KeyOrder::arrival, 0};
+  }
   ANNULUS_EXPECTS(asked != KeyOrder::cyclic || block_rows > 0,
                   "--key-order cyclic: {} takes keys in the order in which they come; it can have auto or arrival", kernel);
   if (asked == KeyOrder::arrival || block_rows == 0) { return {schedule, KeyOrder::arrival, 0}; }

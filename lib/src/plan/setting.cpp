@@ -16,6 +16,14 @@ Setting make_setting(const Problem& problem, const Pattern& pattern, const Parti
   const bool cyclic = routing.key_order == KeyOrder::cyclic;
   ANNULUS_EXPECTS(routing.key_order != KeyOrder::automatic && (routing.block_rows > 0) == cyclic, "key order {} with blocks of {} rows",
                   to_string(routing.key_order), routing.block_rows);
+  switch (partition.kind()) {
+    case PartitionKind::contiguous:
+      break;
+    case PartitionKind::zigzag:
+      ANNULUS_EXPECTS(routing.schedule == Schedule::ring_full && !cyclic,
+                      "--partition zigzag needs --schedule ring-full, and takes keys in the order in which they come");
+      break;
+  }
   Setting setting{problem, pattern, partition, routing, rank, partition.shard(rank), {}};
   for (std::int64_t branch = 0; branch < std::ssize(pattern.branches); ++branch) {
     setting.classes.push_back(head_classes(problem, pattern, branch));

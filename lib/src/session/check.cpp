@@ -44,14 +44,25 @@ std::vector<RowId> rows_to_check(const Problem& problem, std::int64_t wanted, st
 
 /// Where a rank keeps a row, from the partition's definition and not from the plan that is being checked; negative if it does not own it.
 std::int64_t local_row(PartitionKind partition, std::int64_t seq_len, std::int64_t ranks, std::int64_t rank, std::int64_t row) {
+  std::int64_t pieces = ranks;
+  std::vector<std::int64_t> owned{rank};
   switch (partition) {
     case PartitionKind::contiguous:
       break;
+    case PartitionKind::zigzag:
+      pieces = 2 * ranks;
+      owned.push_back(pieces - 1 - rank);
+      break;
   }
-  const std::int64_t spare = seq_len % ranks;  // the first ranks own one more
-  const std::int64_t first = rank * (seq_len / ranks) + std::min(rank, spare);
-  const std::int64_t rows = seq_len / ranks + (rank < spare ? 1 : 0);
-  return row >= first && row < first + rows ? row - first : -1;
+  std::int64_t before = 0;  // rows of the pieces before this one
+  for (const std::int64_t piece : owned) {
+    const std::int64_t spare = seq_len % pieces;  // the first pieces have one more
+    const std::int64_t first = piece * (seq_len / pieces) + std::min(piece, spare);
+    const std::int64_t rows = seq_len / pieces + (piece < spare ? 1 : 0);
+    if (row >= first && row < first + rows) { return before + row - first; }
+    before += rows;
+  }
+  return -1;
 }
 
 /// What the session's kernel does to probabilities.
@@ -153,6 +164,7 @@ bool check(const Config& config, const Communicator& comm, const std::function<v
     one.problem = drawn.problem;
     one.pattern = drawn.pattern;
     one.schedule = drawn.schedule;
+    one.partition = drawn.partition;
     one.scale = drawn.problem.scale;
     one.dtype.reset();
     one.seed = drawn.data_seed;

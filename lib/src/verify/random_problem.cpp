@@ -137,21 +137,21 @@ BranchLists branch_lists(const Pattern& pattern) {
 std::string RandomCase::describe() const {
   const BranchLists lists = branch_lists(pattern);
   return fmt::format(
-      "ranks {}, batch {}, seq_len {}, heads {}/{}, head_dim {}, {}{}, w {}, r {}, offset {}, head-split {}, mixing {}{}, {}", ranks,
+      "ranks {}, batch {}, seq_len {}, heads {}/{}, head_dim {}, {}{}, w {}, r {}, offset {}, head-split {}, mixing {}{}, {}, {}", ranks,
       problem.batch, problem.seq_len, problem.heads, problem.kv_heads, problem.head_dim, to_string(problem.dtype),
       problem.causal ? ", causal" : "", lists.segment_lengths, lists.dilation_rates, to_string(pattern.offset),
       to_string(pattern.head_split), to_string(pattern.mixing), pattern.scale_by_branches ? ", scaled by branches" : "",
-      to_string(schedule));
+      to_string(partition), to_string(schedule));
 }
 
 std::string RandomCase::flags() const {
   const BranchLists lists = branch_lists(pattern);
   std::string text = fmt::format(
       "--batch {} --seq-len {} --heads {} --kv-heads {} --head-dim {} --dtype {} --scale {} --seed {} --segment-lengths {} "
-      "--dilation-rates {} --offset {} --head-split {} --mixing {} --ragged {} --schedule {} --virtual-ranks {}",
+      "--dilation-rates {} --offset {} --head-split {} --mixing {} --ragged {} --partition {} --schedule {} --virtual-ranks {}",
       problem.batch, problem.seq_len, problem.heads, problem.kv_heads, problem.head_dim, to_string(problem.dtype), problem.scale, data_seed,
       lists.segment_lengths, lists.dilation_rates, to_string(pattern.offset), to_string(pattern.head_split), to_string(pattern.mixing),
-      to_string(pattern.ragged), to_string(schedule), ranks);
+      to_string(pattern.ragged), to_string(partition), to_string(schedule), ranks);
   if (problem.causal) { text += " --causal"; }
   if (pattern.scale_by_branches) { text += " --scale-by-branches"; }
   return text;
@@ -192,6 +192,8 @@ RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<st
 
   result.schedule = random.any_of<Schedule>();
   result.data_seed = random.next() >> 32U;
+  // Zigzag goes with the one schedule alone.
+  if (result.schedule == Schedule::ring_full && random.chance(60)) { result.partition = PartitionKind::zigzag; }
   return result;
 }
 

@@ -43,6 +43,7 @@ enum class Ragged {
 /// Which tokens a rank owns.
 enum class PartitionKind {
   contiguous,  ///< neighbouring tokens; the first seq_len mod ranks ranks own one more
+  zigzag,      ///< of 2 * ranks such pieces, rank i owns i and 2 * ranks - 1 - i: the same work for all under a causal mask
 };
 
 /// How KV blocks travel.
@@ -104,7 +105,8 @@ struct EnumNames<Ragged> {
 };
 template <>
 struct EnumNames<PartitionKind> {
-  static constexpr std::array<std::pair<PartitionKind, std::string_view>, 1> values{{{PartitionKind::contiguous, "contiguous"}}};
+  static constexpr std::array<std::pair<PartitionKind, std::string_view>, 2> values{
+      {{PartitionKind::contiguous, "contiguous"}, {PartitionKind::zigzag, "zigzag"}}};
 };
 template <>
 struct EnumNames<Schedule> {

@@ -46,12 +46,17 @@ class Partition {
   std::int64_t rows(std::int64_t rank) const;
   std::int64_t owner(std::int64_t global_row) const;
 
-  /// Ranks that may own rows of [begin, end), ascending; for a contiguous partition a short interval of ranks.
+  /// Ranks that own rows of [begin, end), ascending.
   std::vector<std::int64_t> ranks_touching(std::int64_t begin, std::int64_t end) const;
 
   bool operator==(const Partition&) const = default;
 
  private:
+  /// Pieces into which the sequence is cut, one or two for a rank.
+  std::int64_t pieces() const;
+  std::int64_t piece_of(std::int64_t global_row) const;
+  std::int64_t owner_of_piece(std::int64_t piece) const;
+
   PartitionKind kind_;
   std::int64_t seq_len_;
   std::int64_t ranks_;

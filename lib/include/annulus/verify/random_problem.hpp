@@ -15,6 +15,7 @@ namespace annulus {
 struct RandomCase {
   Problem problem;
   Pattern pattern;
+  PartitionKind partition = PartitionKind::contiguous;
   Schedule schedule = Schedule::ring;
   std::int64_t ranks = 1;
   std::uint64_t data_seed = 0;  ///< below 2^32, so that every configuration format can hold it
