@@ -68,6 +68,7 @@ std::vector<Case> cases() {
   dilated.mixing = Mixing::mean;
   add("fp16, every head in every branch", problem_of(41, 2, 2, DType::fp16, false), dilated,
       {"--segment-lengths", "7,19,41", "--dilation-rates", "1,2,3", "--offset", "head", "--head-split", "all", "--mixing", "mean"});
+  add("zigzag", problem_of(53, 4, 2, DType::fp32, true), dense_pattern(53), {"--partition", "zigzag", "--schedule", "ring-full"});
   // Fewer rows than ranks.
   add("three rows", problem_of(3, 2, 2, DType::fp32, false), dense_pattern(3), {});
   return all;
