@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cerrno>
 #include <signal.h>
 
 #include <annulus_test.hpp>
 
 #include "program.hpp"
 
+#include <cerrno>
 #include <string>
 #include <vector>
 
@@ -20,13 +20,13 @@ const std::vector<std::vector<std::string>> kUnfinished{
 /// A run of several seconds that has begun its result, which `signal` meets.
 ProcessResult interrupted_run(const TemporaryFolder& folder, int signal, const std::vector<std::string>& environment) {
   bool sent = false;
-  const ProcessResult result = annulus_with(
-      {"run", "--seq-len", "20000", "--heads", "8", "--head-dim", "128", "--threads", "1", "--output", folder / "out.h5"}, environment, 60,
-      [&](pid_t pid) {
-        if (sent || !has_open_file_below(pid, folder / "")) { return; }
-        kill(pid, signal);
-        sent = true;
-      });
+  const ProcessResult result =
+      annulus_with({"run", "--seq-len", "20000", "--heads", "8", "--head-dim", "128", "--threads", "1", "--output", folder / "out.h5"},
+                   environment, 60, [&](pid_t pid) {
+                     if (sent || !has_open_file_below(pid, folder / "")) { return; }
+                     kill(pid, signal);
+                     sent = true;
+                   });
   CHECK(sent);
   return result;
 }

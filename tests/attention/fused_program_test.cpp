@@ -196,9 +196,8 @@ TEST_CASE("records of random plans meet the keys that their items name, each row
     const Partition partition(drawn.partition, drawn.problem.seq_len, drawn.ranks);
     for (std::int64_t rank = 0; rank < drawn.ranks; ++rank) {
       // Blocks as small as the problems, so that rows have keys above their own.
-      const Routing routing = number % 2 == 0 && drawn.partition == PartitionKind::contiguous
-                                  ? Routing{drawn.schedule, KeyOrder::cyclic, 8}
-                                  : Routing{drawn.schedule};
+      const Routing routing = number % 2 == 0 && drawn.partition == PartitionKind::contiguous ? Routing{drawn.schedule, KeyOrder::cyclic, 8}
+                                                                                              : Routing{drawn.schedule};
       check_program(make_plan(drawn.problem, drawn.pattern, partition, routing, rank), counts);
     }
   }

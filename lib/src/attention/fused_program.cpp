@@ -203,8 +203,7 @@ std::vector<fused::Operand> fused_operands(const FusedProgram& program, const Ri
 Int128 fused_bytes(const FusedProgram& program, std::int64_t head_dim) {
   const auto bytes = [](std::int64_t count, std::int64_t size) { return static_cast<Int128>(count) * size; };
   const auto size_of_number = static_cast<std::int64_t>(sizeof(std::int32_t));
-  return bytes(program.partials, fused::partial_bytes(head_dim, 1)) +
-         bytes(program.tiles, static_cast<std::int64_t>(sizeof(fused::Tile))) +
+  return bytes(program.partials, fused::partial_bytes(head_dim, 1)) + bytes(program.tiles, static_cast<std::int64_t>(sizeof(fused::Tile))) +
          bytes(program.most_tiles, 2 * size_of_number) +  // tiles that may have to be done again
          (program.tiles > 0 ? size_of_number : 0) +       // the ticket
          bytes(std::ssize(program.entries), static_cast<std::int64_t>(sizeof(fused::CombineEntry))) +
