@@ -87,6 +87,23 @@ TEST_CASE("offsets follow their rules") {
   }
 }
 
+TEST_CASE("a truncated segment has equally many rows at every offset") {
+  Pattern pattern;
+  pattern.branches = {{10, 3}};
+  pattern.offset = OffsetRule::segment;
+  const HeadClass any{};
+  const auto counts = [&] {
+    std::vector<std::int64_t> found;
+    for (std::int64_t segment = 0; segment < 4; ++segment) { found.push_back(segment_rows(35, pattern, 0, segment, any).count); }
+    return found;
+  };
+  CHECK(counts() == std::vector<std::int64_t>{4, 3, 3, 2});  // the last segment has five tokens
+  pattern.ragged = Ragged::truncate;
+  CHECK(counts() == std::vector<std::int64_t>{3, 3, 3, 1});
+  pattern.branches = {{2, 3}};
+  CHECK(segment_rows(35, pattern, 0, 0, any).empty());
+}
+
 TEST_CASE("blocks of heads share an offset, also where the rate does not divide the heads") {
   Pattern pattern;
   pattern.branches = {{64, 3}};

@@ -126,6 +126,12 @@ Listed attention_by_lists(const MemorySource& source, const Problem& problem, co
           if (pattern.offset == OffsetRule::head_block) { offset = kv_head / ((problem.kv_heads + r - 1) / r); }
           std::vector<std::int64_t> members;
           for (std::int64_t row = s * w + offset; row < std::min((s + 1) * w, problem.seq_len); row += r) { members.push_back(row); }
+          if (pattern.ragged == Ragged::truncate) {
+            // As many as fit into whole strides.
+            std::int64_t whole = 0;
+            while ((whole + 1) * r <= std::min((s + 1) * w, problem.seq_len) - s * w) { ++whole; }
+            members.resize(std::min(members.size(), static_cast<std::size_t>(whole)));
+          }
           for (const std::int64_t row : members) {
             std::vector<std::int64_t> seen;
             for (const std::int64_t key : members) {

@@ -28,11 +28,11 @@ TEST_CASE("a case is the same whenever it is asked for and differs from its neig
 TEST_CASE("the case of a number never changes, on any machine") {
   CHECK(random_case(1, 0, std::nullopt).flags() ==
         "--batch 1 --seq-len 138 --heads 3 --kv-heads 1 --head-dim 4 --dtype bf16 --scale 0.5 --seed 529393150 "
-        "--segment-lengths 30,64,138 --dilation-rates 4,8,4 --offset group-plus-segment --head-split last --mixing lse --ragged short "
+        "--segment-lengths 30,64,138 --dilation-rates 4,8,4 --offset group-plus-segment --head-split last --mixing lse --ragged truncate "
         "--partition contiguous --schedule ring --virtual-ranks 15");
   CHECK(random_case(42, 1999, std::nullopt).flags() ==
         "--batch 1 --seq-len 5 --heads 1 --kv-heads 1 --head-dim 8 --dtype fp32 --scale 0.1875 --seed 926898765 "
-        "--segment-lengths 32,1,4 --dilation-rates 3,8,1 --offset head --head-split first --mixing sum --ragged short "
+        "--segment-lengths 32,1,4 --dilation-rates 3,8,1 --offset head --head-split first --mixing sum --ragged truncate "
         "--partition zigzag --schedule ring-full --virtual-ranks 5 --scale-by-branches");
 }
 

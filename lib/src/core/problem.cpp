@@ -54,4 +54,20 @@ void validate(const Pattern& pattern) {
   }
 }
 
+void validate(const Problem& problem, const Pattern& pattern) {
+  switch (pattern.ragged) {
+    case Ragged::short_stride:
+    case Ragged::truncate:
+      return;
+    case Ragged::reject:
+      break;
+  }
+  for (const Branch& branch : pattern.branches) {
+    ANNULUS_EXPECTS(branch.segment_length % branch.dilation_rate == 0,
+                    "--ragged reject: dilation rate {} does not divide the segment length {}", branch.dilation_rate, branch.segment_length);
+    ANNULUS_EXPECTS(problem.seq_len % branch.segment_length == 0, "--ragged reject: the segment length {} does not divide seq-len {}",
+                    branch.segment_length, problem.seq_len);
+  }
+}
+
 }  // namespace annulus

@@ -101,7 +101,16 @@ Progression segment_rows(std::int64_t seq_len, const Pattern& pattern, std::int6
   const Progression tokens = segment_range(seq_len, shape, segment);
   const std::int64_t offset = segment_offset(pattern, branch, segment, heads);
   if (offset >= tokens.count) { return {}; }
-  return {tokens.first + offset, shape.dilation_rate, (tokens.count - 1 - offset) / shape.dilation_rate + 1};
+  Progression rows{tokens.first + offset, shape.dilation_rate, (tokens.count - 1 - offset) / shape.dilation_rate + 1};
+  switch (pattern.ragged) {
+    case Ragged::truncate:
+      rows.count = std::min(rows.count, tokens.count / shape.dilation_rate);
+      break;
+    case Ragged::short_stride:
+    case Ragged::reject:
+      break;
+  }
+  return rows.empty() ? Progression{} : rows;
 }
 
 std::int64_t offset_period(const Pattern& pattern, std::int64_t branch) {

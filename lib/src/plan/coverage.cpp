@@ -321,7 +321,9 @@ class PairCounter {
                              : pattern_.offset == OffsetRule::head               ? kv_head
                                                                                  : kv_head / ((problem_.kv_heads + r - 1) / r);
     const std::int64_t distance = token - segment * w - raw % r;
-    return distance >= 0 && distance % r == 0;
+    if (distance < 0 || distance % r != 0) { return false; }
+    const std::int64_t length = std::min(w, problem_.seq_len - segment * w);
+    return pattern_.ragged != Ragged::truncate || distance / r < length / r;
   }
 
   bool visible(std::size_t branch, std::int64_t head, std::int64_t q, std::int64_t k) const {

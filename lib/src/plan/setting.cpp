@@ -11,6 +11,7 @@ Setting make_setting(const Problem& problem, const Pattern& pattern, const Parti
                      std::int64_t rank) {
   validate(problem);
   validate(pattern);
+  validate(problem, pattern);
   ANNULUS_EXPECTS(partition.seq_len() == problem.seq_len, "the partition is of {} tokens, the problem of {}", partition.seq_len(),
                   problem.seq_len);
   const bool cyclic = routing.key_order == KeyOrder::cyclic;

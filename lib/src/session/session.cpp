@@ -36,6 +36,7 @@ void fill_defaults(Config& config) {
   if (config.dtype) { config.problem.dtype = *config.dtype; }
   validate(config.problem);
   validate(config.pattern);
+  validate(config.problem, config.pattern);
 }
 
 void take_extent(const Config& config, const char* option, std::int64_t& extent, std::int64_t found) {

@@ -63,10 +63,23 @@ std::int64_t offset_of(const Problem& problem, const Pattern& pattern, std::int6
   ANNULUS_ASSERT(false, "offset rule {} is unknown to the oracle", static_cast<int>(pattern.offset));
 }
 
-bool is_selected(const Branch& branch, std::int64_t segment, std::int64_t offset, std::int64_t token) {
+bool is_selected(const Problem& problem, const Pattern& pattern, const Branch& branch, std::int64_t segment, std::int64_t offset,
+                 std::int64_t token) {
   if (token / branch.segment_length != segment) { return false; }
-  const std::int64_t place = token - segment * branch.segment_length;
-  return place >= offset && (place - offset) % branch.dilation_rate == 0;
+  const std::int64_t begin = segment * branch.segment_length;
+  const std::int64_t place = token - begin;
+  if (place < offset || (place - offset) % branch.dilation_rate != 0) { return false; }
+  switch (pattern.ragged) {
+    case Ragged::short_stride:
+    case Ragged::reject:
+      return true;
+    case Ragged::truncate:
+      break;
+  }
+  // Whole strides of the tokens that the segment has: what is left over belongs to no offset.
+  const std::int64_t length = std::min(begin + branch.segment_length, problem.seq_len) - begin;
+  const std::int64_t strides = (length - length % branch.dilation_rate) / branch.dilation_rate;
+  return (place - offset) / branch.dilation_rate < strides;
 }
 
 bool is_masked(const Problem& problem, std::int64_t query, std::int64_t key) { return problem.causal && key > query; }
@@ -417,7 +430,7 @@ class Oracle {
     const std::int64_t offset = offset_of(problem_, pattern_, unit.branch, unit.segment, unit.head);
     scratch.rows.clear();
     for (std::int64_t place = unit.first_row; place < unit.end_row; ++place) {
-      if (is_selected(branch, unit.segment, offset, rows_[static_cast<std::size_t>(place)].row)) { scratch.rows.push_back(place); }
+      if (is_selected(problem_, pattern_, branch, unit.segment, offset, rows_[static_cast<std::size_t>(place)].row)) { scratch.rows.push_back(place); }
     }
     if (scratch.rows.empty()) { return; }
     load_queries(unit.head, scratch);
@@ -426,7 +439,7 @@ class Oracle {
     scratch.tile_tokens.clear();
     for (std::int64_t token = window_.first(); token < window_.end(); ++token) {
       if (is_masked(problem_, last_row, token)) { break; }  // and so are all later ones, for all rows
-      if (!is_selected(branch, unit.segment, offset, token)) { continue; }
+      if (!is_selected(problem_, pattern_, branch, unit.segment, offset, token)) { continue; }
       scratch.tile_tokens.push_back(token);
       if (static_cast<std::int64_t>(scratch.tile_tokens.size()) == kTileKeys) { run_tile(pass, unit, scratch); }
     }

@@ -38,6 +38,8 @@ enum class Mixing {
 /// What happens where the dilation rate does not divide the segment or the segment does not divide the sequence.
 enum class Ragged {
   short_stride,  ///< plain stride, short last segment
+  truncate,      ///< the same, but no segment of L rows has more than floor(L / r) of them: every offset takes equally many
+  reject,        ///< neither happens: a pattern in which it would is refused
 };
 
 /// Which tokens a rank owns.
@@ -101,7 +103,8 @@ struct EnumNames<Mixing> {
 };
 template <>
 struct EnumNames<Ragged> {
-  static constexpr std::array<std::pair<Ragged, std::string_view>, 1> values{{{Ragged::short_stride, "short"}}};
+  static constexpr std::array<std::pair<Ragged, std::string_view>, 3> values{
+      {{Ragged::short_stride, "short"}, {Ragged::truncate, "truncate"}, {Ragged::reject, "reject"}}};
 };
 template <>
 struct EnumNames<PartitionKind> {

@@ -52,4 +52,8 @@ Pattern dense_pattern(std::int64_t seq_len);
 void validate(const Problem& problem);
 void validate(const Pattern& pattern);
 
+/// That the pattern can be that of the problem; each of them valid by itself.
+/// @throws InvalidArgument if Ragged::reject is asked for and a rate does not divide its segment, or a segment the sequence
+void validate(const Problem& problem, const Pattern& pattern);
+
 }  // namespace annulus
