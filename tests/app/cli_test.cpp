@@ -100,7 +100,8 @@ TEST_CASE("every option out of range is refused with one sentence and exit code 
   };
   for (const auto& entry : wrong) { expect_refusal({"run", "--" + entry[0], entry[1]}, entry[2]); }
   expect_refusal({"run", "--segment-lengths", "4,8", "--dilation-rates", "1"}, "one for each branch");
-  expect_refusal({"run", "--ragged", "reject", "--seq-len", "64", "--segment-lengths", "16", "--dilation-rates", "3"}, "rate 3 does not divide");
+  expect_refusal({"run", "--ragged", "reject", "--seq-len", "64", "--segment-lengths", "16", "--dilation-rates", "3"},
+                 "rate 3 does not divide");
   expect_refusal({"plan", "--ragged", "reject", "--seq-len", "60", "--segment-lengths", "16"}, "16 does not divide seq-len 60");
   expect_refusal({"check", "--rows", "0"}, "below 1");
   expect_refusal({"check", "--cases", "0"}, "below 1");

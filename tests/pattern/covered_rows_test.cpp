@@ -4,7 +4,6 @@
 #include <annulus_test.hpp>
 
 #include <algorithm>
-
 #include <cstdint>
 #include <vector>
 

@@ -430,7 +430,9 @@ class Oracle {
     const std::int64_t offset = offset_of(problem_, pattern_, unit.branch, unit.segment, unit.head);
     scratch.rows.clear();
     for (std::int64_t place = unit.first_row; place < unit.end_row; ++place) {
-      if (is_selected(problem_, pattern_, branch, unit.segment, offset, rows_[static_cast<std::size_t>(place)].row)) { scratch.rows.push_back(place); }
+      if (is_selected(problem_, pattern_, branch, unit.segment, offset, rows_[static_cast<std::size_t>(place)].row)) {
+        scratch.rows.push_back(place);
+      }
     }
     if (scratch.rows.empty()) { return; }
     load_queries(unit.head, scratch);

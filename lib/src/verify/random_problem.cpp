@@ -137,8 +137,9 @@ BranchLists branch_lists(const Pattern& pattern) {
 std::string RandomCase::describe() const {
   const BranchLists lists = branch_lists(pattern);
   return fmt::format(
-      "ranks {}, batch {}, seq_len {}, heads {}/{}, head_dim {}, {}{}, w {}, r {}, offset {}, head-split {}, mixing {}{}, ragged {}, {}, {}", ranks,
-      problem.batch, problem.seq_len, problem.heads, problem.kv_heads, problem.head_dim, to_string(problem.dtype),
+      "ranks {}, batch {}, seq_len {}, heads {}/{}, head_dim {}, {}{}, w {}, r {}, offset {}, head-split {}, mixing {}{}, ragged {}, {}, "
+      "{}",
+      ranks, problem.batch, problem.seq_len, problem.heads, problem.kv_heads, problem.head_dim, to_string(problem.dtype),
       problem.causal ? ", causal" : "", lists.segment_lengths, lists.dilation_rates, to_string(pattern.offset),
       to_string(pattern.head_split), to_string(pattern.mixing), pattern.scale_by_branches ? ", scaled by branches" : "",
       to_string(pattern.ragged), to_string(partition), to_string(schedule));
