@@ -277,8 +277,8 @@ void print_kernels(const std::vector<KernelInfo>& kernels) {
   std::size_t dims_width = 10;
   std::size_t fast_width = 13;
   for (const KernelInfo& kernel : kernels) {
-    dims_width = std::max(dims_width, head_dims_text(kernel).size());
-    fast_width = std::max(fast_width, fast_text(kernel).size());
+    dims_width = std::max(dims_width, head_dims_text(kernel).size() + 1);
+    fast_width = std::max(fast_width, fast_text(kernel).size() + 1);
   }
   const auto row = [&](std::string_view backend, std::string_view kernel, const std::string& dtypes, const std::string& dims,
                        const std::string& fast, const std::string& products) {

@@ -507,7 +507,9 @@ TEST_CASE("info lists every kernel with its dtypes and head dims, says why there
   CHECK(serial.out.find("CUDA-aware") != std::string::npos);
   CHECK(serial.out.find("\nrank 0 ") != std::string::npos);
 #if ANNULUS_TEST_HAS_CUDA
-  CHECK(serial.out.find("\ncuda       cublas  fp32, fp16, bf16  1 to 256   64, 128, 256") != std::string::npos);
+  CHECK(serial.out.find("\ncuda       cublas  fp32, fp16, bf16  1 to 256      64, 128, 256 ") != std::string::npos);
+  CHECK(serial.out.find("\ncuda       fused   fp16, bf16        8, 16 to 256  16, 24, 32, 48, 64, 96, 128, 256  tensor cores") !=
+        std::string::npos);
   const ProcessResult hidden = annulus_with({"info"}, {"CUDA_VISIBLE_DEVICES="});
   CHECK(hidden.exit_code == 0);
   CHECK(hidden.out.find("\nno GPU: this ") != std::string::npos);
