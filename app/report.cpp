@@ -83,6 +83,12 @@ std::string line_of(const RowCounts& counts) {
                      fmt::join(counts.first_non_finite, ","));
 }
 
+std::string zero_keys_line(const RowCounts& counts) {
+  std::vector<std::string> shares;
+  for (const double share : counts.zero_key_shares) { shares.push_back(fmt::format("{:.2f}%", 100 * share)); }
+  return fmt::format("keys of zeros took of the softmax, by branch: {}", fmt::join(shares, ", "));
+}
+
 Json to_json(const std::vector<std::vector<StepTiming>>& timings) {
   Json ranks = Json::array();
   for (const auto& steps : timings) {

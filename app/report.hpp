@@ -30,6 +30,8 @@ std::string describe(const Pattern& pattern);
 std::string line_of(const CaseReport& report);
 /// How many rows are not finite and which is the first; of a result that has some.
 std::string line_of(const RowCounts& counts);
+/// What share of the softmax keys of zeros took. @param counts  with such shares
+std::string zero_keys_line(const RowCounts& counts);
 
 /// A count as a JSON number: exact below 2^63, beyond it the nearest double.
 Json count_in_json(Int128 count);

@@ -106,6 +106,7 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
     json["bytes_received"] = received;
     json["uncovered"] = counts.uncovered;
     json["non_finite"] = counts.non_finite;
+    if (!counts.zero_key_shares.empty()) { json["zero_key_shares"] = counts.zero_key_shares; }
     if (counts.non_finite > 0) { json["first_non_finite"] = counts.first_non_finite; }
     json["memory"] = {{"high_water", high_water}, {"planned", predicted}, {"device_own", device_own}, {"device_others", device_others}};
     json["timings"] = to_json(timings);
@@ -118,6 +119,7 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
   say("time {:.3f} ms (slowest rank), {:.4g} TFLOP/s over all ranks{}\n", ms, flops / ms / 1e9,
       resolved.config.share_gpu ? "; ranks share a GPU, so times mean nothing" : "");
   say("received {} bytes, as planned; rows that no branch covers: {} (batch, head, row)\n", received, counts.uncovered);
+  if (!counts.zero_key_shares.empty()) { say("{}\n", zero_keys_line(counts)); }
   if (counts.non_finite > 0) { say("{}\n", line_of(counts)); }
   say("memory of the largest rank: {} at most, {} planned\n", human_bytes(high_water), human_bytes(predicted));
   if (device_own > 0) {

@@ -34,6 +34,25 @@ __global__ void __launch_bounds__(kThreads) fill_identity_kernel(float* acc, flo
   fill(sum, rows, 0.0F, stats_aligned);
 }
 
+__global__ void __launch_bounds__(kThreads) add_zero_keys_kernel(const __grid_constant__ ZeroKeysTask task, std::int64_t rows) {
+  const std::int64_t threads = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < rows; i += threads) {
+    std::int64_t rest = i;
+    const auto next = [&](std::int64_t extent) {
+      const std::int64_t index = rest % extent;
+      rest /= extent;
+      return index;
+    };
+    std::int64_t at = next(task.rows) * task.strides.row;
+    at += next(task.segments) * task.strides.segment;
+    at += next(task.q_per_kv) * task.strides.head;
+    at += next(task.kv_heads) * task.strides.kv_head;
+    at += rest * task.strides.batch;
+    static_cast<float*>(task.max)[at] = 0.0F;
+    static_cast<float*>(task.sum)[at] += static_cast<float>(task.count);
+  }
+}
+
 }  // namespace
 
 bool built_for_current_device() noexcept {
@@ -52,6 +71,15 @@ void fill_identity(const PartialPointers& partial, std::int64_t rows, std::int64
       static_cast<float*>(partial.acc), static_cast<float*>(partial.max), static_cast<float*>(partial.sum), rows, head_dim,
       is_aligned(partial.acc, 16), is_aligned(partial.max, 16) && is_aligned(partial.sum, 16));
   check_launch("fill_identity_kernel");
+}
+
+void add_zero_keys(const ZeroKeysTask& task, CUstream_st* stream) {
+  const std::int64_t rows = task.batch * task.segments * task.rows * task.kv_heads * task.q_per_kv;
+  if (rows <= 0) { return; }
+  constexpr std::int64_t kMostBlocks = 1 << 16;
+  const std::int64_t blocks = std::min<std::int64_t>(kMostBlocks, (rows + kThreads - 1) / kThreads);
+  add_zero_keys_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(task, rows);
+  check_launch("add_zero_keys_kernel");
 }
 
 }  // namespace annulus::kernels::cuda

@@ -5,6 +5,7 @@
 #include "io/hdf5_fixture.hpp"
 #include "program.hpp"
 
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -74,6 +75,23 @@ TEST_CASE("a row whose only key has the score minus infinity is not taken for on
   CHECK(result.exit_code == 1);
   CHECK(result.out.find("\"uncovered\": 0,") != std::string::npos);
   CHECK(result.out.find("\"non_finite\": 80,") != std::string::npos);
+}
+
+TEST_CASE("the share of the softmax that keys of zeros took is reported and stored for each branch") {
+  const TemporaryFolder folder;
+  const std::string path = folder / "z.h5";
+  // All scores are 0. Branch 0: of five rows the last sees itself and three zeros. Branch 1, every row of one segment: none.
+  for (const ProcessResult& result :
+       run_everywhere({"run", "--seq-len", "5", "--heads", "2", "--head-dim", "8", "--scale", "0", "--segment-lengths", "4,5", "--dilation-rates",
+                       "1,1", "--ragged", "zero-keys", "--threads", "1", "--force", "--output", path})) {
+    INFO(result.out << result.err);
+    CHECK(result.exit_code == 0);
+    CHECK(result.out.find("keys of zeros took of the softmax, by branch: 15.00%, 0.00%\n") != std::string::npos);
+    const RawDataset shares(path, "/rows/zero_key_shares");
+    REQUIRE(shares.extents == std::vector<hsize_t>{2});
+    CHECK(std::abs(shares.as<double>()[0] - 0.15) < 1e-6);
+    CHECK(shares.as<double>()[1] == 0);
+  }
 }
 
 TEST_CASE("a finite result says that it is, and rows that no branch covers are not counted as wrong") {

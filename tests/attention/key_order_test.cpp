@@ -53,7 +53,8 @@ std::vector<Case> cases(BackendKind backend, std::int64_t unit) {
   base.backend = backend;
   if (backend == BackendKind::cuda) { base.kernel = KernelKind::fused; }
   base.share_gpu = backend == BackendKind::cuda;
-  std::vector<Case> all{{"dense", base}, {"causal", base}, {"dense, ring-full", base}, {"LongNet", base}, {"LongNet causal mean", base}};
+  std::vector<Case> all{{"dense", base}, {"causal", base}, {"dense, ring-full", base}, {"LongNet", base}, {"LongNet causal mean", base},
+                        {"LongNet with keys of zeros", base}};
   all[1].config.problem.causal = true;
   all[1].config.dtype = backend == BackendKind::cuda ? DType::fp16 : DType::fp32;
   all[2].config.schedule = Schedule::ring_full;
@@ -65,6 +66,10 @@ std::vector<Case> cases(BackendKind backend, std::int64_t unit) {
   pattern.mixing = Mixing::mean;
   all[4].config.pattern = pattern;
   all[4].config.problem.causal = true;
+  pattern.mixing = Mixing::lse;
+  pattern.branches = {{unit / 4 * 3, 1}, {unit, 2}};
+  pattern.ragged = Ragged::zero_keys;
+  all[5].config.pattern = pattern;
   return all;
 }
 

@@ -727,6 +727,42 @@ TEST_CASE("fill_identity writes the empty partial over whatever was there", "[ba
   CHECK(device.get_numbers(partial.sum) == std::vector<double>(as_size(c.partial_rows()), 0.0));
 }
 
+TEST_CASE("keys of zeros are where a row's sum begins, for the rows of the task and no others", "[backend]") {
+  const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
+  Device device(kind);
+  // Rows 1, 4, 7 and, a segment later, 11, 14, 17 of 20; heads 1 and 2 of a second group of three; batch 2.
+  const std::int64_t rows = 20;
+  const std::int64_t heads = 6;
+  const std::int64_t batch = 2;
+  const Partial partial(device, batch * heads * rows, 3);
+  const std::int64_t number = device.backend().accumulator_bytes();
+  kernels::ZeroKeysTask task;
+  task.count = 3;
+  task.batch = batch;
+  task.segments = 2;
+  task.rows = 3;
+  task.kv_heads = 2;
+  task.q_per_kv = 2;
+  task.strides = {heads * rows, 10, 3, 3 * rows, rows};
+  task.max = partial.max.get() + (rows + 1) * number;
+  task.sum = partial.sum.get() + (rows + 1) * number;
+  kernels::ZeroKeysTask more = task;
+  more.count = 4;
+
+  device.backend().add_zero_keys(device.queue(), std::vector<kernels::ZeroKeysTask>{task, more});
+
+  const std::vector<double> max = device.get_numbers(partial.max);
+  const std::vector<double> sum = device.get_numbers(partial.sum);
+  CHECK(device.get_numbers(partial.acc) == std::vector<double>(as_size(batch * heads * rows * 3), 0.0));
+  for (std::int64_t i = 0; i < batch * heads * rows; ++i) {
+    const std::int64_t row = i % rows % 10;
+    const bool touched = (row == 1 || row == 4 || row == 7) && i / rows % 3 != 0;
+    INFO("number " << i);
+    CHECK(max[as_size(i)] == (touched ? 0.0 : -kInfinity));
+    CHECK(sum[as_size(i)] == (touched ? 7.0 : 0.0));
+  }
+}
+
 TEST_CASE("finishing three partials in any order is their fp64 softmax", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
   Device device(kind);

@@ -104,6 +104,31 @@ TEST_CASE("a truncated segment has equally many rows at every offset") {
   CHECK(segment_rows(35, pattern, 0, 0, any).empty());
 }
 
+TEST_CASE("what a segment lacks of a whole one are keys of zeros, which a causal mask hides") {
+  Problem problem = problem_with(35, 1, 1);
+  Pattern pattern;
+  pattern.branches = {{10, 3}};
+  pattern.offset = OffsetRule::segment;
+  const auto counts = [&] {
+    std::vector<std::int64_t> found;
+    for (std::int64_t segment = 0; segment < segment_count(problem.seq_len, pattern.branches[0]); ++segment) {
+      found.push_back(zero_keys(problem, pattern, 0, segment_rows(problem.seq_len, pattern, 0, segment, {})));
+    }
+    return found;
+  };
+  CHECK(counts() == std::vector<std::int64_t>{0, 0, 0, 0});
+  pattern.ragged = Ragged::zero_keys;
+  CHECK(counts() == std::vector<std::int64_t>{0, 1, 1, 2});
+  problem.seq_len = 8;  // the segment is cut to the sequence: slots 0, 3, 6
+  CHECK(counts() == std::vector<std::int64_t>{0});
+  problem.seq_len = 11;
+  CHECK(counts() == std::vector<std::int64_t>{0, 0});  // the second has no row that could see any
+  problem.seq_len = 12;
+  CHECK(counts() == std::vector<std::int64_t>{0, 3});
+  problem.causal = true;
+  CHECK(counts() == std::vector<std::int64_t>{0, 0});
+}
+
 TEST_CASE("blocks of heads share an offset, also where the rate does not divide the heads") {
   Pattern pattern;
   pattern.branches = {{64, 3}};

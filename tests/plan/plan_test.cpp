@@ -406,6 +406,41 @@ TEST_CASE("the proof catches keys in another order than on one rank") {
   CHECK_THROWS_AS(prove_coverage(misplaced), AssertionFailure);
 }
 
+TEST_CASE("the proof catches keys of zeros that are forgotten, counted twice or seen by a causal row") {
+  Pattern pattern;
+  pattern.branches = {{40, 1}, {64, 3}};
+  pattern.head_split = HeadSplit::all;
+  pattern.ragged = Ragged::zero_keys;
+  for (const Routing& routing : {Routing{Schedule::ring}, Routing{Schedule::ring_full}, Routing{Schedule::ring, KeyOrder::cyclic, 8}}) {
+    const auto good = plans_of(problem_of(96, 2, 2, false), pattern, routing, 3);
+    REQUIRE_NOTHROW(prove_coverage(good));
+    bool any = false;
+    for (std::size_t rank = 0; rank < good.size(); ++rank) {
+      for (std::size_t number = 0; number < good[rank].steps[0].work.size(); ++number) {
+        if (good[rank].steps[0].work[number].zero_keys == 0) { continue; }
+        any = true;
+        auto forgotten = good;
+        forgotten[rank].steps[0].work[number].zero_keys = 0;
+        CHECK_THROWS_AS(prove_coverage(forgotten), AssertionFailure);
+        auto one_more = good;
+        ++one_more[rank].steps[0].work[number].zero_keys;
+        CHECK_THROWS_AS(prove_coverage(one_more), AssertionFailure);
+      }
+    }
+    CHECK(any);
+    auto elsewhere = good;
+    for (Step& step : elsewhere[0].steps) {
+      for (WorkItem& item : step.work) { item.zero_keys += item.keys.block >= 0 ? 1 : 0; }
+    }
+    CHECK_THROWS_AS(prove_coverage(elsewhere), AssertionFailure);
+    const auto causal = plans_of(problem_of(96, 2, 2, true), pattern, routing, 3);
+    REQUIRE_NOTHROW(prove_coverage(causal));
+    for (const RingPlan& plan : causal) {
+      for (const WorkItem& item : plan.steps[0].work) { CHECK(item.zero_keys == 0); }
+    }
+  }
+}
+
 TEST_CASE("each branch has a partial of its own under a cyclic order, and all branches of a step are one wave") {
   Pattern pattern;
   pattern.branches = {{16, 1}, {64, 2}, {96, 3}};

@@ -132,8 +132,14 @@ Listed attention_by_lists(const MemorySource& source, const Problem& problem, co
             while ((whole + 1) * r <= std::min((s + 1) * w, problem.seq_len) - s * w) { ++whole; }
             members.resize(std::min(members.size(), static_cast<std::size_t>(whole)));
           }
+          std::int64_t padding = 0;
+          if (pattern.ragged == Ragged::zero_keys && !problem.causal) {
+            // The slots of a segment at the sequence's start, less what there is.
+            for (std::int64_t slot = 0; slot < std::min(w, problem.seq_len); slot += r) { ++padding; }
+            padding -= static_cast<std::int64_t>(members.size());
+          }
           for (const std::int64_t row : members) {
-            std::vector<std::int64_t> seen;
+            std::vector<std::int64_t> seen(static_cast<std::size_t>(padding), -1);  // -1: a key of zeros
             for (const std::int64_t key : members) {
               if (!problem.causal || key <= row) { seen.push_back(key); }
             }
@@ -155,6 +161,10 @@ Listed attention_by_lists(const MemorySource& source, const Problem& problem, co
           double denominator = 0;
           std::vector<double> numerator(static_cast<std::size_t>(head_dim), 0.0);
           for (const std::int64_t key : list) {
+            if (key < 0) {
+              denominator += 1;
+              continue;
+            }
             double score = 0;
             for (std::int64_t d = 0; d < head_dim; ++d) {
               score += q[static_cast<std::size_t>((row * heads + head) * head_dim + d)] *
@@ -193,6 +203,27 @@ TEST_CASE("a dilated segment averages its own selected tokens and leaves the oth
   CHECK(head_outputs(problem, full, 0) == std::vector<double>{3, 0, 3, 0, 3, 0, 3, 0, 11, 0, 11, 0, 11, 0, 11, 0});
   CHECK(head_outputs(problem, causal, 0) == std::vector<double>{0, 0, 1, 0, 2, 0, 3, 0, 8, 0, 9, 0, 10, 0, 11, 0});
   for (std::size_t row = 0; row < 16; ++row) { CHECK(full.lse[row] == (row % 2 == 0 ? std::log(4.0) : kMinusInfinity)); }
+}
+
+TEST_CASE("keys of zeros weigh like any key of score 0 and add nothing") {
+  Problem problem = make_problem(5, 1, 1, 1);
+  const MemorySource source(problem, token_number_values());  // all scores are 0
+  Pattern pattern = make_pattern({{4, 1}});
+  pattern.ragged = Ragged::zero_keys;
+
+  const OracleRows rows = oracle_of_all(source, problem, pattern);
+  problem.causal = true;
+  const OracleRows causal = oracle_of_all(source, problem, pattern);
+
+  CHECK(head_outputs(problem, rows, 0) == std::vector<double>{1.5, 1.5, 1.5, 1.5, 1});
+  CHECK(rows.lse[4] == std::log(4.0));
+  CHECK(head_outputs(problem, causal, 0).back() == 4);
+  CHECK(causal.lse[4] == 0);
+
+  problem.causal = false;
+  pattern.branches = {{100, 2}, {4, 3}};  // cut to the sequence: tokens 0, 2, 4; then token 1 and an empty slot
+  pattern.head_split = HeadSplit::all;
+  CHECK(head_outputs(problem, oracle_of_all(source, problem, pattern), 0) == std::vector<double>{2, 0.5, 2, 0, 2});
 }
 
 TEST_CASE("group-plus-segment moves the selected tokens of the second segment by one") {

@@ -32,7 +32,7 @@ TEST_CASE("the case of a number never changes, on any machine") {
         "--partition contiguous --schedule ring --virtual-ranks 15");
   CHECK(random_case(42, 1999, std::nullopt).flags() ==
         "--batch 1 --seq-len 5 --heads 1 --kv-heads 1 --head-dim 8 --dtype fp32 --scale 0.1875 --seed 926898765 "
-        "--segment-lengths 32,1,4 --dilation-rates 3,8,1 --offset head --head-split first --mixing sum --ragged truncate "
+        "--segment-lengths 32,1,4 --dilation-rates 3,8,1 --offset head --head-split first --mixing sum --ragged zero-keys "
         "--partition zigzag --schedule ring-full --virtual-ranks 5 --scale-by-branches");
 }
 
@@ -97,6 +97,9 @@ TEST_CASE("2000 cases hold every kind of shape and every choice many times") {
     for (const auto& [value, name] : EnumNames<OffsetRule>::values) { note(pattern.offset == value, "offset " + std::string(name)); }
     for (const auto& [value, name] : EnumNames<HeadSplit>::values) { note(pattern.head_split == value, "split " + std::string(name)); }
     for (const auto& [value, name] : EnumNames<Mixing>::values) { note(pattern.mixing == value, "mixing " + std::string(name)); }
+    for (const Ragged rule : {Ragged::short_stride, Ragged::truncate, Ragged::zero_keys}) {
+      note(pattern.ragged == rule, "ragged " + std::string(to_string(rule)));
+    }
     for (const auto& [value, name] : EnumNames<Schedule>::values) { note(random.schedule == value, "schedule " + std::string(name)); }
     for (const Branch& branch : pattern.branches) {
       const std::int64_t w = branch.segment_length;

@@ -22,6 +22,7 @@ constexpr int kMostGroups = 4;
 struct RowPlace {
   const float4* unit = nullptr;  ///< the partial of its 64 rows
   int row = 0;                   ///< of these
+  float zero_keys = 0.0F;        ///< that the row sees besides
 };
 
 /// Whether `row` is row `index` of segment `segment` of an entry.
@@ -42,6 +43,7 @@ __device__ __forceinline__ void for_each_partial(const CombineTask& task, int ve
   for (std::int32_t first = __ldg(task.begin + head); first < end; first += kWarpSize) {
     std::int64_t unit = 0;
     int in_unit = 0;
+    float zero_keys = 0.0F;
     bool holds = false;
     if (first + lane < end) {
       const CombineEntry entry = task.entries[first + lane];
@@ -50,11 +52,13 @@ __device__ __forceinline__ void for_each_partial(const CombineTask& task, int ve
       holds = find(entry, row, segment, index);
       unit = entry.partial + batch * entry.batch_step + segment * entry.segment_step + index / kGroupRows;
       in_unit = static_cast<int>(index % kGroupRows);
+      zero_keys = static_cast<float>(entry.zero_keys);
     }
     for (unsigned hits = __ballot_sync(kAllLanes, holds); hits != 0; hits &= hits - 1) {
       const int hit = __ffs(static_cast<int>(hits)) - 1;
       const std::int64_t hit_unit = __shfl_sync(kAllLanes, unit, hit);
-      use(RowPlace{static_cast<const float4*>(task.partial) + hit_unit * vectors, __shfl_sync(kAllLanes, in_unit, hit)});
+      use(RowPlace{static_cast<const float4*>(task.partial) + hit_unit * vectors, __shfl_sync(kAllLanes, in_unit, hit),
+                   __shfl_sync(kAllLanes, zero_keys, hit)});
     }
   }
 }
@@ -63,14 +67,28 @@ __device__ __forceinline__ void for_each_partial(const CombineTask& task, int ve
 __device__ __forceinline__ int vector_of(int row, int quad) { return row / 16 * kWarpSize + row % 8 * 4 + quad; }
 __device__ __forceinline__ bool is_upper(int row) { return row % 16 >= 8; }
 
-/// The maximum that a row is scaled by, in units of log2, and its sum of 2^(score - maximum). All lanes get the same.
-__device__ __forceinline__ float2 statistics(const RowPlace& place, int groups, int lane) {
+/// What a partial and the keys of zeros besides it come to.
+struct Statistics {
+  float max = 0.0F;     ///< that the row is scaled by, in units of log2
+  float sum = 0.0F;     ///< of 2^(score - max)
+  float factor = 1.0F;  ///< of the partial's O, which was scaled by its own maximum
+};
+
+/// All lanes get the same.
+__device__ __forceinline__ Statistics statistics(const RowPlace& place, int groups, int lane) {
   const float4 four = place.unit[groups * 128 + vector_of(place.row, lane % 4)];
   const bool upper = is_upper(place.row);
   float sum = upper ? four.w : four.z;
   sum += __shfl_xor_sync(kAllLanes, sum, 1);
   sum += __shfl_xor_sync(kAllLanes, sum, 2);
-  return {upper ? four.y : four.x, sum};
+  Statistics all{upper ? four.y : four.x, sum};
+  if (place.zero_keys > 0.0F) {
+    const float max = fmaxf(all.max, 0.0F);
+    all.factor = exp2_fast(all.max - max);
+    all.sum = all.sum * all.factor + place.zero_keys * exp2_fast(-max);
+    all.max = max;
+  }
+  return all;
 }
 
 template <class Element>
@@ -91,31 +109,32 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant
   float max = -INFINITY;  // of the branches' log-sum-exp
   int covering = 0;
   for_each_partial(task, vectors, batch, row, head, lane, [&](const RowPlace& place) {
-    const float2 row_statistics = statistics(place, groups, lane);
-    if (row_statistics.y == 0.0F) { return; }
-    max = fmaxf(max, row_statistics.x + log2f(row_statistics.y));
+    const Statistics branch = statistics(place, groups, lane);
+    if (branch.sum == 0.0F) { return; }
+    max = fmaxf(max, branch.max + log2f(branch.sum));
     ++covering;
   });
   float total = 0.0F;
   float2 acc[kMostGroups] = {};
   for_each_partial(task, vectors, batch, row, head, lane, [&](const RowPlace& place) {
-    const float2 row_statistics = statistics(place, groups, lane);
-    if (row_statistics.y == 0.0F) { return; }
+    const Statistics branch = statistics(place, groups, lane);
+    if (branch.sum == 0.0F) { return; }
     // At most 1: the largest score that a row is scaled by is no larger than its log-sum-exp.
-    const float share = exp2_fast(row_statistics.x - max);
-    total += share * row_statistics.y;
+    const float share = exp2_fast(branch.max - max);
+    total += share * branch.sum;
     float weight = 0.0F;
     switch (task.combine) {
       case Combine::lse:
         weight = share;
         break;
       case Combine::mean:
-        weight = 1.0F / (row_statistics.y * static_cast<float>(covering));
+        weight = 1.0F / (branch.sum * static_cast<float>(covering));
         break;
       case Combine::sum:
-        weight = 1.0F / row_statistics.y;
+        weight = 1.0F / branch.sum;
         break;
     }
+    weight *= branch.factor;
     const float4* const from = place.unit + vector_of(place.row, lane % 4);
     const bool upper = is_upper(place.row);
 #pragma unroll

@@ -38,6 +38,15 @@ __device__ __forceinline__ bool within(float sum) {
   return sum >= 0.0F && sum <= kSumLimit<Element>;
 }
 
+/// A row's maximum (times c) and sum with `count` keys of score 0 besides; returns the factor that O takes for the new maximum.
+__device__ __forceinline__ float add_zero_keys(float& max, float& sum, int count) {
+  const float larger = fmaxf(max, 0.0F);
+  const float factor = exp2_fast(max - larger);
+  sum = sum * factor + static_cast<float>(count) * exp2_fast(-larger);
+  max = larger;
+  return factor;
+}
+
 /// Constants of a shape, and its shared memory: Q of each warpgroup, stages of K, stages of V, work slots, barriers. Operands lie in panels
 /// of 64 columns: rows of 128 bytes, swizzled; columns past head_dim are zero.
 template <int kIndex>
@@ -595,6 +604,12 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
       l0 += __shfl_xor_sync(~0U, l0, 1), l1 += __shfl_xor_sync(~0U, l1, 1);
       l0 += __shfl_xor_sync(~0U, l0, 2), l1 += __shfl_xor_sync(~0U, l1, 2);
       // Read anew, and unsigned below: the assembler would keep both in registers through the loop, and head_dim 256 has none left.
+      float factor0 = 1.0F;
+      float factor1 = 1.0F;
+      if (tile.zero_keys > 0) {
+        factor0 = add_zero_keys(b0, l0, tile.zero_keys);
+        factor1 = add_zero_keys(b1, l1, tile.zero_keys);
+      }
       const int quad_again = lane_number() % 4;
       const std::int64_t below = static_cast<std::uint32_t>(row);
       constexpr float kLn2 = 0.6931471805599453F;
@@ -602,8 +617,8 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
         if (live0) { args.lse[tile.lse + below * tile.lse_pitch] = l0 == 0.0F ? -INFINITY : (b0 + log2f(l0)) * kLn2; }
         if (live1) { args.lse[tile.lse + (below + 8) * tile.lse_pitch] = l1 == 0.0F ? -INFINITY : (b1 + log2f(l1)) * kLn2; }
       }
-      const float i0 = l0 == 0.0F ? 0.0F : 1.0F / l0;
-      const float i1 = l1 == 0.0F ? 0.0F : 1.0F / l1;
+      const float i0 = l0 == 0.0F ? 0.0F : factor0 / l0;
+      const float i1 = l1 == 0.0F ? 0.0F : factor1 / l1;
       Element* const out0 = static_cast<Element*>(args.out) + tile.out + below * tile.out_pitch;
       Element* const out1 = out0 + 8 * tile.out_pitch;
       // Neighbouring lanes exchange a word, so that each stores 8 bytes and a quad a whole sector.

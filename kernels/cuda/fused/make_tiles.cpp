@@ -232,6 +232,7 @@ class ListMaker {
       tile.out_pitch = record.q_stride * q.heads * head_dim_;
       tile.lse = (static_cast<std::int64_t>(record.q_batch) * q.heads + head) * q.rows + token;
       tile.lse_pitch = record.q_stride;
+      tile.zero_keys = record.last ? record.zero_keys : 0;
       tile.partial = (first_unit + row / kGroupRows) * partial_vectors(shape_.head_dim);
       set_walk(tile, shape_);
       tiles_.push_back(tile);

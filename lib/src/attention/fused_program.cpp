@@ -18,6 +18,7 @@ struct Group {
   std::int64_t appearances = 0;
   std::int64_t seen = 0;  ///< of them, while records are made
   std::int64_t partial = 0;
+  std::int64_t zero_keys = 0;  ///< that its rows see besides
 };
 using GroupKey = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 
@@ -40,7 +41,11 @@ class Maker {
 
   FusedProgram make() {
     for (const Step& step : plan_.steps) {
-      for (const WorkItem& item : step.work) { ++groups_[key_of(item)].appearances; }
+      for (const WorkItem& item : step.work) {
+        Group& group = groups_[key_of(item)];
+        ++group.appearances;
+        group.zero_keys += item.zero_keys;
+      }
     }
     place_partials();
     for (std::size_t step = 0; step < plan_.steps.size(); ++step) { add_step(static_cast<std::int64_t>(step)); }
@@ -104,6 +109,7 @@ class Maker {
     record.order = plan_.routing.key_order == KeyOrder::cyclic ? fused::KeyOrder::cyclic : fused::KeyOrder::arrival;
     record.first = group.seen == 1;
     record.last = program_.writes_rows && group.seen == group.appearances;
+    record.zero_keys = record.last ? narrow(group.zero_keys) : 0;
     std::int64_t partial = group.partial;
     for (std::int64_t b = 0; b < plan_.problem.batch; ++b) {
       for (std::int64_t s = 0; s < item.segments; ++s) {
@@ -161,6 +167,7 @@ class Maker {
       entry.segment_step = heads_of(*item) * units_of(*item);
       entry.batch_step = item->segments * entry.segment_step;
       entry.partial = groups_.at(key_of(*item)).partial;
+      entry.zero_keys = groups_.at(key_of(*item)).zero_keys;
       for (std::int64_t j = 0; j < item->heads.kv.count; ++j) {
         for (std::int64_t i = 0; i < item->heads.q_per_kv; ++i) {
           const std::int64_t head = item->heads.q_first + j * item->heads.kv.stride * plan_.problem.group_size() + i;

@@ -60,6 +60,10 @@ kernels::AttendTask attend_task(const RingPlan& plan, const TensorAddresses& add
   return task;
 }
 
+kernels::ZeroKeysTask zero_keys_task(const kernels::AttendTask& task, std::int64_t count) {
+  return {count, task.batch, task.segments, task.q_rows, task.kv_heads, task.q_per_kv, task.max, task.sum, task.stat_strides};
+}
+
 /// K, then V.
 std::array<kernels::PackTask, 2> pack_tasks(const RingPlan& plan, const TensorAddresses& addresses, const PackItem& item) {
   const Problem& problem = plan.problem;
@@ -170,6 +174,7 @@ LoweredWork lower_work(const RingPlan& plan, const TensorAddresses& addresses, s
     std::vector<kernels::AttendTask>& tasks = lowered.attend.emplace_back();
     for (const WorkItem& item : step.work) {
       tasks.push_back(attend_task(plan, addresses, partials[static_cast<std::size_t>(item.partial)], accumulator_bytes, item));
+      if (item.zero_keys > 0) { lowered.zero_keys.push_back(zero_keys_task(tasks.back(), item.zero_keys)); }
     }
   }
   lowered.finish = finish_task(plan, addresses, partials);

@@ -44,6 +44,7 @@ void TaskKernel::begin(Queue& queue) {
   const std::int64_t stats = all.batch * all.rows * all.heads;
   if (stats == 0) { return; }
   for (const kernels::PartialPointers& partial : partials_) { backend_.fill_identity(queue, partial, stats, all.head_dim); }
+  if (!work_.zero_keys.empty()) { backend_.add_zero_keys(queue, work_.zero_keys); }
 }
 
 void TaskKernel::attend(Queue& queue, std::int64_t step) {

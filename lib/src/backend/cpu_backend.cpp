@@ -26,6 +26,12 @@ class CpuBackend final : public HostBackend {
   void fill_identity(Queue& /*queue*/, const kernels::PartialPointers& partial, std::int64_t rows, std::int64_t head_dim) override {
     cpu::fill_identity(partial, rows, head_dim, settings_.threads);
   }
+  void add_zero_keys(Queue& /*queue*/, std::span<const kernels::ZeroKeysTask> tasks) override {
+    for (const auto& task : tasks) {
+      check_task(task);
+      cpu::add_zero_keys(task);
+    }
+  }
   void pack(Queue& /*queue*/, std::span<const kernels::PackTask> tasks) override {
     for (const auto& task : tasks) {
       check_task(task);

@@ -323,6 +323,13 @@ class CudaBackend final : public Backend {
     const DeviceGuard guard(device_);
     translated([&] { device_kernels::fill_identity(partial, rows, head_dim, stream_of(queue)); });
   }
+  void add_zero_keys(Queue& queue, std::span<const kernels::ZeroKeysTask> tasks) override {
+    const NvtxRange range("add_zero_keys");
+    const DeviceGuard guard(device_);
+    translated([&] {
+      for (const kernels::ZeroKeysTask& task : tasks) { device_kernels::add_zero_keys(task, stream_of(queue)); }
+    });
+  }
   void pack(Queue& queue, std::span<const kernels::PackTask> tasks) override {
     const NvtxRange range("pack");
     const DeviceGuard guard(device_);

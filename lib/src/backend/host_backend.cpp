@@ -90,6 +90,13 @@ void HostBackend::copy(Queue& /*queue*/, void* dst, const void* src, std::int64_
 std::unique_ptr<Event> HostBackend::record(Queue& /*queue*/) { return std::make_unique<HostEvent>(); }
 void HostBackend::wait(Queue& /*queue*/, const Event& /*event*/) {}
 
+void check_task(const kernels::ZeroKeysTask& task) {
+  ANNULUS_EXPECTS(task.count >= 1 && task.batch >= 1 && task.segments >= 1 && task.rows >= 1 && task.kv_heads >= 1 && task.q_per_kv >= 1,
+                  "add_zero_keys: extents must be at least 1, found count {} batch {} segments {} rows {} kv_heads {} q_per_kv {}",
+                  task.count, task.batch, task.segments, task.rows, task.kv_heads, task.q_per_kv);
+  ANNULUS_EXPECTS(task.max != nullptr && task.sum != nullptr, "add_zero_keys: null pointer");
+}
+
 void check_task(const kernels::PackTask& task) {
   ANNULUS_EXPECTS(task.batch >= 1 && task.rows >= 1 && task.heads >= 1 && task.head_dim >= 1 && task.element_size >= 1,
                   "pack: extents must be at least 1, found batch {} rows {} heads {} head_dim {} element_size {}", task.batch, task.rows,

@@ -41,6 +41,7 @@ class HostBackend : public Backend {
 };
 
 /// @throws InvalidArgument naming the extent or operand that a kernel cannot take
+void check_task(const kernels::ZeroKeysTask& task);
 void check_task(const kernels::PackTask& task);
 void check_task(const kernels::AttendTask& task);
 void check_task(const kernels::FinishTask& task);

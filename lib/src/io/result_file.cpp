@@ -98,6 +98,9 @@ void ResultFile::write_counts(const RowCounts& counts) {
   const Hdf5Lock lock;
   write_dataset(impl_->file, "/rows/uncovered", H5T_STD_I64LE, {}, &counts.uncovered);
   write_dataset(impl_->file, "/rows/non_finite", H5T_STD_I64LE, {}, &counts.non_finite);
+  if (!counts.zero_key_shares.empty()) {
+    write_dataset(impl_->file, "/rows/zero_key_shares", H5T_IEEE_F64LE, {counts.zero_key_shares.size()}, counts.zero_key_shares.data());
+  }
   if (counts.non_finite == 0) { return; }
   write_dataset(impl_->file, "/rows/first_non_finite", H5T_STD_I64LE, {counts.first_non_finite.size()}, counts.first_non_finite.data());
 }

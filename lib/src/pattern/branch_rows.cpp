@@ -107,10 +107,25 @@ Progression segment_rows(std::int64_t seq_len, const Pattern& pattern, std::int6
       rows.count = std::min(rows.count, tokens.count / shape.dilation_rate);
       break;
     case Ragged::short_stride:
+    case Ragged::zero_keys:
     case Ragged::reject:
       break;
   }
   return rows.empty() ? Progression{} : rows;
+}
+
+std::int64_t zero_keys(const Problem& problem, const Pattern& pattern, std::int64_t branch, const Progression& rows) {
+  switch (pattern.ragged) {
+    case Ragged::short_stride:
+    case Ragged::truncate:
+    case Ragged::reject:
+      return 0;
+    case Ragged::zero_keys:
+      break;
+  }
+  if (problem.causal || rows.empty()) { return 0; }
+  const Branch& shape = pattern.branches[static_cast<std::size_t>(branch)];
+  return ceil_div(std::min(shape.segment_length, problem.seq_len), shape.dilation_rate) - rows.count;
 }
 
 std::int64_t offset_period(const Pattern& pattern, std::int64_t branch) {

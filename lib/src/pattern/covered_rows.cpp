@@ -32,10 +32,13 @@ CoveredRows::CoveredRows(const Problem& problem, const Pattern& pattern)
 
 bool CoveredRows::contains(std::int64_t head, std::int64_t row) const {
   const std::vector<Selection>& selections = by_head_[static_cast<std::size_t>(head)];
-  return std::any_of(selections.begin(), selections.end(), [&](const Selection& selection) {
-    const std::int64_t length = pattern_.branches[static_cast<std::size_t>(selection.branch)].segment_length;
-    return segment_rows(seq_len_, pattern_, selection.branch, row / length, selection.heads).contains(row);
-  });
+  return std::any_of(selections.begin(), selections.end(),
+                     [&](const Selection& selection) { return segment_of(selection, row).contains(row); });
+}
+
+Progression CoveredRows::segment_of(const Selection& selection, std::int64_t row) const {
+  const std::int64_t length = pattern_.branches[static_cast<std::size_t>(selection.branch)].segment_length;
+  return segment_rows(seq_len_, pattern_, selection.branch, row / length, selection.heads);
 }
 
 }  // namespace annulus

@@ -192,6 +192,7 @@ class PairCounter {
         pattern_(pattern),
         routing_(routing),
         walked_(pattern.branches.size() * static_cast<std::size_t>(problem.heads * problem.seq_len), -1),
+        zero_keys_(walked_.size(), 0),
         counts_(pattern.branches.size() * static_cast<std::size_t>(problem.heads * problem.seq_len * problem.seq_len), 0) {}
 
   /// @param shard where the item's queries are
@@ -214,6 +215,9 @@ class PairCounter {
     for (std::size_t branch = 0; branch < pattern_.branches.size(); ++branch) {
       for (std::int64_t head = 0; head < problem_.heads; ++head) {
         for (std::int64_t q = 0; q < problem_.seq_len; ++q) {
+          const std::int64_t zeros = runs(branch, head) && inside(branch, head, q) ? zero_keys(branch, head, q) : 0;
+          ANNULUS_ASSERT(zero_keys_[row_index(branch, head, q)] == zeros, "branch {} head {} query {} sees {} keys of zeros instead of {}",
+                         branch, head, q, zero_keys_[row_index(branch, head, q)], zeros);
           for (std::int64_t k = 0; k < problem_.seq_len; ++k) {
             const int expected = visible(branch, head, q, k) ? 1 : 0;
             ANNULUS_ASSERT(counts_[index(branch, head, q, k)] == expected,
@@ -233,8 +237,13 @@ class PairCounter {
         ((static_cast<std::int64_t>(branch) * problem_.heads + head) * problem_.seq_len + q) * problem_.seq_len + k);
   }
 
+  std::size_t row_index(std::size_t branch, std::int64_t head, std::int64_t q) const {
+    return static_cast<std::size_t>((static_cast<std::int64_t>(branch) * problem_.heads + head) * problem_.seq_len + q);
+  }
+
   void attend_head(const WorkItem& item, const Shard& shard, std::int64_t head, std::int64_t shift) {
     for (std::int64_t q = 0; q < item.q_global.count(); ++q) {
+      zero_keys_[row_index(static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift)] += item.zero_keys;
       std::int64_t nearest = -1;
       std::int64_t farthest = -1;
       for (std::int64_t k = 0; k < item.k_global.count(); ++k) {
@@ -248,8 +257,7 @@ class PairCounter {
         ++counts_[index(static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift, item.k_global[k] + shift)];
       }
       if (farthest < 0 || cuts_block(shard, static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift)) { continue; }
-      std::int64_t& walked =
-          walked_[static_cast<std::size_t>((item.branch * problem_.heads + head) * problem_.seq_len + item.q_global[q] + shift)];
+      std::int64_t& walked = walked_[row_index(static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift)];
       ANNULUS_ASSERT(nearest > walked, "branch {} head {} query {} meets its keys in another order than on one rank", item.branch, head,
                      item.q_global[q] + shift);
       walked = farthest;
@@ -326,6 +334,18 @@ class PairCounter {
     return pattern_.ragged != Ragged::truncate || distance / r < length / r;
   }
 
+  /// Slots of the query's segment, as one that begins at token 0 has them, that hold none of its tokens.
+  std::int64_t zero_keys(std::size_t branch, std::int64_t head, std::int64_t q) const {
+    if (pattern_.ragged != Ragged::zero_keys || problem_.causal) { return 0; }
+    const auto [w, r] = pattern_.branches[branch];
+    std::int64_t first = q / w * w;
+    const std::int64_t end = std::min(first + w, problem_.seq_len);
+    while (!inside(branch, head, first)) { ++first; }
+    std::int64_t empty = 0;
+    for (std::int64_t slot = 0; slot * r < std::min(w, problem_.seq_len); ++slot) { empty += first + slot * r < end ? 0 : 1; }
+    return empty;
+  }
+
   bool visible(std::size_t branch, std::int64_t head, std::int64_t q, std::int64_t k) const {
     const std::int64_t w = pattern_.branches[branch].segment_length;
     return runs(branch, head) && q / w == k / w && inside(branch, head, q) && inside(branch, head, k) && (!problem_.causal || k <= q);
@@ -335,6 +355,7 @@ class PairCounter {
   const Pattern& pattern_;
   const Routing& routing_;
   std::vector<std::int64_t> walked_;  ///< by branch, head and query: how far along its order of keys it has come
+  std::vector<std::int64_t> zero_keys_;  ///< the same: keys of zeros so far
   std::vector<int> counts_;
 };
 

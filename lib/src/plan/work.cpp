@@ -31,6 +31,9 @@ void add_items(std::vector<WorkItem>& work, const Setting& setting, WorkItem ite
   item.k_global = Rows<Global>(k_rows);
   if (setting.routing.key_order == KeyOrder::cyclic) { item.place = place_of(setting, item); }
   if (item.keys.block < 0) { item.k_local = local_rows(setting.shard, item.k_global); }
+  if (q_rows == k_rows) {
+    item.zero_keys = zero_keys(setting.problem, setting.pattern, item.branch, setting.rows_of(item.branch, item.head_class, item.segment));
+  }
   for (const HeadSet& set : setting.heads(item.branch, item.head_class).head_sets) {
     item.heads = set;
     work.push_back(item);
@@ -120,6 +123,7 @@ void put_off_keys_above(std::vector<Step>& steps) {
     if (last == last_step.end() || item.segments > 1 || !any_above) { continue; }
     WorkItem above = item;
     above.place.part = kernels::KeyPart::above;
+    above.zero_keys = 0;
     steps[last->second].work.push_back(std::move(above));
     item.place.part = kernels::KeyPart::down;
   }

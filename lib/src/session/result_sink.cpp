@@ -64,7 +64,8 @@ void for_each_chunk(const Session& session, std::int64_t rank, Visit&& visit) {
 /// Counts the rows of chunks, on one rank.
 class RowCounter {
  public:
-  explicit RowCounter(const Session& session) : problem_(session.problem()), covered_(problem_, session.pattern()) {}
+  explicit RowCounter(const Session& session)
+      : problem_(session.problem()), pattern_(session.pattern()), covered_(problem_, pattern_), zero_keys_(zero_key_branches()) {}
 
   void look_at(const Chunk& chunk) {
     const bool all_finite =
@@ -72,6 +73,7 @@ class RowCounter {
     for (std::int64_t head = 0; head < problem_.heads; ++head) {
       for (std::int64_t i = 0; i < chunk.count; ++i) {
         const float lse = chunk.lse[static_cast<std::size_t>(head * chunk.count + i)];
+        if (!zero_keys_.empty()) { add_zero_keys(head, chunk.first + i, lse); }
         const bool uncovered = lse == -std::numeric_limits<float>::infinity() && !covered_.contains(head, chunk.first + i);
         uncovered_ += uncovered ? 1 : 0;
         if ((uncovered || std::isfinite(lse)) && (all_finite || output_is_finite(chunk, head, i))) { continue; }
@@ -83,7 +85,13 @@ class RowCounter {
 
   /// Over all ranks. Collective.
   RowCounts total(const Communicator& comm) const {
-    RowCounts counts{comm.sum(uncovered_), comm.sum(non_finite_)};
+    RowCounts counts;
+    counts.uncovered = comm.sum(uncovered_);
+    counts.non_finite = comm.sum(non_finite_);
+    for (const ZeroKeys& branch : zero_keys_) {
+      const double shares = comm.sum(branch.shares);
+      counts.zero_key_shares.push_back(shares / static_cast<double>(std::max<std::int64_t>(1, comm.sum(branch.rows))));
+    }
     const std::int64_t first = comm.min(first_);
     if (counts.non_finite > 0) {
       counts.first_non_finite = {first / problem_.seq_len / problem_.heads, first / problem_.seq_len % problem_.heads,
@@ -93,13 +101,31 @@ class RowCounter {
   }
 
  private:
+  /// Of one branch.
+  struct ZeroKeys {
+    double shares = 0;  ///< sum over rows
+    std::int64_t rows = 0;
+  };
+  std::size_t zero_key_branches() const { return pattern_.ragged == Ragged::zero_keys ? pattern_.branches.size() : 0; }
+
+  /// A key of zeros scores 0, so each takes exp(0 - LSE) of the row's softmax.
+  void add_zero_keys(std::int64_t head, std::int64_t row, float lse) {
+    covered_.for_each_branch(head, row, [&](std::int64_t branch, const Progression& rows) {
+      ZeroKeys& sums = zero_keys_[static_cast<std::size_t>(branch)];
+      sums.shares += static_cast<double>(zero_keys(problem_, pattern_, branch, rows)) * std::exp(-static_cast<double>(lse));
+      ++sums.rows;
+    });
+  }
+
   bool output_is_finite(const Chunk& chunk, std::int64_t head, std::int64_t i) const {
     const std::int64_t begin = (i * problem_.heads + head) * problem_.head_dim * size_of(problem_.dtype);
     return !first_non_finite(problem_.dtype, chunk.output.data() + begin, problem_.head_dim).has_value();
   }
 
   const Problem& problem_;
+  const Pattern& pattern_;
   CoveredRows covered_;
+  std::vector<ZeroKeys> zero_keys_;  ///< by branch, or none
   std::int64_t uncovered_ = 0;
   std::int64_t non_finite_ = 0;
   std::int64_t first_ = std::numeric_limits<std::int64_t>::max();  ///< of the non-finite: (batch * heads + head) * seq_len + row

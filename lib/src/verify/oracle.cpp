@@ -71,6 +71,7 @@ bool is_selected(const Problem& problem, const Pattern& pattern, const Branch& b
   if (place < offset || (place - offset) % branch.dilation_rate != 0) { return false; }
   switch (pattern.ragged) {
     case Ragged::short_stride:
+    case Ragged::zero_keys:
     case Ragged::reject:
       return true;
     case Ragged::truncate:
@@ -80,6 +81,16 @@ bool is_selected(const Problem& problem, const Pattern& pattern, const Branch& b
   const std::int64_t length = std::min(begin + branch.segment_length, problem.seq_len) - begin;
   const std::int64_t strides = (length - length % branch.dilation_rate) / branch.dilation_rate;
   return (place - offset) / branch.dilation_rate < strides;
+}
+
+/// Slots that a whole segment has at this offset, and this one has no token for: keys of zeros, after all others.
+std::int64_t zero_slots(const Problem& problem, const Pattern& pattern, const Branch& branch, std::int64_t segment, std::int64_t offset) {
+  if (pattern.ragged != Ragged::zero_keys || problem.causal) { return 0; }
+  const std::int64_t whole = std::min(branch.segment_length, problem.seq_len);
+  const std::int64_t slots = whole / branch.dilation_rate + (whole % branch.dilation_rate == 0 ? 0 : 1);
+  const std::int64_t tokens = std::min(whole, problem.seq_len - segment * whole);
+  const std::int64_t filled = tokens <= offset ? 0 : (tokens - offset - 1) / branch.dilation_rate + 1;
+  return slots - filled;
 }
 
 bool is_masked(const Problem& problem, std::int64_t query, std::int64_t key) { return problem.causal && key > query; }
@@ -436,6 +447,9 @@ class Oracle {
     }
     if (scratch.rows.empty()) { return; }
     load_queries(unit.head, scratch);
+    const std::int64_t zeros = zero_slots(problem_, pattern_, branch, unit.segment, offset);
+    // Once for the segment, with its first keys.
+    if (zeros > 0 && window_.first() <= unit.segment * branch.segment_length) { see_zero_keys(pass, unit.head, zeros, scratch); }
 
     const std::int64_t last_row = rows_[static_cast<std::size_t>(scratch.rows.back())].row;
     scratch.tile_tokens.clear();
@@ -506,6 +520,20 @@ class Oracle {
       }
     }
     scratch.tile_tokens.clear();
+  }
+
+  /// Scores of 0, and nothing to add to acc.
+  void see_zero_keys(Pass pass, std::int64_t head, std::int64_t count, const Scratch& scratch) {
+    for (const std::int64_t place : scratch.rows) {
+      const auto at = static_cast<std::size_t>(place * problem_.heads + head);
+      if (pass == Pass::maxima) {
+        exact_.max[at] = std::max(exact_.max[at], 0.0);
+        plain_.max[at] = std::max(plain_.max[at], 0.0F);
+      } else {
+        exact_.sum[at] += static_cast<double>(count) * std::exp(-exact_.max[at]);
+        plain_.sum[at] += static_cast<float>(count) * std::exp(-plain_.max[at]);
+      }
+    }
   }
 
   void update_maxima(std::int64_t row_head, const double* scores64, const float* scores32, std::int64_t count) {

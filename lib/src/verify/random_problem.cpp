@@ -9,6 +9,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <vector>
@@ -188,7 +189,8 @@ RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<st
   pattern.offset = random.any_of<OffsetRule>();
   pattern.head_split = random.any_of<HeadSplit>();
   pattern.mixing = random.any_of<Mixing>();
-  pattern.ragged = random.chance(50) ? Ragged::truncate : Ragged::short_stride;
+  constexpr std::array<Ragged, 4> kRagged{Ragged::short_stride, Ragged::truncate, Ragged::zero_keys, Ragged::zero_keys};
+  pattern.ragged = kRagged[static_cast<std::size_t>(random.between(0, 3))];
   pattern.scale_by_branches = random.chance(25);
 
   result.schedule = random.any_of<Schedule>();

@@ -38,6 +38,9 @@ std::int64_t workspace_bytes(std::int64_t head_dim, const Settings& settings);
 /// Sets a partial to the identity: acc [rows, head_dim] 0, max [rows] -inf, sum [rows] 0; fp32.
 void fill_identity(const PartialPointers& partial, std::int64_t rows, std::int64_t head_dim, int threads);
 
+/// As ZeroKeysTask says, fp32.
+void add_zero_keys(const ZeroKeysTask& task);
+
 /// Gathers rows as PackTask says; any element type, bits unchanged.
 void pack(const PackTask& task, int threads);
 

@@ -30,6 +30,10 @@ bool built_for_current_device() noexcept;
 /// @throws LibraryError if the launch fails
 void fill_identity(const PartialPointers& partial, std::int64_t rows, std::int64_t head_dim, CUstream_st* stream);
 
+/// As ZeroKeysTask says, fp32.
+/// @throws LibraryError if the launch fails
+void add_zero_keys(const ZeroKeysTask& task, CUstream_st* stream);
+
 /// As PackTask says, for all tasks, in no order: no task's dst may alias the src or dst of another. 16 bytes at a time where addresses and
 /// strides allow it; up to 32 tasks share a launch, as a short one takes longer to start than to run.
 /// @throws LibraryError if a launch fails

@@ -52,8 +52,9 @@ struct Record {
   std::int32_t k_head_step = 1;
   std::int32_t kv_heads = 0;
   std::int32_t q_per_kv = 1;
-  std::int32_t diagonal = 0;  ///< position of query row 0 minus position of key 0, counted in rows of their segment
-  std::int64_t partial = 0;   ///< number of the partial of the first 64 rows of the first head: [j][i][ceil(q_rows / 64)]
+  std::int32_t diagonal = 0;   ///< position of query row 0 minus position of key 0, counted in rows of their segment
+  std::int32_t zero_keys = 0;  ///< of a last record: keys of score 0 and value 0 that its rows see besides, over all their records
+  std::int64_t partial = 0;    ///< number of the partial of the first 64 rows of the first head: [j][i][ceil(q_rows / 64)]
   Mask mask = Mask::none;
   KeyPart part = KeyPart::all;
   KeyOrder order = KeyOrder::cyclic;
@@ -107,6 +108,7 @@ struct CombineEntry {
   std::int64_t partial = 0;
   std::int64_t batch_step = 0;
   std::int64_t segment_step = 0;
+  std::int64_t zero_keys = 0;  ///< keys of score 0 and value 0 that each of the rows sees besides
 };
 
 /// Turns partials into rows of O and LSE, as FinishTask says: combined in the order of the entries, rounded once; O 0 and LSE -inf where no

@@ -74,6 +74,7 @@ struct Tile {
   std::int32_t length = 0;              ///< key tiles streamed
   std::int32_t count[kMaxGroups] = {};  ///< key tiles that each warpgroup computes,
   std::uint8_t skip[kMaxGroups] = {};   ///< after these of the stream
+  std::int32_t zero_keys = 0;           ///< kLast: keys of score 0 and value 0 that the rows see besides
   std::int64_t partial = 0;             ///< first float4 of the partial of row 0's warpgroup; those of the next warpgroups follow
 };
 static_assert(sizeof(Tile) == 128 && sizeof(Tile) % 16 == 0, "copied 16 bytes at a time");

@@ -15,6 +15,9 @@ inline constexpr std::int64_t kBlockRows = 256;
 /// Sets a partial to the identity: acc [rows, head_dim] 0, max [rows] -inf, sum [rows] 0; fp64.
 void fill_identity(const PartialPointers& partial, std::int64_t rows, std::int64_t head_dim);
 
+/// As ZeroKeysTask says, fp64.
+void add_zero_keys(const ZeroKeysTask& task);
+
 /// Gathers rows as PackTask says; any element type, bits unchanged.
 void pack(const PackTask& task);
 

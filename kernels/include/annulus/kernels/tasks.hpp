@@ -90,6 +90,21 @@ struct AttendTask {
   bool operator==(const AttendTask&) const = default;
 };
 
+/// Lets rows of a running partial begin with `count` keys whose score is 0 and whose value is 0: max 0, and `count` more in sum. Nothing
+/// but such keys may have been folded into the rows before. Shapes and strides are those of an AttendTask.
+struct ZeroKeysTask {
+  std::int64_t count = 0;
+  std::int64_t batch = 0;
+  std::int64_t segments = 0;
+  std::int64_t rows = 0;
+  std::int64_t kv_heads = 0;
+  std::int64_t q_per_kv = 0;
+  void* max = nullptr;
+  void* sum = nullptr;
+  TaskStrides strides;  ///< of max and sum
+  bool operator==(const ZeroKeysTask&) const = default;
+};
+
 /// Gathers rows: dst [batch, rows, heads, head_dim] contiguous <- src with strides (elements). dst must not alias src.
 struct PackTask {
   std::int64_t element_size = 0;

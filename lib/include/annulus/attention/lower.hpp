@@ -42,6 +42,7 @@ std::vector<LoweredTransfers> lower_transfers(const RingPlan& plan, const Tensor
 
 /// What kernels do that take tasks, with partials of the whole shard.
 struct LoweredWork {
+  std::vector<kernels::ZeroKeysTask> zero_keys;          ///< what comes before all else
   std::vector<std::vector<kernels::AttendTask>> attend;  ///< by step, wave after wave
   kernels::FinishTask finish;
 };

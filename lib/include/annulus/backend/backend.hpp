@@ -121,6 +121,8 @@ class Backend {
 
   /// Sets a partial of `rows` (batch, head, row) triples to the identity: acc 0, max -inf, sum 0.
   virtual void fill_identity(Queue& queue, const kernels::PartialPointers& partial, std::int64_t rows, std::int64_t head_dim) = 0;
+  /// As ZeroKeysTask says, task after task.
+  virtual void add_zero_keys(Queue& queue, std::span<const kernels::ZeroKeysTask> tasks) = 0;
   virtual void pack(Queue& queue, std::span<const kernels::PackTask> tasks) = 0;
   virtual void attend(Queue& queue, std::span<const kernels::AttendTask> tasks) = 0;
   virtual void finish(Queue& queue, const kernels::FinishTask& task) = 0;

@@ -50,6 +50,11 @@ Progression segment_range(std::int64_t seq_len, const Branch& branch, std::int64
 /// I(branch, segment, head class) in global rows: { s*w + o + t*r } within the segment.
 Progression segment_rows(std::int64_t seq_len, const Pattern& pattern, std::int64_t branch, std::int64_t segment, const HeadClass& heads);
 
+/// How many keys of zeros, with values of zeros, the rows of a segment see besides its own: what a segment of min(w, seq_len) rows, padded
+/// to a multiple of the dilation rate, would hold more (Ragged::zero_keys). They come after all rows, so a causal mask hides them.
+/// @param rows  segment_rows() of the segment
+std::int64_t zero_keys(const Problem& problem, const Pattern& pattern, std::int64_t branch, const Progression& rows);
+
 /// Segments of equal length repeat their offset after this many: 1, or r where the offset depends on the segment.
 std::int64_t offset_period(const Pattern& pattern, std::int64_t branch);
 

@@ -17,11 +17,24 @@ class CoveredRows {
   /// @param head a query head @param row a global row
   bool contains(std::int64_t head, std::int64_t row) const;
 
+  /// Calls visit(branch, rows) for every branch that selects the row; `rows` are those of its segment.
+  /// @param head a query head @param row a global row
+  template <class Visit>
+  void for_each_branch(std::int64_t head, std::int64_t row, Visit&& visit) const {
+    for (const Selection& selection : by_head_[static_cast<std::size_t>(head)]) {
+      const Progression rows = segment_of(selection, row);
+      if (rows.contains(row)) { visit(selection.branch, rows); }
+    }
+  }
+
  private:
   struct Selection {
     std::int64_t branch;
     HeadClass heads;
   };
+
+  /// Rows of the segment that `row` lies in.
+  Progression segment_of(const Selection& selection, std::int64_t row) const;
 
   std::int64_t seq_len_;
   Pattern pattern_;

@@ -93,8 +93,9 @@ struct WorkItem {
   KeyPlace keys;
   kernels::Mask mask = kernels::Mask::none;
   kernels::SegmentPlace place;
-  std::int64_t partial = 0;  ///< number of the running partial that it folds into
-  std::int64_t wave = 0;     ///< items of one step and wave touch disjoint rows of the partials; waves run in ascending order
+  std::int64_t zero_keys = 0;  ///< keys of zeros that its query rows see besides; said by the item in which a row meets itself, once
+  std::int64_t partial = 0;    ///< number of the running partial that it folds into
+  std::int64_t wave = 0;       ///< items of one step and wave touch disjoint rows of the partials; waves run in ascending order
   bool operator==(const WorkItem&) const = default;
 };
 
