@@ -168,8 +168,7 @@ void add_zero_keys(const ZeroKeysTask& task) {
     for (std::int64_t s = 0; s < task.segments; ++s) {
       for (std::int64_t j = 0; j < task.kv_heads; ++j) {
         for (std::int64_t i = 0; i < task.q_per_kv; ++i) {
-          const std::int64_t first =
-              b * task.strides.batch + s * task.strides.segment + j * task.strides.kv_head + i * task.strides.head;
+          const std::int64_t first = b * task.strides.batch + s * task.strides.segment + j * task.strides.kv_head + i * task.strides.head;
           for (std::int64_t row = 0; row < task.rows; ++row) {
             max[first + row * task.strides.row] = 0;
             sum[first + row * task.strides.row] += static_cast<double>(task.count);

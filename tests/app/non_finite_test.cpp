@@ -81,9 +81,9 @@ TEST_CASE("the share of the softmax that keys of zeros took is reported and stor
   const TemporaryFolder folder;
   const std::string path = folder / "z.h5";
   // All scores are 0. Branch 0: of five rows the last sees itself and three zeros. Branch 1, every row of one segment: none.
-  for (const ProcessResult& result :
-       run_everywhere({"run", "--seq-len", "5", "--heads", "2", "--head-dim", "8", "--scale", "0", "--segment-lengths", "4,5", "--dilation-rates",
-                       "1,1", "--ragged", "zero-keys", "--threads", "1", "--force", "--output", path})) {
+  for (const ProcessResult& result : run_everywhere(
+           {"run", "--seq-len",        "5",   "--heads",  "2",         "--head-dim", "8", "--scale", "0",        "--segment-lengths",
+            "4,5", "--dilation-rates", "1,1", "--ragged", "zero-keys", "--threads",  "1", "--force", "--output", path})) {
     INFO(result.out << result.err);
     CHECK(result.exit_code == 0);
     CHECK(result.out.find("keys of zeros took of the softmax, by branch: 15.00%, 0.00%\n") != std::string::npos);

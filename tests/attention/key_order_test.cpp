@@ -53,7 +53,11 @@ std::vector<Case> cases(BackendKind backend, std::int64_t unit) {
   base.backend = backend;
   if (backend == BackendKind::cuda) { base.kernel = KernelKind::fused; }
   base.share_gpu = backend == BackendKind::cuda;
-  std::vector<Case> all{{"dense", base}, {"causal", base}, {"dense, ring-full", base}, {"LongNet", base}, {"LongNet causal mean", base},
+  std::vector<Case> all{{"dense", base},
+                        {"causal", base},
+                        {"dense, ring-full", base},
+                        {"LongNet", base},
+                        {"LongNet causal mean", base},
                         {"LongNet with keys of zeros", base}};
   all[1].config.problem.causal = true;
   all[1].config.dtype = backend == BackendKind::cuda ? DType::fp16 : DType::fp32;

@@ -354,7 +354,7 @@ class PairCounter {
   const Problem& problem_;
   const Pattern& pattern_;
   const Routing& routing_;
-  std::vector<std::int64_t> walked_;  ///< by branch, head and query: how far along its order of keys it has come
+  std::vector<std::int64_t> walked_;     ///< by branch, head and query: how far along its order of keys it has come
   std::vector<std::int64_t> zero_keys_;  ///< the same: keys of zeros so far
   std::vector<int> counts_;
 };

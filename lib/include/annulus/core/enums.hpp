@@ -104,10 +104,8 @@ struct EnumNames<Mixing> {
 };
 template <>
 struct EnumNames<Ragged> {
-  static constexpr std::array<std::pair<Ragged, std::string_view>, 4> values{{{Ragged::short_stride, "short"},
-                                                                              {Ragged::truncate, "truncate"},
-                                                                              {Ragged::zero_keys, "zero-keys"},
-                                                                              {Ragged::reject, "reject"}}};
+  static constexpr std::array<std::pair<Ragged, std::string_view>, 4> values{
+      {{Ragged::short_stride, "short"}, {Ragged::truncate, "truncate"}, {Ragged::zero_keys, "zero-keys"}, {Ragged::reject, "reject"}}};
 };
 template <>
 struct EnumNames<PartitionKind> {

@@ -33,8 +33,8 @@ struct RowCounts {
   std::int64_t uncovered = 0;   ///< that no branch covers: O is 0 and LSE -inf
   std::int64_t non_finite = 0;  ///< with NaN or infinity in O, or an LSE that is no number though the row is covered
   std::array<std::int64_t, 3> first_non_finite{-1, -1, -1};  ///< the least (batch, head, row) of them; -1 if there is none
-  /// Under Ragged::zero_keys, by branch: what share of the softmax over all branches' keys its keys of zeros took, a mean over the rows that
-  /// it covers. Empty under other rules.
+  /// Under Ragged::zero_keys, by branch: what share of the softmax over all branches' keys its keys of zeros took, a mean over the rows
+  /// that it covers. Empty under other rules.
   std::vector<double> zero_key_shares;
 };
 
@@ -64,8 +64,8 @@ class ResultFile {
   void write_lse(std::int64_t batch, std::int64_t first, std::int64_t count, const float* lse);
   /// timings[rank][step]; ranks may have different numbers of steps (missing ones are written as 0).
   void write_timings(const std::vector<std::vector<StepTiming>>& timings);
-  /// /rows/uncovered and /rows/non_finite, /rows/first_non_finite [batch, head, row] if there is one, and /rows/zero_key_shares [branch] unless
-  /// it is empty.
+  /// /rows/uncovered and /rows/non_finite, /rows/first_non_finite [batch, head, row] if there is one, and /rows/zero_key_shares [branch]
+  /// unless it is empty.
   void write_counts(const RowCounts& counts);
   /// Name and value pairs under /provenance, in order; each a scalar UTF-8 string dataset.
   void write_provenance(const std::vector<std::pair<std::string, std::string>>& entries);
