@@ -46,11 +46,12 @@ ExitCode execute_plan(const Invocation& invocation) {
   constexpr std::int64_t kLines = 16;
   Json json{{"problem", to_json(config.problem)}, {"pattern", describe(config.pattern)}, {"ranks", ranks}};
   json["backend"] = fmt::format("{}{}", to_string(config.backend), kernel_text(config));
+  json["ways"] = ways_text(config);
   json["key_order"] = describe_key_order(config.problem, config.pattern, partition, routing_of(config));
   Json list = Json::array();
   if (!invocation.json) {
-    say("{}\n{}\n{} ranks, partition {}, schedule {}, backend {}{}\n", describe(config.problem), describe(config.pattern), ranks,
-        to_string(config.partition), to_string(config.schedule), to_string(config.backend), kernel_text(config));
+    say("{}\n{}\n{} ranks, {}, backend {}{}\n", describe(config.problem), describe(config.pattern), ranks, ways_text(config),
+        to_string(config.backend), kernel_text(config));
     say("{}\n", describe_key_order(config.problem, config.pattern, partition, routing_of(config)));
     say("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10}\n", "rank", "rows", "steps", "memory", "inputs+out",
         "partials", "slots", "sent B", "received B", "peers", "GFLOP");

@@ -78,6 +78,11 @@ std::string line_of(const CaseReport& report) {
                      verdict.passed ? "" : "\n     " + verdict.reason + "\n     " + report.flags);
 }
 
+std::string ways_text(const Config& config) {
+  return fmt::format("partition {}, schedule {}{}", to_string(config.partition), to_string(config.schedule),
+                     config.ways_reason.empty() ? "" : fmt::format(" (auto: {})", config.ways_reason));
+}
+
 std::string line_of(const RowCounts& counts) {
   return fmt::format("{} rows of the result are not finite, the first at [{}] (batch, head, row)", counts.non_finite,
                      fmt::join(counts.first_non_finite, ","));

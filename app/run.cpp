@@ -22,8 +22,8 @@ namespace annulus::app {
 namespace {
 
 std::string setup_line(const Session& session) {
-  return fmt::format("{} rank{} over {}, schedule {}, backend {}", session.ranks(), session.ranks() == 1 ? "" : "s",
-                     to_string(session.transport_kind()), to_string(session.resolved().config.schedule), session.backend().describe());
+  return fmt::format("{} rank{} over {}, {}, backend {}", session.ranks(), session.ranks() == 1 ? "" : "s",
+                     to_string(session.transport_kind()), ways_text(session.resolved().config), session.backend().describe());
 }
 
 std::string key_order_line(const Session& session) {

@@ -79,11 +79,10 @@ TEST_CASE("every option out of range is refused with one sentence and exit code 
       {"offset", "random", "not one of group"},
       {"head-split", "none", "not one of first"},
       {"mixing", "max", "not one of lse"},
-      {"ragged", "wrap", "not one of short, truncate, reject"},
+      {"ragged", "wrap", "not one of short, truncate, zero-keys, reject"},
       {"scale-by-branches", "2", "neither true nor false"},
-      {"partition", "striped", "not one of contiguous, zigzag"},
-      {"partition", "zigzag", "--partition zigzag needs --schedule ring-full"},
-      {"schedule", "allgather", "not one of ring"},
+      {"partition", "striped", "not one of auto, contiguous, zigzag"},
+      {"schedule", "random", "not one of auto, ring, ring-full, direct, allgather"},
       {"transport", "tcp", "not one of auto"},
       {"backend", "tpu", "not one of reference"},
       {"kernel", "fast", "not one of auto, cublas, fused"},
@@ -103,6 +102,7 @@ TEST_CASE("every option out of range is refused with one sentence and exit code 
   expect_refusal({"run", "--ragged", "reject", "--seq-len", "64", "--segment-lengths", "16", "--dilation-rates", "3"},
                  "rate 3 does not divide");
   expect_refusal({"plan", "--ragged", "reject", "--seq-len", "60", "--segment-lengths", "16"}, "16 does not divide seq-len 60");
+  expect_refusal({"run", "--partition", "zigzag", "--key-order", "cyclic"}, "needs --causal and --schedule direct or allgather");
   expect_refusal({"check", "--rows", "0"}, "below 1");
   expect_refusal({"check", "--cases", "0"}, "below 1");
   expect_refusal({"bench", "--repetitions", "0"}, "below 1");

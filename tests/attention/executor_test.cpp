@@ -82,7 +82,7 @@ TEST_CASE("repetitions give the same bits, and passing off changes no buffer tha
 
 TEST_CASE("schedules ring and ring-full agree with one rank within rounding") {
   const Communicator comm = Communicator::single();
-  for (const Schedule schedule : {Schedule::ring, Schedule::ring_full}) {
+  for (const Schedule schedule : {Schedule::ring, Schedule::ring_full, Schedule::direct, Schedule::allgather}) {
     for (const bool causal : {false, true}) {
       Config config = config_of(257, 7, DType::fp32, BackendKind::reference);
       config.schedule = schedule;

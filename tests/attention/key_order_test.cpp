@@ -10,6 +10,7 @@
 
 #include "mpi_world.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -74,10 +75,24 @@ std::vector<Case> cases(BackendKind backend, std::int64_t unit) {
   pattern.branches = {{unit / 4 * 3, 1}, {unit, 2}};
   pattern.ragged = Ragged::zero_keys;
   all[5].config.pattern = pattern;
+  const auto add = [&](const std::string& name, bool causal, PartitionKind partition, Schedule schedule) -> Config& {
+    Config& config = all.emplace_back(Case{name, base}).config;
+    config.problem.causal = causal;
+    config.partition = partition;
+    config.schedule = schedule;
+    return config;
+  };
+  add("dense, direct", false, PartitionKind::contiguous, Schedule::direct);
+  add("dense, allgather", false, PartitionKind::contiguous, Schedule::allgather);
+  add("causal, zigzag, direct", true, PartitionKind::zigzag, Schedule::direct);
+  add("causal, zigzag, allgather", true, PartitionKind::zigzag, Schedule::allgather);
+  Config& branches = add("causal branches, zigzag, direct", true, PartitionKind::zigzag, Schedule::direct);
+  branches.pattern.branches = {{unit / 4, 1}, {unit, 1}};
+  branches.pattern.head_split = HeadSplit::all;
   return all;
 }
 
-/// O and LSE of the ranks of this process in the order of the sequence: [batch][rank].
+/// O and LSE of the whole sequence, [batch][O, then LSE head by head]; zeros where rows are of ranks in other processes.
 std::vector<std::string> result_of(const Config& config, const Communicator& comm) {
   const ResolvedConfig resolved = resolve(config, comm);
   Session session(resolved, comm);
@@ -87,17 +102,19 @@ std::vector<std::string> result_of(const Config& config, const Communicator& com
   std::vector<std::string> parts;
   for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
     for (std::int64_t head = -1; head < problem.heads; ++head) {  // -1: all of O, then LSE head by head
-      std::string& part = parts.emplace_back();
+      const std::int64_t row_bytes =
+          head < 0 ? problem.heads * problem.head_dim * size_of(problem.dtype) : static_cast<std::int64_t>(sizeof(float));
+      std::string& part = parts.emplace_back(static_cast<std::size_t>(problem.seq_len * row_bytes), '\0');
       for (const auto& executor : session.executors()) {
         const std::int64_t rows = executor->plan().local_rows;
         std::vector<std::byte> output(static_cast<std::size_t>(rows * problem.heads * problem.head_dim * size_of(problem.dtype)));
         std::vector<float> lse(static_cast<std::size_t>(rows * problem.heads));
         executor->read_output(batch, 0, rows, output.data());
         executor->read_lse(batch, 0, rows, lse.data());
-        if (head < 0) {
-          part.append(reinterpret_cast<const char*>(output.data()), output.size());
-        } else {
-          part.append(reinterpret_cast<const char*>(lse.data() + head * rows), static_cast<std::size_t>(rows) * sizeof(float));
+        const auto* const from =
+            head < 0 ? reinterpret_cast<const char*>(output.data()) : reinterpret_cast<const char*>(lse.data() + head * rows);
+        for (const ShardPiece& piece : executor->plan().shard.pieces) {
+          std::copy_n(from + piece.local_first * row_bytes, piece.global.count * row_bytes, part.data() + piece.global.first * row_bytes);
         }
       }
     }
@@ -144,8 +161,10 @@ TEST_CASE("as many ranks over every transport give the bits of one rank where sh
 
         std::vector<std::string> all;
         for (const std::string& part : own) {
-          std::string& together = all.emplace_back();
-          for (const std::string& one : comm.gather(part, 0)) { together += one; }
+          std::string& together = all.emplace_back(part.size(), '\0');
+          for (const std::string& one : comm.gather(part, 0)) {
+            for (std::size_t i = 0; i < one.size(); ++i) { together[i] = static_cast<char>(together[i] | one[i]); }
+          }
         }
         if (comm.rank() != 0) { continue; }
         INFO(to_string(backend) << " " << each.name << " over " << to_string(kind));
@@ -184,6 +203,8 @@ TEST_CASE("threads do not change the bits") {
 
 TEST_CASE("an order of keys that a kernel does not keep is refused with the reason") {
   Config config = cases(BackendKind::cpu, 1024).front().config;
+  config.partition = PartitionKind::contiguous;
+  config.schedule = Schedule::ring;
   config.key_order = KeyOrder::cyclic;
   CHECK(routing_of(config) == Routing{Schedule::ring, KeyOrder::cyclic, 256});
   config.tile_rows = 32;

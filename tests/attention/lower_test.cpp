@@ -40,6 +40,29 @@ std::vector<kernels::PartialPointers> partials_of(const RingPlan& plan) {
 
 std::int64_t distance(const void* from, const void* to) { return static_cast<const std::byte*>(to) - static_cast<const std::byte*>(from); }
 
+const std::byte* slot_of(const TensorAddresses& addresses, BufferId buffer) {
+  return addresses.slots[buffer == BufferId::slot_0 ? 0 : buffer == BufferId::slot_1 ? 1 : 2];
+}
+
+/// A piece of the shard, and where its K and V lie in the resident buffer.
+struct Piece {
+  std::int64_t first = 0;  ///< local row
+  std::int64_t rows = 0;
+  std::int64_t offset_bytes = 0;
+};
+
+Piece piece_of(const RingPlan& plan, std::int64_t local) {
+  const Problem& problem = plan.problem;
+  Piece piece;
+  for (const ShardPiece& each : plan.shard.pieces) {
+    piece.rows = each.global.count;
+    if (local < piece.first + piece.rows) { break; }
+    piece.first += piece.rows;
+  }
+  piece.offset_bytes = 2 * problem.batch * piece.first * problem.kv_heads * problem.head_dim * size_of(problem.dtype);
+  return piece;
+}
+
 /// Checks one task against its item, element by element, from the layouts that plan.hpp names.
 void check_task(const RingPlan& plan, const TensorAddresses& addresses, const kernels::PartialPointers& partial, const WorkItem& item,
                 const kernels::AttendTask& task) {
@@ -47,9 +70,9 @@ void check_task(const RingPlan& plan, const TensorAddresses& addresses, const ke
   const std::int64_t size = size_of(problem.dtype);
   const bool resident = item.keys.block < 0;
   const Progression stored_heads = resident ? range(0, problem.kv_heads) : plan.blocks[static_cast<std::size_t>(item.keys.block)].kv_heads;
-  const std::int64_t stored_rows = resident ? plan.local_rows : plan.blocks[static_cast<std::size_t>(item.keys.block)].rows_global.count();
-  const std::byte* slots = item.keys.buffer == BufferId::slot_0 ? addresses.slots[0] : addresses.slots[1];
-  const std::byte* keys = (resident ? addresses.resident : slots) + item.keys.offset_bytes;
+  const Piece piece = resident ? piece_of(plan, item.k_local[0]) : Piece{};
+  const std::int64_t stored_rows = resident ? piece.rows : plan.blocks[static_cast<std::size_t>(item.keys.block)].rows_global.count();
+  const std::byte* keys = resident ? addresses.resident + piece.offset_bytes : slot_of(addresses, item.keys.buffer) + item.keys.offset_bytes;
   for (std::int64_t b = 0; b < task.batch; ++b) {
     for (std::int64_t s = 0; s < task.segments; ++s) {
       for (std::int64_t j = 0; j < task.kv_heads; ++j) {
@@ -71,7 +94,7 @@ void check_task(const RingPlan& plan, const TensorAddresses& addresses, const ke
         std::int64_t place_of_head = 0;
         while (stored_heads[place_of_head] != item.heads.kv[j]) { ++place_of_head; }
         for (std::int64_t row = 0; row < task.k_rows; ++row) {
-          const std::int64_t stored = (resident ? item.k_local[row] : item.k_packed[row]) + s * item.segment_stride;
+          const std::int64_t stored = (resident ? item.k_local[row] - piece.first : item.k_packed[row]) + s * item.segment_stride;
           const std::int64_t vector = ((b * stored_rows + stored) * stored_heads.count + place_of_head) * problem.head_dim;
           const std::int64_t k_elements = problem.batch * stored_rows * stored_heads.count * problem.head_dim;
           REQUIRE(distance(keys, task.k) + at(task.kv_strides, row, 0) * size == vector * size);
@@ -89,21 +112,23 @@ void check_pack(const RingPlan& plan, const TensorAddresses& addresses, const Pa
   const std::int64_t size = size_of(problem.dtype);
   const bool resident = item.from == BufferId::resident;
   const std::byte* sends = item.to == BufferId::send_0 ? addresses.sends[0] : addresses.sends[1];
-  const std::byte* slots = item.from == BufferId::slot_0 ? addresses.slots[0] : addresses.slots[1];
   const std::int64_t heads = resident ? problem.kv_heads : block.kv_heads.count;
-  const std::int64_t rows = resident ? plan.local_rows : block.rows_global.count();
+  const Piece piece = resident ? piece_of(plan, item.from_rows[0]) : Piece{};
+  const std::int64_t rows = resident ? piece.rows : block.rows_global.count();
+  const std::byte* from =
+      resident ? addresses.resident + piece.offset_bytes : slot_of(addresses, item.from) + item.from_offset_bytes;
   REQUIRE(task.rows == block.rows_global.count());
   REQUIRE(task.heads == block.kv_heads.count);
   REQUIRE(distance(sends, task.dst) == item.to_offset_bytes + (values ? block.bytes / 2 : 0));
   for (std::int64_t b = 0; b < task.batch; ++b) {
     for (std::int64_t row = 0; row < task.rows; ++row) {
       for (std::int64_t head = 0; head < task.heads; ++head) {
-        const std::int64_t from_row = resident ? item.from_rows[row] : row;
+        const std::int64_t from_row = resident ? item.from_rows[row] - piece.first : row;
         const std::int64_t from_head = resident ? block.kv_heads[head] : head;
         const std::int64_t tensor = values ? problem.batch * rows : 0;
         const std::int64_t vector = ((tensor + b * rows + from_row) * heads + from_head) * problem.head_dim;
         const std::int64_t at = b * task.src_batch_stride + row * task.src_row_stride + head * task.src_head_stride;
-        REQUIRE(distance(resident ? addresses.resident : slots + item.from_offset_bytes, task.src) + at * size == vector * size);
+        REQUIRE(distance(from, task.src) + at * size == vector * size);
       }
     }
   }

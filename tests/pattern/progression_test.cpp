@@ -120,7 +120,8 @@ TEST_CASE("a partition's owner agrees with its shards, empty ones included") {
   }
   const Partition zigzag(PartitionKind::zigzag, 16, 4);
   CHECK(zigzag.shard(1) == Shard{{{{2, 1, 2}, 0}, {{12, 1, 2}, 2}}});
-  CHECK(zigzag.shard(3) == Shard{{{{6, 1, 4}, 0}}});  // two neighbours
+  CHECK(zigzag.shard(3) == Shard{{{{6, 1, 2}, 0}, {{8, 1, 2}, 2}}});
+  CHECK(Partition(PartitionKind::zigzag, 16, 1).shard(0) == Shard{{{{0, 1, 16}, 0}}});
   CHECK(zigzag.ranks_touching(5, 11) == std::vector<std::int64_t>{2, 3});
   const Partition partition(PartitionKind::contiguous, 10, 5);
   CHECK(partition.ranks_touching(3, 6) == std::vector<std::int64_t>{1, 2});

@@ -2,6 +2,7 @@
 #include <annulus/plan/plan.hpp>
 
 #include <annulus/core/error.hpp>
+#include <annulus/plan/choice.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/plan/coverage.hpp>
 #include <annulus/plan/key_order.hpp>
@@ -68,6 +69,7 @@ TEST_CASE("the plans of random problems attend every visible pair exactly once, 
   const std::uint64_t seed = 7;
   INFO("seed " << seed);
   int proven = 0;
+  int third_slots = 0;  // for blocks that are met in two steps, beside others
   for (std::int64_t number = 0; number < 1500; ++number) {
     RandomCase drawn = random_case(seed, number, std::nullopt);
     // The proof costs seq_len^2 * heads * branches.
@@ -82,16 +84,27 @@ TEST_CASE("the plans of random problems attend every visible pair exactly once, 
         {PartitionKind::contiguous, {Schedule::ring_full}},
         {PartitionKind::contiguous, {Schedule::ring, KeyOrder::cyclic, 4}},
         {PartitionKind::contiguous, {Schedule::ring_full, KeyOrder::cyclic, 8}},
+        {PartitionKind::contiguous, {Schedule::direct}},
+        {PartitionKind::contiguous, {Schedule::allgather}},
+        {PartitionKind::contiguous, {Schedule::direct, KeyOrder::cyclic, 4}},
+        {PartitionKind::contiguous, {Schedule::allgather, KeyOrder::cyclic, 8}},
         {PartitionKind::zigzag, {Schedule::ring_full}},
+        {PartitionKind::zigzag, {Schedule::ring}},
+        {PartitionKind::zigzag, {Schedule::direct}},
+        {PartitionKind::zigzag, {Schedule::allgather}},
+        {PartitionKind::zigzag, drawn.problem.causal ? Routing{Schedule::direct, KeyOrder::cyclic, 4} : Routing{Schedule::direct}},
+        {PartitionKind::zigzag, drawn.problem.causal ? Routing{Schedule::allgather, KeyOrder::cyclic, 2} : Routing{Schedule::ring}},
     };
     for (const auto& [partition, routing] : ways) {
       const std::vector<RingPlan> plans = plans_of(drawn.problem, drawn.pattern, routing, drawn.ranks, partition);
       const Coverage coverage = prove_coverage(plans);
       REQUIRE(coverage.pairs * drawn.problem.batch == pairs_of(plans));
       REQUIRE(coverage.bytes_moved == bytes_received(plans));
+      for (const RingPlan& plan : plans) { third_slots += plan.slot_bytes[2] > 0 ? 1 : 0; }
     }
   }
   CHECK(proven > 500);
+  CHECK(third_slots > 0);
 }
 
 TEST_CASE("zigzag gives every rank the same work under a causal mask, in every step, and moves no more than ring-full") {
@@ -116,7 +129,7 @@ TEST_CASE("zigzag gives every rank the same work under a causal mask, in every s
   }
   const Problem problem = problem_of(64, 1, 1, true);
   const Partition partition(PartitionKind::zigzag, 64, 4);
-  CHECK_THROWS_AS(make_plan(problem, dense_pattern(64), partition, Routing{Schedule::ring}, 0), InvalidArgument);
+  CHECK_THROWS_AS(make_plan(problem, dense_pattern(64), partition, Routing{Schedule::ring, KeyOrder::cyclic, 8}, 0), InvalidArgument);
   CHECK_THROWS_AS(make_plan(problem, dense_pattern(64), partition, Routing{Schedule::ring_full, KeyOrder::cyclic, 8}, 0), InvalidArgument);
 }
 
@@ -255,27 +268,33 @@ TEST_CASE("the proof catches buffers that are larger than needed") {
 
 TEST_CASE("the proof follows rows through a shard of several pieces") {
   const Problem problem = problem_of(24, 2, 2, true);
-  const auto good = plans_of(problem, dense_pattern(24), Schedule::ring, 2);
-  // The same rows as two pieces instead of one.
-  auto pieces = good;
-  pieces[0].shard.pieces = {{range(0, 5), 0}, {range(5, 12), 5}};
+  const auto pieces = plans_of(problem, dense_pattern(24), Routing{Schedule::ring_full}, 2, PartitionKind::zigzag);
+  REQUIRE(pieces[0].shard.pieces == std::vector<ShardPiece>{{range(0, 6), 0}, {range(18, 24), 6}});
   REQUIRE_NOTHROW(prove_coverage(pieces));
 
   auto swapped = pieces;
-  swapped[0].shard.pieces = {{range(0, 5), 7}, {range(5, 12), 0}};
+  swapped[0].shard.pieces = {{range(0, 6), 6}, {range(18, 24), 0}};
   CHECK_THROWS_AS(prove_coverage(swapped), AssertionFailure);
 
   auto shifted = pieces;
-  shifted[0].shard.pieces[1].global = range(6, 13);
+  shifted[0].shard.pieces[1].global = range(17, 23);
   CHECK_THROWS_AS(prove_coverage(shifted), AssertionFailure);
 
   auto gap = pieces;
-  gap[0].shard.pieces[1].local_first = 6;
+  gap[0].shard.pieces[1].local_first = 7;
   CHECK_THROWS_AS(prove_coverage(gap), AssertionFailure);
 
   auto twice = pieces;
-  twice[1].shard.pieces[0].global = range(11, 23);
+  twice[1].shard.pieces[0].global = range(5, 11);
   CHECK_THROWS_AS(prove_coverage(twice), AssertionFailure);
+
+  auto elsewhere = pieces;
+  for (WorkItem& item : elsewhere[0].steps[0].work) { item.keys.offset_bytes = 0; }
+  CHECK_THROWS_AS(prove_coverage(elsewhere), AssertionFailure);
+
+  auto sent_from_elsewhere = pieces;
+  sent_from_elsewhere[0].steps[1].sends[0].offset_bytes += 2;
+  CHECK_THROWS_AS(prove_coverage(sent_from_elsewhere), AssertionFailure);
 }
 
 TEST_CASE("the proof catches a send of what was never packed") {
@@ -404,6 +423,94 @@ TEST_CASE("the proof catches keys in another order than on one rank") {
   auto misplaced = good;
   misplaced[2].steps[1].work[0].place.k_first += 8;
   CHECK_THROWS_AS(prove_coverage(misplaced), AssertionFailure);
+}
+
+TEST_CASE("under direct every rank of a causal zigzag does one piece against one piece in each step, in two slots") {
+  for (const std::int64_t ranks : {2, 3, 8, 16}) {
+    const std::int64_t piece = 16;
+    const Problem problem = problem_of(ranks * 2 * piece, 2, 1, true);
+    const Routing routing{Schedule::direct, KeyOrder::cyclic, 8};
+    const std::vector<RingPlan> plans = plans_of(problem, dense_pattern(problem.seq_len), routing, ranks, PartitionKind::zigzag);
+    if (ranks <= 3) { prove_coverage(plans); }
+    for (const RingPlan& plan : plans) {
+      INFO("rank " << plan.rank << " of " << ranks);
+      CHECK(std::ssize(plan.steps) == 2 * ranks);
+      CHECK(plan.slot_bytes[2] == 0);
+      Int128 so_far = 0;
+      for (std::int64_t number = 0; number < std::ssize(plan.steps); ++number) {
+        const Step& step = plan.steps[static_cast<std::size_t>(number)];
+        CHECK(step.receives.size() <= 1);
+        for (const WorkItem& item : step.work) { so_far += visible_pairs(item); }
+        CHECK(so_far == problem.heads * ((number + 1) * piece * piece + piece));
+      }
+      CHECK(so_far == problem.heads * (2 * ranks * piece * piece + piece));
+    }
+    CHECK(bytes_received(plans) <=
+          bytes_received(plans_of(problem, dense_pattern(problem.seq_len), Routing{Schedule::ring_full}, ranks, PartitionKind::zigzag)));
+  }
+}
+
+TEST_CASE("allgather takes all in one step, and memory for it") {
+  const Problem problem = problem_of(64, 4, 2, false);
+  const std::vector<RingPlan> gathered = plans_of(problem, dense_pattern(64), Schedule::allgather, 4);
+  const std::vector<RingPlan> ring = plans_of(problem, dense_pattern(64), Schedule::ring, 4);
+  for (std::size_t rank = 0; rank < 4; ++rank) {
+    CHECK(gathered[rank].steps.size() == 2);
+    CHECK(gathered[rank].steps[1].receives.size() == 3);
+    CHECK(gathered[rank].slot_bytes[1] == 3 * ring[rank].slot_bytes[1]);
+  }
+  CHECK(bytes_received(gathered) == bytes_received(ring));
+}
+
+TEST_CASE("the proof catches a slot that is filled again between the two steps of its block") {
+  const Routing routing{Schedule::direct, KeyOrder::cyclic, 8};
+  auto plans = plans_of(problem_of(96, 1, 1, true), dense_pattern(96), routing, 4, PartitionKind::zigzag);
+  REQUIRE_NOTHROW(prove_coverage(plans));
+  // Rank 2 owns pieces 2 and 5, and meets piece 1 in steps 4 and 5, and piece 0 after that.
+  RingPlan& plan = plans[2];
+  REQUIRE(plan.steps[4].receives.size() == 1);
+  REQUIRE(plan.steps[6].receives.size() == 1);
+  const BufferId slot = plan.steps[4].receives[0].buffer;
+  REQUIRE(plan.steps[6].receives[0].buffer != slot);
+  plan.steps[6].receives[0].buffer = slot;
+  for (const std::size_t step : {6U, 7U}) { plan.steps[step].work[0].keys.buffer = slot; }
+  CHECK_THROWS_AS(prove_coverage(plans), AssertionFailure);
+}
+
+TEST_CASE("auto balances causal problems that cross shards, and leaves the others contiguous") {
+  const auto chosen = [](const Problem& problem, const Pattern& pattern, std::int64_t ranks, PartitionKind partition, Schedule schedule) {
+    const Ways ways = choose_ways(problem, pattern, partition, schedule, ranks);
+    return std::pair(ways.partition, ways.schedule);
+  };
+  const Problem causal = problem_of(65536, 4, 4, true);
+  const Problem full = problem_of(65536, 4, 4, false);
+  const Pattern dense = dense_pattern(65536);
+  constexpr PartitionKind kAnyPartition = PartitionKind::automatic;
+  constexpr Schedule kAnySchedule = Schedule::automatic;
+  CHECK(chosen(causal, dense, 8, kAnyPartition, kAnySchedule) == std::pair(PartitionKind::zigzag, Schedule::direct));
+  CHECK(chosen(causal, dense, 8, kAnyPartition, Schedule::ring) == std::pair(PartitionKind::contiguous, Schedule::ring));
+  CHECK(chosen(causal, dense, 8, kAnyPartition, Schedule::allgather) == std::pair(PartitionKind::zigzag, Schedule::allgather));
+  CHECK(chosen(causal, dense, 8, PartitionKind::contiguous, kAnySchedule) == std::pair(PartitionKind::contiguous, Schedule::ring));
+  CHECK(chosen(causal, dense, 1, kAnyPartition, kAnySchedule) == std::pair(PartitionKind::contiguous, Schedule::ring));
+  CHECK(chosen(full, dense, 8, kAnyPartition, kAnySchedule) == std::pair(PartitionKind::contiguous, Schedule::ring));
+  CHECK(chosen(full, dense, 8, PartitionKind::zigzag, kAnySchedule) == std::pair(PartitionKind::zigzag, Schedule::ring));
+  // Segments inside shards are balanced as they are.
+  CHECK(chosen(causal, longnet(), 4, kAnyPartition, kAnySchedule) == std::pair(PartitionKind::contiguous, Schedule::ring));
+  CHECK_THAT(choose_ways(causal, dense, kAnyPartition, kAnySchedule, 8).reason,
+             test::contains_text("1.87 of the mean work with contiguous, 1.00 with zigzag"));
+  CHECK(choose_ways(causal, dense, PartitionKind::zigzag, Schedule::ring, 8).reason.empty());
+}
+
+TEST_CASE("pairs of ranks are those of their plans") {
+  for (std::int64_t number = 0; number < 300; ++number) {
+    const RandomCase drawn = random_case(5, number, std::nullopt);
+    INFO("case " << number << ": " << drawn.describe());
+    const std::vector<Int128> pairs =
+        pairs_of_ranks(drawn.problem, drawn.pattern, Partition(drawn.partition, drawn.problem.seq_len, drawn.ranks));
+    const std::vector<RingPlan> plans = plans_of(drawn.problem, drawn.pattern, Routing{drawn.schedule}, drawn.ranks, drawn.partition);
+    REQUIRE(pairs.size() == plans.size());
+    for (std::size_t rank = 0; rank < plans.size(); ++rank) { REQUIRE(pairs[rank] == plan_cost(plans[rank]).pairs); }
+  }
 }
 
 TEST_CASE("the proof catches keys of zeros that are forgotten, counted twice or seen by a causal row") {

@@ -29,11 +29,11 @@ TEST_CASE("the case of a number never changes, on any machine") {
   CHECK(random_case(1, 0, std::nullopt).flags() ==
         "--batch 1 --seq-len 138 --heads 3 --kv-heads 1 --head-dim 4 --dtype bf16 --scale 0.5 --seed 529393150 "
         "--segment-lengths 30,64,138 --dilation-rates 4,8,4 --offset group-plus-segment --head-split last --mixing lse --ragged truncate "
-        "--partition contiguous --schedule ring --virtual-ranks 15");
+        "--partition zigzag --schedule direct --virtual-ranks 15");
   CHECK(random_case(42, 1999, std::nullopt).flags() ==
         "--batch 1 --seq-len 5 --heads 1 --kv-heads 1 --head-dim 8 --dtype fp32 --scale 0.1875 --seed 926898765 "
         "--segment-lengths 32,1,4 --dilation-rates 3,8,1 --offset head --head-split first --mixing sum --ragged zero-keys "
-        "--partition zigzag --schedule ring-full --virtual-ranks 5 --scale-by-branches");
+        "--partition zigzag --schedule allgather --virtual-ranks 5 --scale-by-branches");
 }
 
 TEST_CASE("every case is valid and small") {
@@ -97,10 +97,17 @@ TEST_CASE("2000 cases hold every kind of shape and every choice many times") {
     for (const auto& [value, name] : EnumNames<OffsetRule>::values) { note(pattern.offset == value, "offset " + std::string(name)); }
     for (const auto& [value, name] : EnumNames<HeadSplit>::values) { note(pattern.head_split == value, "split " + std::string(name)); }
     for (const auto& [value, name] : EnumNames<Mixing>::values) { note(pattern.mixing == value, "mixing " + std::string(name)); }
+    for (const auto& [value, name] : EnumNames<PartitionKind>::values) {
+      if (value == PartitionKind::automatic) { continue; }
+      note(random.partition == value && problem.causal, "causal " + std::string(name));
+      note(random.partition == value && !problem.causal, "not causal " + std::string(name));
+    }
     for (const Ragged rule : {Ragged::short_stride, Ragged::truncate, Ragged::zero_keys}) {
       note(pattern.ragged == rule, "ragged " + std::string(to_string(rule)));
     }
-    for (const auto& [value, name] : EnumNames<Schedule>::values) { note(random.schedule == value, "schedule " + std::string(name)); }
+    for (const auto& [value, name] : EnumNames<Schedule>::values) {
+      if (value != Schedule::automatic) { note(random.schedule == value, "schedule " + std::string(name)); }
+    }
     for (const Branch& branch : pattern.branches) {
       const std::int64_t w = branch.segment_length;
       const std::int64_t r = branch.dilation_rate;

@@ -46,11 +46,11 @@ RingExecutor::RingExecutor(RingPlan plan, KernelKind kernel, Backend& backend, T
   out_ = backend.allocate(q_elements * size_of(problem.dtype), MemoryUse::tensor);
   lse_ = backend.allocate(stats * static_cast<std::int64_t>(sizeof(float)), MemoryUse::tensor);
   TensorAddresses addresses;
-  for (std::size_t parity = 0; parity < 2; ++parity) {
-    slots_[parity] = backend.allocate(plan_.slot_bytes[parity], MemoryUse::slot);
-    sends_[parity] = backend.allocate(plan_.send_bytes[parity], MemoryUse::slot);
-    addresses.slots[parity] = slots_[parity].get();
-    addresses.sends[parity] = sends_[parity].get();
+  for (std::size_t number = 0; number < kSlots.size(); ++number) {
+    addresses.slots[number] = slots_.emplace_back(backend.allocate(plan_.slot_bytes[number], MemoryUse::slot)).get();
+  }
+  for (std::size_t number = 0; number < kSendBuffers.size(); ++number) {
+    addresses.sends[number] = sends_.emplace_back(backend.allocate(plan_.send_bytes[number], MemoryUse::slot)).get();
   }
   addresses.q = q_.get();
   addresses.resident = resident_.get();
@@ -76,13 +76,18 @@ void RingExecutor::load(const TensorSource& source, Tensor tensor) {
 void RingExecutor::load_rows(const TensorSource& source, Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count) {
   const Problem& problem = plan_.problem;
   const std::int64_t row_bytes = (tensor == Tensor::q ? problem.heads : problem.kv_heads) * problem.head_dim * size_of(problem.dtype);
-  std::byte* target = tensor == Tensor::q ? q_.get() : resident_.get() + (tensor == Tensor::k ? 0 : resident_.bytes() / 2);
   const auto owner = std::find_if(plan_.shard.pieces.begin(), plan_.shard.pieces.end(),
                                   [&](const ShardPiece& piece) { return piece.global.contains(first); });
   if (count == 0) { return; }
   ANNULUS_ASSERT(owner != plan_.shard.pieces.end(), "row {} is not of this rank", first);
-  const std::int64_t local = owner->local_first + first - owner->global.first;
-  target += (batch * plan_.local_rows + local) * row_bytes;
+  const std::int64_t in_piece = first - owner->global.first;
+  std::byte* target = nullptr;
+  if (tensor == Tensor::q) {
+    target = q_.get() + (batch * plan_.local_rows + owner->local_first + in_piece) * row_bytes;
+  } else {
+    const std::int64_t rows_before = ((tensor == Tensor::k ? 0 : problem.batch) + batch) * owner->global.count + in_piece;
+    target = resident_.get() + resident_offset(problem, *owner) + rows_before * row_bytes;
+  }
   const std::int64_t staged_rows = std::max<std::int64_t>(1, kStagingBytes / row_bytes);
   const auto bands = source.bands(tensor);
   std::vector<std::byte> staging(backend_.host_memory() ? 0 : static_cast<std::size_t>(std::min(staged_rows, count) * row_bytes));

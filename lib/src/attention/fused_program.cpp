@@ -34,7 +34,7 @@ std::int32_t narrow(std::int64_t value) { return checked_narrow<std::int32_t>(va
 class Maker {
  public:
   explicit Maker(const RingPlan& plan) : plan_(plan) {
-    program_.keys.push_back({BufferId::resident, 0, plan.local_rows, plan.problem.kv_heads});
+    for (const ShardPiece& piece : plan.shard.pieces) { static_cast<void>(number_of(resident_tensor(piece))); }
     const bool one_branch = one_branch_per_head(plan.pattern);
     program_.writes_rows = one_branch && !plan.pattern.scale_by_branches;
   }
@@ -86,6 +86,7 @@ class Maker {
     const bool resident = item.keys.block < 0;
     const Progression& k = resident ? item.k_local.only() : item.k_packed.only();
     const KeyTensor keys = key_tensor(item);
+    const std::int64_t k_first = k.first - (resident ? piece_at(plan_.shard, k.first).local_first : 0);
     const Progression stored_heads = resident ? range(0, plan_.problem.kv_heads) : block_of(item).kv_heads;
     const Progression k_heads = indices_of(item.heads.kv, stored_heads);
     const std::int64_t rate = plan_.pattern.branches[static_cast<std::size_t>(item.branch)].dilation_rate;
@@ -115,7 +116,7 @@ class Maker {
       for (std::int64_t s = 0; s < item.segments; ++s) {
         record.q_batch = record.k_batch = narrow(b);
         record.q_first = q.first + s * item.segment_stride;
-        record.k_first = k.first + s * item.segment_stride;
+        record.k_first = k_first + s * item.segment_stride;
         record.partial = partial;
         partial += heads_of(item) * units_of(item);
         launch.records.push_back(record);
@@ -131,9 +132,13 @@ class Maker {
   const KvBlock& block_of(const WorkItem& item) const { return plan_.blocks[static_cast<std::size_t>(item.keys.block)]; }
 
   KeyTensor key_tensor(const WorkItem& item) const {
-    if (item.keys.block < 0) { return program_.keys.front(); }
+    if (item.keys.block < 0) { return resident_tensor(piece_at(plan_.shard, item.k_local.only().first)); }
     const KvBlock& block = block_of(item);
     return {item.keys.buffer, item.keys.offset_bytes, block.rows_global.count(), block.kv_heads.count};
+  }
+
+  KeyTensor resident_tensor(const ShardPiece& piece) const {
+    return {BufferId::resident, resident_offset(plan_.problem, piece), piece.global.count, plan_.problem.kv_heads};
   }
 
   /// Blocks of one shape that come to one place one after the other are one tensor.
@@ -141,7 +146,6 @@ class Maker {
     const auto place = std::tuple(keys.buffer, keys.offset_bytes, keys.rows, keys.heads);
     const auto [found, added] = numbers_.try_emplace(place, std::ssize(program_.keys));
     if (!added) { return found->second; }
-    if (keys == program_.keys.front()) { return found->second = 0; }
     program_.keys.push_back(keys);
     return found->second;
   }

@@ -43,14 +43,16 @@ kernels::AttendTask attend_task(const RingPlan& plan, const TensorAddresses& add
   task.sum = static_cast<std::byte*>(partial.sum) + stat_start * accumulator;
   task.stat_strides = {problem.heads * rows, item.segment_stride, q_local.stride, group_stride * rows, rows};
 
-  // Keys: rows of the resident shard, or of a block that holds the class's heads next to each other.
+  // Keys: rows of a piece of the shard, or of a block that holds the class's heads next to each other.
   const KvBlock* block = resident ? nullptr : &plan.blocks[static_cast<std::size_t>(item.keys.block)];
-  const std::int64_t stored_rows = resident ? rows : block->rows_global.count();
+  const ShardPiece* piece = resident ? &piece_at(plan.shard, k_stored.first) : nullptr;
+  const std::int64_t stored_rows = resident ? piece->global.count : block->rows_global.count();
+  const std::int64_t k_first = k_stored.first - (resident ? piece->local_first : 0);
   const Progression stored_heads = resident ? range(0, problem.kv_heads) : block->kv_heads;
   const Progression heads = indices_of(item.heads.kv, stored_heads);
   const std::int64_t k_pitch = stored_heads.count * problem.head_dim;
   const std::byte* base = address_of(addresses, item.keys.buffer) + item.keys.offset_bytes;
-  const std::int64_t k_start = k_stored.first * k_pitch + heads.first * problem.head_dim;
+  const std::int64_t k_start = k_first * k_pitch + heads.first * problem.head_dim;
   task.k = base + k_start * element;
   task.v = base + (problem.batch * stored_rows * k_pitch + k_start) * element;
   task.kv_strides = {stored_rows * k_pitch, item.segment_stride * k_pitch, k_stored.stride * k_pitch, heads.stride * problem.head_dim, 0};
@@ -84,9 +86,11 @@ std::array<kernels::PackTask, 2> pack_tasks(const RingPlan& plan, const TensorAd
     if (item.from == BufferId::resident) {
       const std::int64_t pitch = problem.kv_heads * problem.head_dim;
       const Progression& local = item.from_rows.only();
-      const std::int64_t start = local.first * pitch + block.kv_heads.first * problem.head_dim;
-      task.src = source + (tensor * problem.batch * plan.local_rows * pitch + start) * element;
-      task.src_batch_stride = plan.local_rows * pitch;
+      const ShardPiece& piece = piece_at(plan.shard, local.first);
+      const std::int64_t start = (local.first - piece.local_first) * pitch + block.kv_heads.first * problem.head_dim;
+      task.src =
+          source + resident_offset(problem, piece) + (tensor * problem.batch * piece.global.count * pitch + start) * element;
+      task.src_batch_stride = piece.global.count * pitch;
       task.src_row_stride = local.stride * pitch;
       task.src_head_stride = block.kv_heads.stride * problem.head_dim;
     } else {
@@ -138,6 +142,8 @@ std::byte* address_of(const TensorAddresses& addresses, BufferId buffer) {
       return addresses.slots[0];
     case BufferId::slot_1:
       return addresses.slots[1];
+    case BufferId::slot_2:
+      return addresses.slots[2];
     case BufferId::send_0:
       return addresses.sends[0];
     case BufferId::send_1:

@@ -13,6 +13,14 @@ std::int64_t Shard::rows() const {
                          [](std::int64_t sum, const ShardPiece& piece) { return sum + piece.global.count; });
 }
 
+const ShardPiece& piece_at(const Shard& shard, std::int64_t local_row) {
+  const auto piece = std::find_if(shard.pieces.begin(), shard.pieces.end(), [&](const ShardPiece& each) {
+    return local_row >= each.local_first && local_row < each.local_first + each.global.count;
+  });
+  ANNULUS_ASSERT(piece != shard.pieces.end(), "local row {} lies in no piece of the shard", local_row);
+  return *piece;
+}
+
 Rows<Local> local_rows(const Shard& shard, const Rows<Global>& rows) {
   Rows<Local> local;
   for (std::int64_t i = 0; i < rows.runs(); ++i) {
@@ -53,6 +61,7 @@ Progression split_by_rank(std::int64_t seq_len, std::int64_t ranks, std::int64_t
 }
 
 Partition::Partition(PartitionKind kind, std::int64_t seq_len, std::int64_t ranks) : kind_(kind), seq_len_(seq_len), ranks_(ranks) {
+  ANNULUS_EXPECTS(kind != PartitionKind::automatic, "a partition of kind auto");
   ANNULUS_EXPECTS(seq_len >= 1, "seq-len {} is not positive", seq_len);
   ANNULUS_EXPECTS(ranks >= 1, "{} ranks are not positive", ranks);
 }
@@ -60,8 +69,9 @@ Partition::Partition(PartitionKind kind, std::int64_t seq_len, std::int64_t rank
 std::int64_t Partition::pieces() const {
   switch (kind_) {
     case PartitionKind::zigzag:
-      return 2 * ranks_;
+      return ranks_ == 1 ? 1 : 2 * ranks_;  // one rank owns neighbours
     case PartitionKind::contiguous:
+    case PartitionKind::automatic:
       break;
   }
   return ranks_;
@@ -74,13 +84,7 @@ Shard Partition::shard(std::int64_t rank) const {
   Shard shard;
   const auto add = [&](std::int64_t piece) {
     const Progression rows = split_by_rank(seq_len_, pieces(), piece);
-    if (rows.empty()) { return; }
-    // Neighbouring pieces are one.
-    if (!shard.pieces.empty() && shard.pieces.back().global.last() + 1 == rows.first) {
-      shard.pieces.back().global.count += rows.count;
-      return;
-    }
-    shard.pieces.push_back({rows, shard.rows()});
+    if (!rows.empty()) { shard.pieces.push_back({rows, shard.rows()}); }
   };
   add(rank);
   if (pieces() > ranks_) { add(pieces() - 1 - rank); }

@@ -100,7 +100,9 @@ MemoryPlan plan_memory(const Problem& problem, const PlanSizes& sizes, Int128 pa
   memory.inputs = q_bytes + resident_bytes(problem, sizes.local_rows);
   memory.outputs = q_bytes + rows * problem.heads * static_cast<std::int64_t>(sizeof(float));
   constexpr Int128 kMost = Int128{1} << 60;  // of each of four summands, so that their sum stays below 2^62
-  const Int128 slots = static_cast<Int128>(sizes.slot_bytes[0]) + sizes.slot_bytes[1] + sizes.send_bytes[0] + sizes.send_bytes[1];
+  Int128 slots = 0;
+  for (const std::int64_t bytes : sizes.slot_bytes) { slots += bytes; }
+  for (const std::int64_t bytes : sizes.send_bytes) { slots += bytes; }
   ANNULUS_EXPECTS(
       partials <= kMost && slots <= kMost && memory.inputs <= kMost && memory.outputs <= kMost,
       "rank {} needs {} bytes for inputs, {} for outputs, {} for partials and {} for messages; no more than 2^60 of each are planned for",

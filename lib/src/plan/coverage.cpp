@@ -75,7 +75,7 @@ class RankMemory {
         if (message.buffer != BufferId::resident) {
           expect_content(index, message.buffer, offset, number);
         } else {
-          ANNULUS_ASSERT(block(index).owner == plan_.rank, "rank {} sends rows of rank {} as its own", plan_.rank, block(index).owner);
+          expect_own_piece(block(index), offset);
         }
         offset += block(index).bytes;
       }
@@ -86,7 +86,7 @@ class RankMemory {
     }
     for (const Message& message : step.receives) {
       const Range target = range_of(message.buffer, message.offset_bytes, message.bytes);
-      ANNULUS_ASSERT(message.buffer == BufferId::slot_0 || message.buffer == BufferId::slot_1, "rank {} receives outside its slots",
+      ANNULUS_ASSERT(std::find(kSlots.begin(), kSlots.end(), message.buffer) != kSlots.end(), "rank {} receives outside its slots",
                      plan_.rank);
       refuse_overlap(target, leaving_, number);
       refuse_overlap(target, landing_, number);
@@ -110,12 +110,22 @@ class RankMemory {
 
   /// The keys of `item` are where it reads them.
   void read_keys(const WorkItem& item, std::int64_t number) const {
-    if (item.keys.block >= 0) { expect_content(item.keys.block, item.keys.buffer, item.keys.offset_bytes, number); }
+    if (item.keys.block >= 0) {
+      expect_content(item.keys.block, item.keys.buffer, item.keys.offset_bytes, number);
+      return;
+    }
+    std::int64_t begin = 0;  // of the piece that holds the keys
+    for (const ShardPiece& piece : plan_.shard.pieces) {
+      if (piece.global.contains(item.k_global[0])) { break; }
+      begin += bytes_of(piece);
+    }
+    ANNULUS_ASSERT(item.keys.offset_bytes == begin, "rank {} step {}: own keys are read from byte {}, and begin at {}", plan_.rank, number,
+                   item.keys.offset_bytes, begin);
   }
 
   /// At the end: no buffer for messages is larger than what was ever in use of it.
   void check_sizes() const {
-    for (const BufferId buffer : {BufferId::slot_0, BufferId::slot_1, BufferId::send_0, BufferId::send_1}) {
+    for (const BufferId buffer : {BufferId::slot_0, BufferId::slot_1, BufferId::slot_2, BufferId::send_0, BufferId::send_1}) {
       const auto used = used_.find(buffer);
       const std::int64_t needed = used == used_.end() ? 0 : used->second;
       ANNULUS_ASSERT(buffer_bytes(plan_, buffer) == needed, "rank {}: a buffer of {} bytes is used up to byte {}", plan_.rank,
@@ -128,6 +138,25 @@ class RankMemory {
   }
 
  private:
+  /// K and V of a piece of the shard.
+  std::int64_t bytes_of(const ShardPiece& piece) const {
+    const Problem& problem = plan_.problem;
+    return 2 * problem.batch * piece.global.count * problem.kv_heads * problem.head_dim * size_of(problem.dtype);
+  }
+  /// A block that is sent from the resident K and V is what lies there: all heads of the piece of the shard that begins there.
+  void expect_own_piece(const KvBlock& what, std::int64_t offset) const {
+    std::int64_t begin = 0;
+    for (const ShardPiece& piece : plan_.shard.pieces) {
+      if (begin == offset) {
+        ANNULUS_ASSERT(what.owner == plan_.rank && what.rows_global == Rows<Global>(piece.global) &&
+                           what.kv_heads == range(0, plan_.problem.kv_heads),
+                       "rank {} sends other rows or heads as its own", plan_.rank);
+        return;
+      }
+      begin += bytes_of(piece);
+    }
+    ANNULUS_ASSERT(false, "rank {} sends from byte {} of its own K and V, where no piece begins", plan_.rank, offset);
+  }
   void expect_content(std::int64_t index, BufferId buffer, std::int64_t offset, std::int64_t number) const {
     const auto found = content_.find({buffer, offset});
     ANNULUS_ASSERT(found != content_.end() && found->second == key_of(block(index)),

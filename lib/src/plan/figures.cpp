@@ -245,9 +245,13 @@ class Rings {
 /// Visible pairs of a rank's queries in one segment, for one head.
 Int128 pairs_in_segment(const Setting& setting, std::int64_t branch, std::int64_t head_class, std::int64_t segment) {
   const Progression rows = setting.rows_of(branch, head_class, segment);
-  const Progression queries = intersect(rows, rows_of_rank(setting.partition, setting.rank));
-  if (queries.empty()) { return 0; }
-  return setting.problem.causal ? planning::causal_pairs(queries, rows) : static_cast<Int128>(queries.count) * rows.count;
+  Int128 pairs = 0;
+  for (const ShardPiece& piece : setting.shard.pieces) {
+    const Progression queries = intersect(rows, piece.global);
+    if (queries.empty()) { continue; }
+    pairs += setting.problem.causal ? planning::causal_pairs(queries, rows) : static_cast<Int128>(queries.count) * rows.count;
+  }
+  return pairs;
 }
 
 Int128 pairs_of(const Setting& setting) {
@@ -277,12 +281,9 @@ std::vector<Stream> streams_of(const Setting& setting, Rings& rings) {
     if (ring->ranks.size() < 2 || place == ring->ranks.end() || *place != setting.rank) { return; }
     streams.emplace_back(ring, place - ring->ranks.begin(), own_is_resident);
   };
-  switch (setting.routing.schedule) {
-    case Schedule::ring_full:
-      add(rings.of_all(setting), true);
-      return streams;
-    case Schedule::ring:
-      break;
+  if (setting.routing.schedule == Schedule::ring_full) {
+    add(rings.of_all(setting), true);
+    return streams;
   }
   setting.for_each_class([&](std::int64_t branch, std::int64_t head_class) {
     for (const std::int64_t segment : planning::cut_segments(setting, branch)) {
@@ -294,21 +295,51 @@ std::vector<Stream> streams_of(const Setting& setting, Rings& rings) {
   return streams;
 }
 
+/// Whether what passes a rank can be counted from rings of one block a rank.
+bool blocks_are_alike(PartitionKind partition, Schedule schedule) {
+  switch (partition) {
+    case PartitionKind::contiguous:
+      break;
+    case PartitionKind::zigzag:
+    case PartitionKind::automatic:
+      return false;
+  }
+  switch (schedule) {
+    case Schedule::ring:
+    case Schedule::ring_full:
+      return true;
+    case Schedule::direct:
+    case Schedule::allgather:
+    case Schedule::automatic:
+      break;
+  }
+  return false;
+}
+
 }  // namespace
+
+std::vector<Int128> pairs_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition) {
+  const Routing routing;
+  Setting setting = planning::make_setting(problem, pattern, partition, routing, 0);
+  std::vector<Int128> pairs;
+  for (std::int64_t rank = 0; rank < partition.ranks(); ++rank) {
+    setting.rank = rank;
+    setting.shard = partition.shard(rank);
+    pairs.push_back(pairs_of(setting));
+  }
+  return pairs;
+}
 
 std::vector<PlanFigures> figures_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition,
                                           const Routing& routing) {
   Setting setting = planning::make_setting(problem, pattern, partition, routing, 0);
   std::vector<PlanFigures> all;
-  switch (partition.kind()) {
-    case PartitionKind::contiguous:
-      break;
-    case PartitionKind::zigzag:  // blocks of two pieces are not alike
-      for (std::int64_t rank = 0; rank < partition.ranks(); ++rank) {
-        const RingPlan plan = make_plan(problem, pattern, partition, routing, rank);
-        all.push_back({sizes_of(plan), plan_cost(plan)});
-      }
-      return all;
+  if (!blocks_are_alike(partition.kind(), routing.schedule)) {
+    for (std::int64_t rank = 0; rank < partition.ranks(); ++rank) {
+      const RingPlan plan = make_plan(problem, pattern, partition, routing, rank);
+      all.push_back({sizes_of(plan), plan_cost(plan)});
+    }
+    return all;
   }
   Rings rings;
   for (std::int64_t rank = 0; rank < partition.ranks(); ++rank) {

@@ -13,12 +13,12 @@ namespace annulus {
 namespace {
 
 /// Whether no shard would cut a block with another length or number of ranks. A branch that is as long as the sequence stays so.
-bool holds(Problem problem, Pattern pattern, std::int64_t seq_len, std::int64_t ranks, std::int64_t block_rows) {
+bool holds(PartitionKind kind, Problem problem, Pattern pattern, std::int64_t seq_len, std::int64_t ranks, std::int64_t block_rows) {
   for (Branch& branch : pattern.branches) {
     if (branch.segment_length >= problem.seq_len) { branch.segment_length = seq_len; }
   }
   problem.seq_len = seq_len;
-  return !find_cut_block(problem, pattern, Partition(PartitionKind::contiguous, seq_len, ranks), block_rows);
+  return !find_cut_block(problem, pattern, Partition(kind, seq_len, ranks), block_rows);
 }
 
 /// "5 or 9" of the nearest numbers on both sides that pass, "5" of the only one, nothing if none of those tried does.
@@ -40,14 +40,13 @@ std::string nearest(std::int64_t from, std::int64_t unit, std::int64_t tries, Pa
 
 }  // namespace
 
-Routing choose_routing(PartitionKind partition, Schedule schedule, KeyOrder asked, std::int64_t block_rows, const std::string& kernel) {
-  switch (partition) {
-    case PartitionKind::contiguous:
-      break;
-    case PartitionKind::zigzag:
-      ANNULUS_EXPECTS(asked != KeyOrder::cyclic, "--key-order cyclic needs --partition contiguous; zigzag can have auto or arrival");
-      ANNULUS_EXPECTS(schedule == Schedule::ring_full, "--partition zigzag needs --schedule ring-full");
-      return {schedule, KeyOrder::arrival, 0};
+Routing choose_routing(PartitionKind partition, Schedule schedule, bool causal, KeyOrder asked, std::int64_t block_rows,
+                       const std::string& kernel) {
+  if (!keeps_key_order(partition, schedule, causal)) {
+    ANNULUS_EXPECTS(asked != KeyOrder::cyclic,
+                    "--key-order cyclic with --partition zigzag needs --causal and --schedule direct or allgather; found {} and {}",
+                    causal ? "causal" : "no mask", to_string(schedule));
+    return {schedule, KeyOrder::arrival, 0};
   }
   ANNULUS_EXPECTS(asked != KeyOrder::cyclic || block_rows > 0,
                   "--key-order cyclic: {} takes keys in the order in which they come; it can have auto or arrival", kernel);
@@ -61,17 +60,18 @@ std::optional<CutBlock> find_cut_block(const Problem& problem, const Pattern& pa
   for (std::int64_t branch = 0; branch < std::ssize(pattern.branches); ++branch) {
     classes.push_back(head_classes(problem, pattern, branch));
   }
-  for (std::int64_t rank = 0; rank + 1 < partition.ranks(); ++rank) {
-    const Shard shard = partition.shard(rank);
-    if (shard.pieces.empty()) { continue; }
-    const std::int64_t end = shard.pieces.back().global.last() + 1;
-    if (end >= problem.seq_len) { break; }
-    for (std::int64_t branch = 0; branch < std::ssize(pattern.branches); ++branch) {
-      const std::int64_t segment = end / pattern.branches[static_cast<std::size_t>(branch)].segment_length;
-      for (const HeadClass& heads : classes[static_cast<std::size_t>(branch)]) {
-        const Progression rows = segment_rows(problem.seq_len, pattern, branch, segment, heads);
-        const std::int64_t before = rows.empty() ? 0 : std::clamp<std::int64_t>(ceil_div(end - rows.first, rows.stride), 0, rows.count);
-        if (before < rows.count && before % block_rows != 0) { return CutBlock{rank, branch}; }
+  if (partition.ranks() == 1) { return std::nullopt; }
+  for (std::int64_t rank = 0; rank < partition.ranks(); ++rank) {
+    for (const ShardPiece& piece : partition.shard(rank).pieces) {
+      const std::int64_t end = piece.global.last() + 1;
+      if (end >= problem.seq_len) { continue; }
+      for (std::int64_t branch = 0; branch < std::ssize(pattern.branches); ++branch) {
+        const std::int64_t segment = end / pattern.branches[static_cast<std::size_t>(branch)].segment_length;
+        for (const HeadClass& heads : classes[static_cast<std::size_t>(branch)]) {
+          const Progression rows = segment_rows(problem.seq_len, pattern, branch, segment, heads);
+          const std::int64_t before = rows.empty() ? 0 : std::clamp<std::int64_t>(ceil_div(end - rows.first, rows.stride), 0, rows.count);
+          if (before < rows.count && before % block_rows != 0) { return CutBlock{rank, branch}; }
+        }
       }
     }
   }
@@ -87,13 +87,14 @@ std::string describe_key_order(const Problem& problem, const Pattern& pattern, c
   std::string text = fmt::format("keys in cyclic order, but rank {} ends inside a block of {} rows of branch {}: not the bits of one rank",
                                  cut->rank, routing.block_rows, cut->branch);
   const std::int64_t ranks = partition.ranks();
+  const PartitionKind kind = partition.kind();
   std::int64_t rate = 1;
   for (const Branch& branch : pattern.branches) { rate = std::max(rate, branch.dilation_rate); }
   constexpr std::int64_t kTries = 64;
-  const std::string lengths = nearest(problem.seq_len, ranks * routing.block_rows * rate, kTries,
-                                      [&](std::int64_t length) { return holds(problem, pattern, length, ranks, routing.block_rows); });
+  const std::string lengths = nearest(problem.seq_len, std::ssize(partition.shard(0).pieces) * ranks * routing.block_rows * rate, kTries,
+                                      [&](std::int64_t length) { return holds(kind, problem, pattern, length, ranks, routing.block_rows); });
   const std::string other_ranks = nearest(ranks, 1, kTries, [&](std::int64_t number) {
-    return number > 1 && holds(problem, pattern, problem.seq_len, number, routing.block_rows);
+    return number > 1 && holds(kind, problem, pattern, problem.seq_len, number, routing.block_rows);
   });
   if (!lengths.empty()) { text += fmt::format("; it would be with --seq-len {}", lengths); }
   if (!other_ranks.empty()) { text += fmt::format("{} on {} ranks", lengths.empty() ? "; it would be" : ", or", other_ranks); }

@@ -4,6 +4,7 @@
 #include <annulus/core/error.hpp>
 
 #include <algorithm>
+#include <map>
 #include <optional>
 
 namespace annulus::planning {
@@ -27,18 +28,58 @@ void append(Message& message, std::int64_t block, const Setting& setting, const 
   require_message(message.bytes, message.offset_bytes, setting.rank, message.peer);
 }
 
-/// Whether the block is the resident K and V as they lie in memory.
-bool is_resident_image(const Setting& setting, const KvBlock& block) {
-  return block.owner == setting.rank && block.rows_global.count() == setting.shard.rows() &&
-         block.kv_heads.count == setting.problem.kv_heads;
+/// Gives steps the slots in which they receive. What comes for step t is posted before the work of step t - 1, so a slot serves again two
+/// steps after its blocks were last met.
+class SlotChooser {
+ public:
+  explicit SlotChooser(const Routes& routes) {
+    std::vector<std::int64_t> last_use(routes.blocks.size(), 0);
+    for (const Use& use : routes.uses) {
+      if (use.block < 0) { continue; }
+      std::int64_t& last = last_use[static_cast<std::size_t>(use.block)];
+      last = std::max(last, use.step);
+    }
+    for (const Hop& hop : routes.receives) {
+      std::int64_t& last = last_use_of_step_[hop.step];
+      last = std::max(last, last_use[static_cast<std::size_t>(hop.block)]);
+    }
+  }
+
+  /// Of ascending steps.
+  std::size_t slot_of(std::int64_t step) {
+    if (step == step_) { return slot_; }
+    step_ = step;
+    slot_ = static_cast<std::size_t>(step % 2);
+    for (const std::size_t other : {std::size_t{1} - slot_, std::size_t{2}}) {
+      if (in_use_until_[slot_] + 2 > step) { slot_ = other; }
+    }
+    ANNULUS_ASSERT(in_use_until_[slot_] + 2 <= step, "no slot is free in step {}", step);
+    in_use_until_[slot_] = last_use_of_step_.at(step);
+    return slot_;
+  }
+
+ private:
+  std::map<std::int64_t, std::int64_t> last_use_of_step_;
+  std::array<std::int64_t, kSlots.size()> in_use_until_{-1, -1, -1};
+  std::int64_t step_ = -1;
+  std::size_t slot_ = 0;
+};
+
+/// The piece of the shard whose K and V, as they lie in memory, are the block; null if it is not one.
+const ShardPiece* resident_image(const Setting& setting, const KvBlock& block) {
+  if (block.kv_heads.count != setting.problem.kv_heads) { return nullptr; }
+  const auto piece = std::find_if(setting.shard.pieces.begin(), setting.shard.pieces.end(),
+                                  [&](const ShardPiece& each) { return Rows<Global>(each.global) == block.rows_global; });
+  return piece == setting.shard.pieces.end() ? nullptr : &*piece;
 }
 
 bool send_in_place(Message& message, const Setting& setting, const Routes& routes, const Layout& layout) {
   const auto place_of = [&](std::int64_t block) -> std::optional<BlockPlace> {
     const KvBlock& what = block_of(routes, block);
     if (what.owner != setting.rank) { return layout.places[static_cast<std::size_t>(block)]; }
-    if (is_resident_image(setting, what)) { return BlockPlace{block, BufferId::resident, 0}; }
-    return std::nullopt;
+    const ShardPiece* const piece = resident_image(setting, what);
+    if (piece == nullptr) { return std::nullopt; }
+    return BlockPlace{block, BufferId::resident, resident_offset(setting.problem, *piece)};
   };
   const std::optional<BlockPlace> first = place_of(message.blocks.front());
   if (!first) { return false; }
@@ -55,7 +96,7 @@ bool send_in_place(Message& message, const Setting& setting, const Routes& route
 
 void send_packed(Message& message, std::int64_t number, const Setting& setting, const Routes& routes, Layout& layout) {
   Step& current = step_of(layout, number);
-  message.buffer = number % 2 == 0 ? BufferId::send_0 : BufferId::send_1;
+  message.buffer = kSendBuffers[static_cast<std::size_t>(number % 2)];
   message.offset_bytes = 0;
   for (const Message& earlier : current.sends) {
     if (earlier.buffer == message.buffer) { message.offset_bytes = std::max(message.offset_bytes, aligned_end(earlier)); }
@@ -101,13 +142,14 @@ void require_message(std::int64_t bytes, std::int64_t offset_bytes, std::int64_t
 
 Layout lay_out(const Setting& setting, const Routes& routes) {
   Layout layout;
-  layout.steps.resize(1);
+  layout.steps.resize(static_cast<std::size_t>(routes.uses.empty() ? 0 : routes.uses.back().step) + 1);
   layout.places.resize(routes.blocks.size());
+  SlotChooser slots(routes);
   for_each_message(
       routes.receives,
       [&](std::int64_t number) {
         Message message;
-        message.buffer = number % 2 == 0 ? BufferId::slot_0 : BufferId::slot_1;
+        message.buffer = kSlots[slots.slot_of(number)];
         const Step& current = step_of(layout, number);
         message.offset_bytes = current.receives.empty() ? 0 : aligned_end(current.receives.back());
         return message;
@@ -117,7 +159,7 @@ Layout lay_out(const Setting& setting, const Routes& routes) {
         append(message, hop.block, setting, routes);
       },
       [&](Message message, std::int64_t number) {
-        std::int64_t& slot = layout.slot_bytes[static_cast<std::size_t>(number % 2)];
+        std::int64_t& slot = layout.slot_bytes[slots.slot_of(number)];
         slot = std::max(slot, message.offset_bytes + message.bytes);
         step_of(layout, number).receives.push_back(std::move(message));
       });

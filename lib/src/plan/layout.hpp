@@ -2,7 +2,7 @@
 // Where blocks lie while they travel, and the messages that carry them.
 #pragma once
 
-#include "routes.hpp"
+#include "routes/routes.hpp"
 
 #include <array>
 #include <cstdint>
@@ -18,12 +18,12 @@ void require_message(std::int64_t bytes, std::int64_t offset_bytes, std::int64_t
 
 struct Layout {
   std::vector<BlockPlace> places;  ///< by block, of received ones
-  std::vector<Step> steps;         ///< packs, sends and receives; at least one step
-  std::array<std::int64_t, 2> slot_bytes{};
-  std::array<std::int64_t, 2> send_bytes{};
+  std::vector<Step> steps;         ///< packs, sends and receives; as many as there are with something to move or to attend, at least one
+  std::array<std::int64_t, kSlots.size()> slot_bytes{};
+  std::array<std::int64_t, kSendBuffers.size()> send_bytes{};
 };
 
-/// Gathers each step's hops into messages: receives one after another in the step's slot; sends straight from where their blocks lie if
+/// Gathers each step's hops into messages: receives one after another in the slot that is free, by preference number t mod 2 in step t; sends straight from where their blocks lie if
 /// those are neighbours in one buffer, else packed into the step's send buffer.
 /// @throws InvalidArgument if more than 2^60 bytes were to travel in one step
 Layout lay_out(const Setting& setting, const Routes& routes);

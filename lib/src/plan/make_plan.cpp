@@ -44,18 +44,44 @@ std::int64_t resident_bytes(const Problem& problem, std::int64_t local_rows) {
   return 2 * problem.batch * local_rows * problem.kv_heads * problem.head_dim * size_of(problem.dtype);
 }
 
+std::int64_t resident_offset(const Problem& problem, const ShardPiece& piece) { return resident_bytes(problem, piece.local_first); }
+
 std::int64_t buffer_bytes(const RingPlan& plan, BufferId buffer) {
   switch (buffer) {
     case BufferId::slot_0:
+      return plan.slot_bytes[0];
     case BufferId::slot_1:
-      return plan.slot_bytes[buffer == BufferId::slot_0 ? 0 : 1];
+      return plan.slot_bytes[1];
+    case BufferId::slot_2:
+      return plan.slot_bytes[2];
     case BufferId::send_0:
+      return plan.send_bytes[0];
     case BufferId::send_1:
-      return plan.send_bytes[buffer == BufferId::send_0 ? 0 : 1];
+      return plan.send_bytes[1];
     case BufferId::resident:
       break;
   }
   return resident_bytes(plan.problem, plan.local_rows);
+}
+
+bool keeps_key_order(PartitionKind partition, Schedule schedule, bool causal) {
+  switch (partition) {
+    case PartitionKind::contiguous:
+      return true;
+    case PartitionKind::zigzag:
+    case PartitionKind::automatic:
+      break;
+  }
+  switch (schedule) {
+    case Schedule::automatic:
+    case Schedule::ring:
+    case Schedule::ring_full:
+      return false;
+    case Schedule::direct:
+    case Schedule::allgather:
+      break;
+  }
+  return causal;
 }
 
 RingPlan make_plan(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing, std::int64_t rank) {

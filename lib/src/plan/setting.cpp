@@ -14,15 +14,17 @@ Setting make_setting(const Problem& problem, const Pattern& pattern, const Parti
   validate(problem, pattern);
   ANNULUS_EXPECTS(partition.seq_len() == problem.seq_len, "the partition is of {} tokens, the problem of {}", partition.seq_len(),
                   problem.seq_len);
+  ANNULUS_EXPECTS(routing.schedule != Schedule::automatic, "a plan of schedule auto");
   const bool cyclic = routing.key_order == KeyOrder::cyclic;
   ANNULUS_EXPECTS(routing.key_order != KeyOrder::automatic && (routing.block_rows > 0) == cyclic, "key order {} with blocks of {} rows",
                   to_string(routing.key_order), routing.block_rows);
   switch (partition.kind()) {
     case PartitionKind::contiguous:
+    case PartitionKind::automatic:
       break;
     case PartitionKind::zigzag:
-      ANNULUS_EXPECTS(routing.schedule == Schedule::ring_full && !cyclic,
-                      "--partition zigzag needs --schedule ring-full, and takes keys in the order in which they come");
+      ANNULUS_EXPECTS(!cyclic || keeps_key_order(partition.kind(), routing.schedule, problem.causal),
+                      "--partition zigzag keeps an order of keys under --causal with --schedule direct or allgather alone");
       break;
   }
   Setting setting{problem, pattern, partition, routing, rank, partition.shard(rank), {}};

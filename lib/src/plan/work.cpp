@@ -30,7 +30,10 @@ void add_items(std::vector<WorkItem>& work, const Setting& setting, WorkItem ite
   item.q_local = local_rows(setting.shard, item.q_global);
   item.k_global = Rows<Global>(k_rows);
   if (setting.routing.key_order == KeyOrder::cyclic) { item.place = place_of(setting, item); }
-  if (item.keys.block < 0) { item.k_local = local_rows(setting.shard, item.k_global); }
+  if (item.keys.block < 0) {
+    item.k_local = local_rows(setting.shard, item.k_global);
+    item.keys.offset_bytes = resident_offset(setting.problem, piece_at(setting.shard, item.k_local.only().first));
+  }
   if (q_rows == k_rows) {
     item.zero_keys = zero_keys(setting.problem, setting.pattern, item.branch, setting.rows_of(item.branch, item.head_class, item.segment));
   }
@@ -56,8 +59,11 @@ void attend_whole_segments(std::vector<WorkItem>& work, const Setting& setting, 
 void attend_cut_segment(std::vector<WorkItem>& work, const Setting& setting, WorkItem item, std::int64_t segment) {
   const Progression rows = setting.rows_of(item.branch, item.head_class, segment);
   item.segment = segment;
+  const bool keeps_order = setting.routing.key_order == KeyOrder::cyclic;
   for (const ShardPiece& q_piece : setting.shard.pieces) {
     for (const ShardPiece& k_piece : setting.shard.pieces) {
+      // Keys of another piece have their turn in the walk.
+      if (keeps_order && q_piece != k_piece) { continue; }
       add_items(work, setting, item, intersect(rows, q_piece.global), intersect(rows, k_piece.global));
     }
   }
@@ -74,27 +80,40 @@ void attend_resident(std::vector<WorkItem>& work, const Setting& setting) {
   });
 }
 
-/// The shard's queries in one segment to `k_rows`, which lie in `block`.
-void attend_block(std::vector<WorkItem>& work, const Setting& setting, WorkItem item, const KvBlock& block, const Progression& k_rows) {
+/// Queries of the shard, or of one piece of it, in one segment to `k_rows`, which lie in `block`.
+void attend_block(std::vector<WorkItem>& work, const Setting& setting, WorkItem item, const KvBlock& block, const Progression& k_rows,
+                  std::int64_t q_piece) {
   if (k_rows.empty()) { return; }
   item.k_packed = packed_rows(block.rows_global, Rows<Global>(k_rows));
   const Progression rows = setting.rows_of(item.branch, item.head_class, item.segment);
-  for (const ShardPiece& piece : setting.shard.pieces) { add_items(work, setting, item, intersect(rows, piece.global), k_rows); }
+  for (std::int64_t piece = 0; piece < std::ssize(setting.shard.pieces); ++piece) {
+    if (q_piece >= 0 && piece != q_piece) { continue; }
+    add_items(work, setting, item, intersect(rows, setting.shard.pieces[static_cast<std::size_t>(piece)].global), k_rows);
+  }
 }
 
-void attend_received(std::vector<Step>& steps, const Setting& setting, const Routes& routes, const std::vector<BlockPlace>& places) {
-  for (const Hop& hop : routes.receives) {
-    const KvBlock& block = routes.blocks[static_cast<std::size_t>(hop.block)];
-    const Progression& held = block.rows_global.only();
-    std::vector<WorkItem>& work = steps[static_cast<std::size_t>(hop.step)].work;
-    const BlockPlace& place = places[static_cast<std::size_t>(hop.block)];
+void attend_used(std::vector<Step>& steps, const Setting& setting, const Routes& routes, const std::vector<BlockPlace>& places) {
+  for (const Use& use : routes.uses) {
+    std::vector<WorkItem>& work = steps[static_cast<std::size_t>(use.step)].work;
     WorkItem item;
-    item.keys = {hop.block, place.buffer, place.offset_bytes};
+    if (use.block < 0) {
+      item.branch = use.branch;
+      item.head_class = use.head_class;
+      item.segment = use.segment;
+      const Progression rows = setting.rows_of(item.branch, item.head_class, item.segment);
+      const std::vector<ShardPiece>& pieces = setting.shard.pieces;
+      add_items(work, setting, item, intersect(rows, pieces[1].global), intersect(rows, pieces[0].global));
+      continue;
+    }
+    const KvBlock& block = routes.blocks[static_cast<std::size_t>(use.block)];
+    const Progression& held = block.rows_global.only();
+    const BlockPlace& place = places[static_cast<std::size_t>(use.block)];
+    item.keys = {use.block, place.buffer, place.offset_bytes};
     if (block.branch >= 0) {
       item.branch = block.branch;
       item.head_class = block.head_class;
       item.segment = block.segment;
-      attend_block(work, setting, item, block, held);
+      attend_block(work, setting, item, block, held, use.q_piece);
       continue;
     }
     setting.for_each_class([&](std::int64_t branch, std::int64_t head_class) {
@@ -102,7 +121,7 @@ void attend_received(std::vector<Step>& steps, const Setting& setting, const Rou
       item.head_class = head_class;
       for (const std::int64_t segment : cut_segments(setting, branch)) {
         item.segment = segment;
-        attend_block(work, setting, item, block, intersect(setting.rows_of(branch, head_class, segment), held));
+        attend_block(work, setting, item, block, intersect(setting.rows_of(branch, head_class, segment), held), use.q_piece);
       }
     });
   }
@@ -160,7 +179,7 @@ std::int64_t partials_of(const Setting& setting) {
 
 void add_work(const Setting& setting, const Routes& routes, Layout& layout) {
   attend_resident(layout.steps.front().work, setting);
-  attend_received(layout.steps, setting, routes, layout.places);
+  attend_used(layout.steps, setting, routes, layout.places);
   // A causal mask hides what lies above.
   const bool looks_up = setting.routing.key_order == KeyOrder::cyclic && !setting.problem.causal;
   if (looks_up) { put_off_keys_above(layout.steps); }

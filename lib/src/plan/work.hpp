@@ -12,7 +12,7 @@ namespace annulus::planning {
 /// Running partials of each row.
 std::int64_t partials_of(const Setting& setting);
 
-/// Adds the work to the steps of `layout`: keys of the rank's own rows in step 0, those of a block in the step that brings it. Under
+/// Adds the work to the steps of `layout`: keys of the rank's own rows in step 0, all others when the routes say. Under
 /// KeyOrder::cyclic, own rows above a query's block follow the segment's last block.
 void add_work(const Setting& setting, const Routes& routes, Layout& layout);
 

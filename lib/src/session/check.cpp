@@ -48,6 +48,7 @@ std::int64_t local_row(PartitionKind partition, std::int64_t seq_len, std::int64
   std::vector<std::int64_t> owned{rank};
   switch (partition) {
     case PartitionKind::contiguous:
+    case PartitionKind::automatic:  // is resolved
       break;
     case PartitionKind::zigzag:
       pieces = 2 * ranks;

@@ -10,6 +10,7 @@
 #include <annulus/kernels/cpu.hpp>
 #include <annulus/kernels/fused_tile.hpp>
 #include <annulus/kernels/reference.hpp>
+#include <annulus/plan/choice.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/plan/key_order.hpp>
 
@@ -111,10 +112,19 @@ void choose_kernel(Config& config, bool hopper) {
                   to_string(config.kernel), to_string(config.backend));
 }
 
+/// Fills in partition and schedule.
+void choose_ways(Config& config, std::int64_t ranks) {
+  Ways ways = annulus::choose_ways(config.problem, config.pattern, config.partition, config.schedule, ranks);
+  config.partition = ways.partition;
+  config.schedule = ways.schedule;
+  config.ways_reason = std::move(ways.reason);
+}
+
 }  // namespace
 
 Config resolve_without_input(Config config) {
   open_source(config);
+  choose_ways(config, config.ranks > 0 ? config.ranks : config.virtual_ranks);
   // A login node plans for GPUs that it does not have: what is asked for is taken to be there.
   choose_kernel(config, sees_only_hopper() || (config.kernel == KernelKind::fused && visible_gpus().empty()));
   routing_of(config);
@@ -124,7 +134,7 @@ Config resolve_without_input(Config config) {
 
 Routing routing_of(const Config& config) {
   const auto with_blocks = [&](std::int64_t block_rows, const std::string& kernel) {
-    return choose_routing(config.partition, config.schedule, config.key_order, block_rows, kernel);
+    return choose_routing(config.partition, config.schedule, config.problem.causal, config.key_order, block_rows, kernel);
   };
   switch (config.backend) {
     case BackendKind::reference:
@@ -168,7 +178,6 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
     require_thread_stacks(checked_narrow<int>(config.threads));
     resolved.source = open_source(config);
     choose_kernel(config, hopper);
-    routing_of(config);
     ANNULUS_EXPECTS(config.virtual_ranks == 1 || comm.size() == 1, "--virtual-ranks {} runs in one process, and this job has {}",
                     config.virtual_ranks, comm.size());
     const bool loopback = config.virtual_ranks > 1 || config.transport == TransportKind::loopback;
@@ -176,10 +185,12 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
                     "--virtual-ranks {} runs over transport loopback, not {}", config.virtual_ranks, to_string(config.transport));
     ANNULUS_EXPECTS(!loopback || comm.size() == 1, "transport loopback runs in one process, and this job has {}", comm.size());
     if (loopback) { config.transport = TransportKind::loopback; }
+    resolved.ranks = loopback ? config.virtual_ranks : comm.size();
+    choose_ways(config, resolved.ranks);
+    routing_of(config);
     if (comm.rank() == 0) { require_distinct_files(named_files(config, resolved.source.get())); }
   });
   if (comm.rank() == 0) { warn_of_layout(config); }
-  resolved.ranks = config.transport == TransportKind::loopback ? config.virtual_ranks : comm.size();
   resolved.config = std::move(config);
   require_same_problem(resolved, comm);
   return resolved;

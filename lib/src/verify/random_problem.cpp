@@ -193,10 +193,10 @@ RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<st
   pattern.ragged = kRagged[static_cast<std::size_t>(random.between(0, 3))];
   pattern.scale_by_branches = random.chance(25);
 
-  result.schedule = random.any_of<Schedule>();
+  constexpr std::array<Schedule, 4> kSchedules{Schedule::ring, Schedule::ring_full, Schedule::direct, Schedule::allgather};
+  result.schedule = kSchedules[static_cast<std::size_t>(random.between(0, 3))];
   result.data_seed = random.next() >> 32U;
-  // Zigzag goes with the one schedule alone.
-  if (result.schedule == Schedule::ring_full && random.chance(60)) { result.partition = PartitionKind::zigzag; }
+  result.partition = random.chance(50) ? PartitionKind::zigzag : PartitionKind::contiguous;
   return result;
 }
 

@@ -86,8 +86,8 @@ class RingExecutor {
   Buffer resident_;  ///< K then V
   Buffer out_;
   Buffer lse_;
-  Buffer slots_[2];
-  Buffer sends_[2];
+  std::vector<Buffer> slots_;  ///< by number
+  std::vector<Buffer> sends_;
   std::vector<LoweredTransfers> transfers_;  ///< by step
   std::unique_ptr<AttentionKernel> kernel_;
   std::vector<StepEvents> events_;

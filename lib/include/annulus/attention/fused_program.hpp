@@ -28,7 +28,7 @@ struct FusedProgram {
     std::int64_t tiles = 0;
   };
   std::vector<Launch> launches;  ///< in order
-  std::vector<KeyTensor> keys;   ///< number n is operands 1 + 2n and 2 + 2n; operand 0 is Q. The first is the resident one
+  std::vector<KeyTensor> keys;   ///< number n is operands 1 + 2n and 2 + 2n; operand 0 is Q. The first are the pieces of the shard
   std::int64_t partials = 0;     ///< of 64 rows, that are carried from launch to launch
   std::int64_t tiles = 0;        ///< of all launches
   std::int64_t most_tiles = 0;   ///< of one launch

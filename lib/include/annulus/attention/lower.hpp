@@ -21,8 +21,8 @@ struct TensorAddresses {
   std::byte* resident = nullptr;  ///< BufferId::resident
   std::byte* out = nullptr;       ///< as q
   float* lse = nullptr;           ///< [batch, heads, local rows]
-  std::array<std::byte*, 2> slots{};
-  std::array<std::byte*, 2> sends{};
+  std::array<std::byte*, kSlots.size()> slots{};
+  std::array<std::byte*, kSendBuffers.size()> sends{};
 };
 
 kernels::Combine combine_of(Mixing mixing);

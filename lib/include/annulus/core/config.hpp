@@ -22,8 +22,8 @@ struct Config {
 
   Pattern pattern;  ///< no branches: dense
 
-  PartitionKind partition = PartitionKind::contiguous;
-  Schedule schedule = Schedule::ring;
+  PartitionKind partition = PartitionKind::automatic;
+  Schedule schedule = Schedule::automatic;
   KeyOrder key_order = KeyOrder::automatic;
   TransportKind transport = TransportKind::automatic;
   BackendKind backend = BackendKind::cpu;
@@ -49,6 +49,8 @@ struct Config {
 
   std::string preset_file;  ///< where the preset was read; empty: none
   std::string config_file;  ///< as named; empty: none
+
+  std::string ways_reason;  ///< of a resolved configuration: why partition and schedule are what they are; empty if asked for
 
   std::set<std::string, std::less<>> given;  ///< options that preset, file or flags set, by name
 };

@@ -45,14 +45,18 @@ enum class Ragged {
 
 /// Which tokens a rank owns.
 enum class PartitionKind {
+  automatic,   ///< zigzag where it balances a causal problem, else contiguous
   contiguous,  ///< neighbouring tokens; the first seq_len mod ranks ranks own one more
   zigzag,      ///< of 2 * ranks such pieces, rank i owns i and 2 * ranks - 1 - i: the same work for all under a causal mask
 };
 
 /// How KV blocks travel.
 enum class Schedule {
+  automatic,  ///< direct where a causal mask and zigzag meet, else ring
   ring,       ///< along the cyclic order of the ranks that need the block, one hop per step
   ring_full,  ///< the classic unpruned ring: whole shards make ranks-1 hops whatever the pattern
+  direct,     ///< from its owner to every rank that needs the block, when it needs it
+  allgather,  ///< the same, all of them before the first is attended: memory for every block that a rank needs
 };
 
 /// In which order a query row meets its keys. It is part of the arithmetic.
@@ -109,13 +113,16 @@ struct EnumNames<Ragged> {
 };
 template <>
 struct EnumNames<PartitionKind> {
-  static constexpr std::array<std::pair<PartitionKind, std::string_view>, 2> values{
-      {{PartitionKind::contiguous, "contiguous"}, {PartitionKind::zigzag, "zigzag"}}};
+  static constexpr std::array<std::pair<PartitionKind, std::string_view>, 3> values{
+      {{PartitionKind::automatic, "auto"}, {PartitionKind::contiguous, "contiguous"}, {PartitionKind::zigzag, "zigzag"}}};
 };
 template <>
 struct EnumNames<Schedule> {
-  static constexpr std::array<std::pair<Schedule, std::string_view>, 2> values{
-      {{Schedule::ring, "ring"}, {Schedule::ring_full, "ring-full"}}};
+  static constexpr std::array<std::pair<Schedule, std::string_view>, 5> values{{{Schedule::automatic, "auto"},
+                                                                                {Schedule::ring, "ring"},
+                                                                                {Schedule::ring_full, "ring-full"},
+                                                                                {Schedule::direct, "direct"},
+                                                                                {Schedule::allgather, "allgather"}}};
 };
 template <>
 struct EnumNames<KeyOrder> {

@@ -24,6 +24,9 @@ struct Shard {
   bool operator==(const Shard&) const = default;
 };
 
+/// The piece of a shard that holds a local row.
+const ShardPiece& piece_at(const Shard& shard, std::int64_t local_row);
+
 /// Where global rows stand in a shard. Each run of them must lie in one piece of the shard; numbers keep their order.
 Rows<Local> local_rows(const Shard& shard, const Rows<Global>& rows);
 
@@ -42,6 +45,7 @@ class Partition {
   PartitionKind kind() const { return kind_; }
   std::int64_t seq_len() const { return seq_len_; }
   std::int64_t ranks() const { return ranks_; }
+  /// Pieces without rows are left out.
   Shard shard(std::int64_t rank) const;
   std::int64_t rows(std::int64_t rank) const;
   std::int64_t owner(std::int64_t global_row) const;

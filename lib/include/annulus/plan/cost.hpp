@@ -43,6 +43,10 @@ MemoryPlan plan_memory(const Problem& problem, const PlanSizes& sizes, Int128 pa
 
 PlanSizes sizes_of(const RingPlan& plan);
 
+/// Visible (batch, query head, query, key) of the queries of each rank, in all branches.
+/// @throws InvalidArgument as make_plan
+std::vector<Int128> pairs_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition);
+
 /// What the plan of one rank comes to.
 struct PlanFigures {
   PlanSizes sizes;

@@ -11,10 +11,12 @@
 namespace annulus {
 
 /// The routing for a partition, a schedule and an order of keys that were asked for.
+/// @param causal      whether the problem is
 /// @param block_rows  the kernel's block, 0 if it keeps no order of keys
 /// @param kernel      its name, for the refusal
-/// @throws InvalidArgument if KeyOrder::cyclic is asked of a kernel or a partition that keeps no order of keys
-Routing choose_routing(PartitionKind partition, Schedule schedule, KeyOrder asked, std::int64_t block_rows, const std::string& kernel);
+/// @throws InvalidArgument if KeyOrder::cyclic is asked of a kernel, or a partition and schedule, that keep no order of keys
+Routing choose_routing(PartitionKind partition, Schedule schedule, bool causal, KeyOrder asked, std::int64_t block_rows,
+                       const std::string& kernel);
 
 /// A shard that ends inside a block of a branch.
 struct CutBlock {

@@ -16,14 +16,17 @@
 
 namespace annulus {
 
-/// Memory a plan speaks of. Slots and send buffers alternate with the step that fills them: step t uses number t mod 2.
+/// Memory a plan speaks of.
 enum class BufferId {
-  resident,  ///< the rank's own K then V: [2, batch, local rows, kv_heads, head_dim]
-  slot_0,    ///< received blocks of even steps
+  resident,  ///< the rank's own K and V, piece after piece of its shard: [2, batch, rows of the piece, kv_heads, head_dim]
+  slot_0,    ///< received blocks, those of step t in slot t mod 2 unless that one is still in use
   slot_1,
+  slot_2,  ///< for blocks that queries meet in two steps
   send_0,  ///< packed blocks sent for even steps
   send_1,
 };
+inline constexpr std::array<BufferId, 3> kSlots{BufferId::slot_0, BufferId::slot_1, BufferId::slot_2};
+inline constexpr std::array<BufferId, 2> kSendBuffers{BufferId::send_0, BufferId::send_1};
 
 /// The rows of one branch, one head class and one segment that one rank owns (or, for ring-full, a rank's undilated rows of all KV heads).
 /// In a buffer it lies as [2 (K, V), batch, rows, kv heads, head_dim], contiguous.
@@ -71,7 +74,7 @@ struct PackItem {
 struct KeyPlace {
   std::int64_t block = -1;  ///< -1: the rank's resident rows
   BufferId buffer = BufferId::resident;
-  std::int64_t offset_bytes = 0;  ///< of the block in its buffer
+  std::int64_t offset_bytes = 0;  ///< of the block, or of the piece of the shard, in its buffer
   bool operator==(const KeyPlace&) const = default;
 };
 
@@ -147,8 +150,8 @@ struct PlanSizes {
   std::int64_t rank = 0;
   std::int64_t local_rows = 0;
   std::int64_t partials = 1;  ///< running partials of each row: one for all branches, or one for each
-  std::array<std::int64_t, 2> slot_bytes{};
-  std::array<std::int64_t, 2> send_bytes{};
+  std::array<std::int64_t, kSlots.size()> slot_bytes{};
+  std::array<std::int64_t, kSendBuffers.size()> send_bytes{};
   bool operator==(const PlanSizes&) const = default;
 };
 
@@ -164,10 +167,13 @@ struct RingPlan {
   std::vector<Step> steps;    ///< step 0 attends resident keys; at least one step
   std::vector<Op> ops;        ///< in the order in which they run
   std::int64_t partials = 1;  ///< running partials of each row: one for all branches, or one for each
-  std::array<std::int64_t, 2> slot_bytes{};
-  std::array<std::int64_t, 2> send_bytes{};
+  std::array<std::int64_t, kSlots.size()> slot_bytes{};
+  std::array<std::int64_t, kSendBuffers.size()> send_bytes{};
   bool operator==(const RingPlan&) const = default;
 };
+
+/// Whether rows can meet their keys in the order of one rank under a partition and a schedule.
+bool keeps_key_order(PartitionKind partition, Schedule schedule, bool causal);
 
 /// The plan of `rank`. Pure: equal arguments give equal plans, and the plans of all ranks fit together.
 ///
@@ -179,6 +185,9 @@ RingPlan make_plan(const Problem& problem, const Pattern& pattern, const Partiti
 
 /// Bytes of the resident K and V of so many rows.
 std::int64_t resident_bytes(const Problem& problem, std::int64_t local_rows);
+
+/// Where a piece of the shard begins in BufferId::resident, in bytes.
+std::int64_t resident_offset(const Problem& problem, const ShardPiece& piece);
 
 /// Bytes per buffer of a plan.
 std::int64_t buffer_bytes(const RingPlan& plan, BufferId buffer);

@@ -32,12 +32,6 @@ std::vector<Member> members_of(const Setting& setting, std::int64_t branch, std:
   return members;
 }
 
-std::int64_t add_block(Routes& routes, const Problem& problem, KvBlock block) {
-  block.bytes = 2 * block_elements(problem, block) * size_of(problem.dtype);
-  routes.blocks.push_back(std::move(block));
-  return std::ssize(routes.blocks) - 1;
-}
-
 /// Passes the blocks of one segment and head class.
 void pass_segment(Routes& routes, const Setting& setting, std::int64_t branch, std::int64_t head_class, std::int64_t segment) {
   const std::vector<Member> members = members_of(setting, branch, segment, setting.rows_of(branch, head_class, segment));
@@ -78,12 +72,6 @@ void pass_segment(Routes& routes, const Setting& setting, std::int64_t branch, s
   }
 }
 
-void sort_hops(std::vector<Hop>& hops) {
-  std::stable_sort(hops.begin(), hops.end(), [](const Hop& a, const Hop& b) {
-    return a.step != b.step ? a.step < b.step : (a.peer != b.peer ? a.peer < b.peer : a.block < b.block);
-  });
-}
-
 }  // namespace
 
 Routes ring_routes(const Setting& setting) {
@@ -91,30 +79,6 @@ Routes ring_routes(const Setting& setting) {
   setting.for_each_class([&](std::int64_t branch, std::int64_t head_class) {
     for (const std::int64_t segment : cut_segments(setting, branch)) { pass_segment(routes, setting, branch, head_class, segment); }
   });
-  return routes;
-}
-
-Routes ring_full_routes(const Setting& setting) {
-  Routes routes;
-  const std::int64_t ranks = setting.partition.ranks();
-  const std::int64_t left = (setting.rank + ranks - 1) % ranks;
-  const std::int64_t right = (setting.rank + 1) % ranks;
-  for (std::int64_t distance = 0; distance < ranks && ranks > 1; ++distance) {
-    const std::int64_t owner = (setting.rank + ranks - distance) % ranks;
-    for (const ShardPiece& piece : setting.partition.shard(owner).pieces) {
-      const std::int64_t block =
-          add_block(routes, setting.problem, {-1, -1, -1, owner, Rows<Global>(piece.global), range(0, setting.problem.kv_heads), 0});
-      if (distance > 0) { routes.receives.push_back({block, distance, left}); }
-      if (distance + 1 < ranks) { routes.sends.push_back({block, distance + 1, right}); }
-    }
-  }
-  return routes;
-}
-
-Routes routes_of(const Setting& setting, Schedule schedule) {
-  Routes routes = schedule == Schedule::ring_full ? ring_full_routes(setting) : ring_routes(setting);
-  sort_hops(routes.receives);
-  sort_hops(routes.sends);
   return routes;
 }
 

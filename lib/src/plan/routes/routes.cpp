@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "routes.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace annulus::planning {
+
+namespace {
+
+void sort_hops(std::vector<Hop>& hops) {
+  std::stable_sort(hops.begin(), hops.end(), [](const Hop& a, const Hop& b) {
+    return a.step != b.step ? a.step < b.step : (a.peer != b.peer ? a.peer < b.peer : a.block < b.block);
+  });
+}
+
+Routes unsorted_routes(const Setting& setting, Schedule schedule) {
+  switch (schedule) {
+    case Schedule::ring:
+      return ring_routes(setting);
+    case Schedule::ring_full:
+      return ring_full_routes(setting);
+    case Schedule::direct:
+    case Schedule::allgather:
+    case Schedule::automatic:  // make_setting refuses it
+      break;
+  }
+  return direct_routes(setting);
+}
+
+}  // namespace
+
+std::int64_t add_block(Routes& routes, const Problem& problem, KvBlock block) {
+  block.bytes = 2 * block_elements(problem, block) * size_of(problem.dtype);
+  routes.blocks.push_back(std::move(block));
+  return std::ssize(routes.blocks) - 1;
+}
+
+Routes routes_of(const Setting& setting, Schedule schedule) {
+  Routes routes = unsorted_routes(setting, schedule);
+  sort_hops(routes.receives);
+  sort_hops(routes.sends);
+  // A block is met as it comes, unless the schedule says more.
+  if (routes.uses.empty()) {
+    for (const Hop& hop : routes.receives) { routes.uses.push_back({hop.step, hop.block}); }
+  }
+  std::stable_sort(routes.uses.begin(), routes.uses.end(), [](const Use& a, const Use& b) { return a.step < b.step; });
+  return routes;
+}
+
+}  // namespace annulus::planning
