@@ -72,7 +72,8 @@ void check_task(const RingPlan& plan, const TensorAddresses& addresses, const ke
   const Progression stored_heads = resident ? range(0, problem.kv_heads) : plan.blocks[static_cast<std::size_t>(item.keys.block)].kv_heads;
   const Piece piece = resident ? piece_of(plan, item.k_local[0]) : Piece{};
   const std::int64_t stored_rows = resident ? piece.rows : plan.blocks[static_cast<std::size_t>(item.keys.block)].rows_global.count();
-  const std::byte* keys = resident ? addresses.resident + piece.offset_bytes : slot_of(addresses, item.keys.buffer) + item.keys.offset_bytes;
+  const std::byte* keys =
+      resident ? addresses.resident + piece.offset_bytes : slot_of(addresses, item.keys.buffer) + item.keys.offset_bytes;
   for (std::int64_t b = 0; b < task.batch; ++b) {
     for (std::int64_t s = 0; s < task.segments; ++s) {
       for (std::int64_t j = 0; j < task.kv_heads; ++j) {
@@ -115,8 +116,7 @@ void check_pack(const RingPlan& plan, const TensorAddresses& addresses, const Pa
   const std::int64_t heads = resident ? problem.kv_heads : block.kv_heads.count;
   const Piece piece = resident ? piece_of(plan, item.from_rows[0]) : Piece{};
   const std::int64_t rows = resident ? piece.rows : block.rows_global.count();
-  const std::byte* from =
-      resident ? addresses.resident + piece.offset_bytes : slot_of(addresses, item.from) + item.from_offset_bytes;
+  const std::byte* from = resident ? addresses.resident + piece.offset_bytes : slot_of(addresses, item.from) + item.from_offset_bytes;
   REQUIRE(task.rows == block.rows_global.count());
   REQUIRE(task.heads == block.kv_heads.count);
   REQUIRE(distance(sends, task.dst) == item.to_offset_bytes + (values ? block.bytes / 2 : 0));

@@ -88,8 +88,7 @@ std::array<kernels::PackTask, 2> pack_tasks(const RingPlan& plan, const TensorAd
       const Progression& local = item.from_rows.only();
       const ShardPiece& piece = piece_at(plan.shard, local.first);
       const std::int64_t start = (local.first - piece.local_first) * pitch + block.kv_heads.first * problem.head_dim;
-      task.src =
-          source + resident_offset(problem, piece) + (tensor * problem.batch * piece.global.count * pitch + start) * element;
+      task.src = source + resident_offset(problem, piece) + (tensor * problem.batch * piece.global.count * pitch + start) * element;
       task.src_batch_stride = piece.global.count * pitch;
       task.src_row_stride = local.stride * pitch;
       task.src_head_stride = block.kv_heads.stride * problem.head_dim;

@@ -148,9 +148,9 @@ class RankMemory {
     std::int64_t begin = 0;
     for (const ShardPiece& piece : plan_.shard.pieces) {
       if (begin == offset) {
-        ANNULUS_ASSERT(what.owner == plan_.rank && what.rows_global == Rows<Global>(piece.global) &&
-                           what.kv_heads == range(0, plan_.problem.kv_heads),
-                       "rank {} sends other rows or heads as its own", plan_.rank);
+        ANNULUS_ASSERT(
+            what.owner == plan_.rank && what.rows_global == Rows<Global>(piece.global) && what.kv_heads == range(0, plan_.problem.kv_heads),
+            "rank {} sends other rows or heads as its own", plan_.rank);
         return;
       }
       begin += bytes_of(piece);

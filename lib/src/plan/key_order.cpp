@@ -91,8 +91,9 @@ std::string describe_key_order(const Problem& problem, const Pattern& pattern, c
   std::int64_t rate = 1;
   for (const Branch& branch : pattern.branches) { rate = std::max(rate, branch.dilation_rate); }
   constexpr std::int64_t kTries = 64;
-  const std::string lengths = nearest(problem.seq_len, std::ssize(partition.shard(0).pieces) * ranks * routing.block_rows * rate, kTries,
-                                      [&](std::int64_t length) { return holds(kind, problem, pattern, length, ranks, routing.block_rows); });
+  const std::string lengths =
+      nearest(problem.seq_len, std::ssize(partition.shard(0).pieces) * ranks * routing.block_rows * rate, kTries,
+              [&](std::int64_t length) { return holds(kind, problem, pattern, length, ranks, routing.block_rows); });
   const std::string other_ranks = nearest(ranks, 1, kTries, [&](std::int64_t number) {
     return number > 1 && holds(kind, problem, pattern, problem.seq_len, number, routing.block_rows);
   });

@@ -23,8 +23,8 @@ struct Layout {
   std::array<std::int64_t, kSendBuffers.size()> send_bytes{};
 };
 
-/// Gathers each step's hops into messages: receives one after another in the slot that is free, by preference number t mod 2 in step t; sends straight from where their blocks lie if
-/// those are neighbours in one buffer, else packed into the step's send buffer.
+/// Gathers each step's hops into messages: receives one after another in the slot that is free, by preference number t mod 2 in step t;
+/// sends straight from where their blocks lie if those are neighbours in one buffer, else packed into the step's send buffer.
 /// @throws InvalidArgument if more than 2^60 bytes were to travel in one step
 Layout lay_out(const Setting& setting, const Routes& routes);
 

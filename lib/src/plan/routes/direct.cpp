@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "routes.hpp"
-
 #include <annulus/core/error.hpp>
+
+#include "routes.hpp"
 
 #include <algorithm>
 #include <map>
@@ -91,9 +91,8 @@ void route_segment(Routes& routes, const Setting& setting, std::int64_t branch, 
     needed.push_back({number, block_of(number)});
     routes.receives.push_back({needed.back().block, step_of(setting.rank, number), walk.part(number).rank});
   }
-  std::sort(needed.begin(), needed.end(), [&](const Needed& a, const Needed& b) {
-    return walk.step(setting.rank, a.number) < walk.step(setting.rank, b.number);
-  });
+  std::sort(needed.begin(), needed.end(),
+            [&](const Needed& a, const Needed& b) { return walk.step(setting.rank, a.number) < walk.step(setting.rank, b.number); });
   for (const auto& [number, block] : needed) {
     if (!met_own && number < own.front()) { meet_own(); }
     const std::int64_t step = step_of(setting.rank, number);

@@ -19,7 +19,7 @@ struct Hop {
 /// Keys that queries of this rank meet in one step.
 struct Use {
   std::int64_t step = 0;
-  std::int64_t block = -1;  ///< index into Routes::blocks; -1: the rows of the shard's first piece in a segment, for queries of its second
+  std::int64_t block = -1;   ///< index into Routes::blocks; -1: the rows of the shard's first piece in a segment, for queries of its second
   std::int64_t branch = -1;  ///< these three of own rows
   std::int64_t head_class = -1;
   std::int64_t segment = -1;
