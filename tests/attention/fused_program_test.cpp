@@ -224,6 +224,25 @@ TEST_CASE("records of random plans meet the keys that their items name, each row
   CHECK(counts.carried > 1000);
 }
 
+TEST_CASE("what the kernel would get wrong is not for it") {
+  Problem problem;
+  problem.dtype = DType::bf16;
+  problem.head_dim = 64;
+  problem.scale = 0.125;
+  CHECK(fused_obstacle(problem).empty());
+  for (const double scale : {-0.125, 0.0, 1e-300, -1e300, 1e300, 1e-44}) {
+    problem.scale = scale;
+    CHECK_THAT(fused_obstacle(problem), test::contains_text("a positive scale within fp32"));
+    CHECK(resolve_kernel(KernelKind::automatic, problem, 0, true) == KernelKind::cublas);
+    CHECK_THROWS_AS(resolve_kernel(KernelKind::fused, problem, 0, true), InvalidArgument);
+  }
+  problem.scale = 0.125;
+  problem.head_dim = 60;
+  CHECK_THAT(fused_obstacle(problem), test::contains_text("a multiple of 8"));
+  problem.dtype = DType::fp32;
+  CHECK_THAT(fused_obstacle(problem), test::contains_text("fp16 and bf16"));
+}
+
 TEST_CASE("a ring of one branch carries its partial and writes each row once, and one rank keeps none") {
   Problem problem;
   problem.dtype = DType::bf16;

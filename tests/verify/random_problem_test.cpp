@@ -31,7 +31,7 @@ TEST_CASE("the case of a number never changes, on any machine") {
         "--segment-lengths 30,64,138 --dilation-rates 4,8,4 --offset group-plus-segment --head-split last --mixing lse --ragged truncate "
         "--partition zigzag --schedule direct --virtual-ranks 15");
   CHECK(random_case(42, 1999, std::nullopt).flags() ==
-        "--batch 1 --seq-len 5 --heads 1 --kv-heads 1 --head-dim 8 --dtype fp32 --scale 0.1875 --seed 926898765 "
+        "--batch 1 --seq-len 5 --heads 1 --kv-heads 1 --head-dim 8 --dtype fp32 --scale 0 --seed 926898765 "
         "--segment-lengths 32,1,4 --dilation-rates 3,8,1 --offset head --head-split first --mixing sum --ragged zero-keys "
         "--partition zigzag --schedule allgather --virtual-ranks 5 --scale-by-branches");
 }
@@ -89,6 +89,8 @@ TEST_CASE("2000 cases hold every kind of shape and every choice many times") {
     note(problem.head_dim > 128, "head_dim above 128");
     note(problem.head_dim % 8 != 0, "head_dim off 8");
     note(problem.causal, "causal");
+    note(problem.scale < 0, "negative scale");
+    note(problem.scale == 0, "no scale");
     note(!problem.causal, "not causal");
     note(pattern.scale_by_branches, "scaled by branches");
     note(!pattern.scale_by_branches, "not scaled by branches");

@@ -10,6 +10,9 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
+#include <numbers>
+
 namespace annulus {
 
 namespace {
@@ -32,6 +35,9 @@ std::string fused_obstacle(const Problem& problem) {
   if (kernels::cuda::fused::shape_of(problem.head_dim) < 0) {
     return fmt::format("it takes a head_dim that is a multiple of 8 up to 256, and this one is {}", problem.head_dim);
   }
+  // It masks and takes maxima before it scales, so a factor that turns the order round or makes a NaN of infinity is not for it.
+  const auto factor = static_cast<float>(problem.scale * std::numbers::log2e);
+  if (!std::isnormal(factor) || factor < 0) { return fmt::format("it takes a positive scale within fp32, and this one is {}", problem.scale); }
   return {};
 }
 

@@ -177,7 +177,8 @@ RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<st
   if (kernel == KernelKind::fused) { fit_to_fused(problem); }
   problem.causal = random.chance(50);
   const double usual_scale = 1.0 / std::sqrt(static_cast<double>(problem.head_dim));
-  problem.scale = random.chance(80) ? usual_scale : 0.0625 * static_cast<double>(random.between(1, 3));
+  problem.scale = random.chance(80) ? usual_scale : 0.0625 * static_cast<double>(random.between(-2, 3));
+  if (kernel == KernelKind::fused && problem.scale <= 0) { problem.scale = usual_scale; }
 
   Pattern& pattern = result.pattern;
   const std::int64_t shard = (problem.seq_len + result.ranks - 1) / result.ranks;
