@@ -46,7 +46,9 @@ Meetings meetings_of(const RingPlan& plan) {
       const bool resident = item.keys.block < 0;
       const Progression stored_heads =
           resident ? range(0, plan.problem.kv_heads) : plan.blocks[static_cast<std::size_t>(item.keys.block)].kv_heads;
-      const std::int64_t rate = plan.pattern.branches[static_cast<std::size_t>(item.branch)].dilation_rate;
+      const Branch& branch = plan.pattern.branches[static_cast<std::size_t>(item.branch)];
+      const bool in_tail = (item.segment + 1) * branch.segment_length > plan.problem.seq_len;
+      const std::int64_t rate = plan.pattern.ragged == Ragged::dense_tail && in_tail ? 1 : branch.dilation_rate;
       for (std::int64_t b = 0; b < plan.problem.batch; ++b) {
         for (std::int64_t s = 0; s < item.segments; ++s) {
           for (std::int64_t j = 0; j < item.heads.kv.count; ++j) {

@@ -129,6 +129,20 @@ TEST_CASE("what a segment lacks of a whole one are keys of zeros, which a causal
   CHECK(counts() == std::vector<std::int64_t>{0, 0});
 }
 
+TEST_CASE("a dense tail is every row past the last whole segment, whatever the offset") {
+  Pattern pattern;
+  pattern.branches = {{10, 3}};
+  pattern.offset = OffsetRule::segment;
+  pattern.ragged = Ragged::dense_tail;
+  const HeadClass any{};
+  CHECK(segment_rows(35, pattern, 0, 2, any) == Progression{22, 3, 3});
+  CHECK(segment_rows(35, pattern, 0, 3, any) == Progression{30, 1, 5});
+  CHECK(segment_rows(30, pattern, 0, 2, any) == Progression{22, 3, 3});
+  CHECK(segment_rows(7, pattern, 0, 0, any) == Progression{0, 1, 7});
+  CHECK(row_distance(35, pattern, 0, 2) == 3);
+  CHECK(row_distance(35, pattern, 0, 3) == 1);
+}
+
 TEST_CASE("blocks of heads share an offset, also where the rate does not divide the heads") {
   Pattern pattern;
   pattern.branches = {{64, 3}};

@@ -43,6 +43,8 @@ bool is_covered(const Problem& problem, const Pattern& pattern, std::int64_t hea
     const std::int64_t distance = row % branch.segment_length - offset % branch.dilation_rate;
     const std::int64_t length = std::min(branch.segment_length, problem.seq_len - segment * branch.segment_length);
     const bool left_over = pattern.ragged == Ragged::truncate && distance / branch.dilation_rate >= length / branch.dilation_rate;
+    const bool in_tail = pattern.ragged == Ragged::dense_tail && length < branch.segment_length;
+    if (in_tail) { return true; }
     if (distance >= 0 && distance % branch.dilation_rate == 0 && !left_over) { return true; }
   }
   return false;
@@ -64,7 +66,9 @@ TEST_CASE("covered rows are those that the definition selects, for every offset,
         pattern.branches = {{8, 2}, {20, 5}, {53, 7}};
         pattern.offset = offset;
         pattern.head_split = split;
-        pattern.ragged = kv_heads == 2 ? Ragged::truncate : Ragged::short_stride;
+        pattern.ragged = kv_heads == 2   ? Ragged::truncate
+                         : kv_heads == 6 ? Ragged::dense_tail
+                                         : Ragged::short_stride;
         const CoveredRows covered(problem, pattern);
         for (std::int64_t head = 0; head < problem.heads; ++head) {
           for (std::int64_t row = 0; row < problem.seq_len; ++row) {

@@ -125,7 +125,10 @@ Listed attention_by_lists(const MemorySource& source, const Problem& problem, co
           if (pattern.offset == OffsetRule::head) { offset = kv_head % r; }
           if (pattern.offset == OffsetRule::head_block) { offset = kv_head / ((problem.kv_heads + r - 1) / r); }
           std::vector<std::int64_t> members;
-          for (std::int64_t row = s * w + offset; row < std::min((s + 1) * w, problem.seq_len); row += r) { members.push_back(row); }
+          const bool whole_segment = (s + 1) * w <= problem.seq_len;
+          const std::int64_t first = pattern.ragged == Ragged::dense_tail && !whole_segment ? 0 : offset;
+          const std::int64_t step = pattern.ragged == Ragged::dense_tail && !whole_segment ? 1 : r;
+          for (std::int64_t row = s * w + first; row < std::min((s + 1) * w, problem.seq_len); row += step) { members.push_back(row); }
           if (pattern.ragged == Ragged::truncate) {
             // As many as fit into whole strides.
             std::int64_t whole = 0;
@@ -224,6 +227,16 @@ TEST_CASE("keys of zeros weigh like any key of score 0 and add nothing") {
   pattern.branches = {{100, 2}, {4, 3}};  // cut to the sequence: tokens 0, 2, 4; then token 1 and an empty slot
   pattern.head_split = HeadSplit::all;
   CHECK(head_outputs(problem, oracle_of_all(source, problem, pattern), 0) == std::vector<double>{2, 0.5, 2, 0, 2});
+}
+
+TEST_CASE("a dense tail has every token, whole segments their stride") {
+  const Problem problem = make_problem(7, 1, 1, 1);
+  const MemorySource source(problem, token_number_values());
+  Pattern pattern = make_pattern({{4, 2}});
+  pattern.ragged = Ragged::dense_tail;
+  CHECK(head_outputs(problem, oracle_of_all(source, problem, pattern), 0) == std::vector<double>{1, 0, 1, 0, 5, 5, 5});
+  pattern.branches = {{8, 3}};  // no whole segment at all
+  CHECK(head_outputs(problem, oracle_of_all(source, problem, pattern), 0) == std::vector<double>(7, 3.0));
 }
 
 TEST_CASE("group-plus-segment moves the selected tokens of the second segment by one") {

@@ -89,7 +89,7 @@ class Maker {
     const std::int64_t k_first = k.first - (resident ? piece_at(plan_.shard, k.first).local_first : 0);
     const Progression stored_heads = resident ? range(0, plan_.problem.kv_heads) : block_of(item).kv_heads;
     const Progression k_heads = indices_of(item.heads.kv, stored_heads);
-    const std::int64_t rate = plan_.pattern.branches[static_cast<std::size_t>(item.branch)].dilation_rate;
+    const std::int64_t rate = row_distance(plan_.problem.seq_len, plan_.pattern, item.branch, item.segment);
 
     fused::Record record;
     record.q_stride = q.stride;

@@ -58,6 +58,7 @@ void validate(const Problem& problem, const Pattern& pattern) {
   switch (pattern.ragged) {
     case Ragged::short_stride:
     case Ragged::truncate:
+    case Ragged::dense_tail:
     case Ragged::zero_keys:
       return;
     case Ragged::reject:

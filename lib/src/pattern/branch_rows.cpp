@@ -96,17 +96,33 @@ Progression segment_range(std::int64_t seq_len, const Branch& branch, std::int64
   return range(begin, std::min(begin + branch.segment_length, seq_len));
 }
 
+std::int64_t row_distance(std::int64_t seq_len, const Pattern& pattern, std::int64_t branch, std::int64_t segment) {
+  const Branch& shape = pattern.branches[static_cast<std::size_t>(branch)];
+  switch (pattern.ragged) {
+    case Ragged::short_stride:
+    case Ragged::truncate:
+    case Ragged::zero_keys:
+    case Ragged::reject:
+      return shape.dilation_rate;
+    case Ragged::dense_tail:
+      break;
+  }
+  return segment_range(seq_len, shape, segment).count < shape.segment_length ? 1 : shape.dilation_rate;
+}
+
 Progression segment_rows(std::int64_t seq_len, const Pattern& pattern, std::int64_t branch, std::int64_t segment, const HeadClass& heads) {
   const Branch& shape = pattern.branches[static_cast<std::size_t>(branch)];
   const Progression tokens = segment_range(seq_len, shape, segment);
-  const std::int64_t offset = segment_offset(pattern, branch, segment, heads);
+  const std::int64_t rate = row_distance(seq_len, pattern, branch, segment);
+  const std::int64_t offset = segment_offset(pattern, branch, segment, heads) % rate;
   if (offset >= tokens.count) { return {}; }
-  Progression rows{tokens.first + offset, shape.dilation_rate, (tokens.count - 1 - offset) / shape.dilation_rate + 1};
+  Progression rows{tokens.first + offset, rate, (tokens.count - 1 - offset) / rate + 1};
   switch (pattern.ragged) {
     case Ragged::truncate:
-      rows.count = std::min(rows.count, tokens.count / shape.dilation_rate);
+      rows.count = std::min(rows.count, tokens.count / rate);
       break;
     case Ragged::short_stride:
+    case Ragged::dense_tail:
     case Ragged::zero_keys:
     case Ragged::reject:
       break;
@@ -118,6 +134,7 @@ std::int64_t zero_keys(const Problem& problem, const Pattern& pattern, std::int6
   switch (pattern.ragged) {
     case Ragged::short_stride:
     case Ragged::truncate:
+    case Ragged::dense_tail:
     case Ragged::reject:
       return 0;
     case Ragged::zero_keys:

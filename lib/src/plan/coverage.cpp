@@ -213,6 +213,12 @@ bool sees(kernels::Mask mask, std::int64_t q, std::int64_t k) {
   return k <= q;
 }
 
+/// How far apart rows lie around a token: past the last whole segment every row counts if the tail is dense.
+std::int64_t rate_at(const Pattern& pattern, std::size_t branch, std::int64_t seq_len, std::int64_t token) {
+  const auto [w, r] = pattern.branches[branch];
+  return pattern.ragged == Ragged::dense_tail && token >= seq_len / w * w ? 1 : r;
+}
+
 /// Counts how often each (branch, head, query, key) is attended.
 class PairCounter {
  public:
@@ -307,7 +313,8 @@ class PairCounter {
     std::int64_t block_end = 0;  ///< of the query's block
   };
   Place place_of(std::size_t branch, std::int64_t head, std::int64_t q) const {
-    const auto [w, r] = pattern_.branches[branch];
+    const std::int64_t w = pattern_.branches[branch].segment_length;
+    const std::int64_t r = rate_at(pattern_, branch, problem_.seq_len, q);
     Place place;
     place.first = q / w * w;
     const std::int64_t end = std::min(place.first + w, problem_.seq_len);
@@ -321,7 +328,7 @@ class PairCounter {
   /// down to the segment's first row, and on from the last. Queries and keys are tokens that the branch selects.
   std::int64_t walk_distance(std::size_t branch, std::int64_t head, std::int64_t q, std::int64_t k) const {
     const Place place = place_of(branch, head, q);
-    const std::int64_t at = (k - place.first) / pattern_.branches[branch].dilation_rate;
+    const std::int64_t at = (k - place.first) / rate_at(pattern_, branch, problem_.seq_len, q);
     return at < place.block_end ? place.block_end - 1 - at : place.block_end + place.rows - 1 - at;
   }
 
@@ -329,7 +336,7 @@ class PairCounter {
   bool cuts_block(const Shard& shard, std::size_t branch, std::int64_t head, std::int64_t q) const {
     if (routing_.key_order != KeyOrder::cyclic) { return true; }
     const Place place = place_of(branch, head, q);
-    const std::int64_t last = place.first + (place.block_end - 1) * pattern_.branches[branch].dilation_rate;
+    const std::int64_t last = place.first + (place.block_end - 1) * rate_at(pattern_, branch, problem_.seq_len, q);
     return std::none_of(shard.pieces.begin(), shard.pieces.end(), [&](const ShardPiece& piece) { return piece.global.contains(last); });
   }
 
@@ -348,7 +355,8 @@ class PairCounter {
   }
 
   bool inside(std::size_t branch, std::int64_t head, std::int64_t token) const {
-    const auto [w, r] = pattern_.branches[branch];
+    const std::int64_t w = pattern_.branches[branch].segment_length;
+    const std::int64_t r = rate_at(pattern_, branch, problem_.seq_len, token);
     const std::int64_t segment = token / w;
     const auto g = static_cast<std::int64_t>(branch);
     const std::int64_t kv_head = head * problem_.kv_heads / problem_.heads;
@@ -412,9 +420,10 @@ void check_place(const RingPlan& plan, const WorkItem& item) {
     ANNULUS_ASSERT(item.place == kernels::SegmentPlace{}, "rank {}: a place in a plan without an order of keys", plan.rank);
     return;
   }
-  const auto [w, r] = plan.pattern.branches[static_cast<std::size_t>(item.branch)];
   const std::int64_t q = item.q_global[0];
   const std::int64_t k = item.k_global[0];
+  const std::int64_t w = plan.pattern.branches[static_cast<std::size_t>(item.branch)].segment_length;
+  const std::int64_t r = rate_at(plan.pattern, static_cast<std::size_t>(item.branch), plan.problem.seq_len, q);
   // Rows of a segment are a dilation rate apart, and its first one is less than that from its start.
   ANNULUS_ASSERT(item.place.block_rows == plan.routing.block_rows && item.place.q_first == q % w / r && item.place.k_first == k % w / r,
                  "rank {}: query {} and key {} are not at places {} and {} of their segment", plan.rank, q, k, item.place.q_first,

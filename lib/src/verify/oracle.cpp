@@ -68,9 +68,12 @@ bool is_selected(const Problem& problem, const Pattern& pattern, const Branch& b
   if (token / branch.segment_length != segment) { return false; }
   const std::int64_t begin = segment * branch.segment_length;
   const std::int64_t place = token - begin;
+  const bool in_tail = branch.segment_length > problem.seq_len - begin;
+  if (pattern.ragged == Ragged::dense_tail && in_tail) { return true; }
   if (place < offset || (place - offset) % branch.dilation_rate != 0) { return false; }
   switch (pattern.ragged) {
     case Ragged::short_stride:
+    case Ragged::dense_tail:
     case Ragged::zero_keys:
     case Ragged::reject:
       return true;

@@ -190,7 +190,7 @@ RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<st
   pattern.offset = random.any_of<OffsetRule>();
   pattern.head_split = random.any_of<HeadSplit>();
   pattern.mixing = random.any_of<Mixing>();
-  constexpr std::array<Ragged, 4> kRagged{Ragged::short_stride, Ragged::truncate, Ragged::zero_keys, Ragged::zero_keys};
+  constexpr std::array<Ragged, 4> kRagged{Ragged::short_stride, Ragged::truncate, Ragged::dense_tail, Ragged::zero_keys};
   pattern.ragged = kRagged[static_cast<std::size_t>(random.between(0, 3))];
   pattern.scale_by_branches = random.chance(25);
 

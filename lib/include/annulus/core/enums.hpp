@@ -39,6 +39,7 @@ enum class Mixing {
 enum class Ragged {
   short_stride,  ///< plain stride, short last segment
   truncate,      ///< the same, but no segment of L rows has more than floor(L / r) of them: every offset takes equally many
+  dense_tail,    ///< plain stride, and the rows past the last whole segment attend each other undilated
   zero_keys,     ///< plain stride, and every segment has the ceil(w / r) keys of a whole one: what it lacks are keys and values of zeros
   reject,        ///< neither happens: a pattern in which it would is refused
 };
@@ -108,8 +109,9 @@ struct EnumNames<Mixing> {
 };
 template <>
 struct EnumNames<Ragged> {
-  static constexpr std::array<std::pair<Ragged, std::string_view>, 4> values{
-      {{Ragged::short_stride, "short"}, {Ragged::truncate, "truncate"}, {Ragged::zero_keys, "zero-keys"}, {Ragged::reject, "reject"}}};
+  static constexpr std::array<std::pair<Ragged, std::string_view>, 5> values{
+      {{Ragged::short_stride, "short"}, {Ragged::truncate, "truncate"}, {Ragged::dense_tail, "dense-tail"},
+       {Ragged::zero_keys, "zero-keys"}, {Ragged::reject, "reject"}}};
 };
 template <>
 struct EnumNames<PartitionKind> {

@@ -47,6 +47,9 @@ std::int64_t segment_count(std::int64_t seq_len, const Branch& branch);
 /// Global tokens [s*w, min((s+1)*w, seq_len)) of a segment.
 Progression segment_range(std::int64_t seq_len, const Branch& branch, std::int64_t segment);
 
+/// Tokens from one row of a segment to the next: the dilation rate, or 1 in a tail that is attended undilated (Ragged::dense_tail).
+std::int64_t row_distance(std::int64_t seq_len, const Pattern& pattern, std::int64_t branch, std::int64_t segment);
+
 /// I(branch, segment, head class) in global rows: { s*w + o + t*r } within the segment.
 Progression segment_rows(std::int64_t seq_len, const Pattern& pattern, std::int64_t branch, std::int64_t segment, const HeadClass& heads);
 
