@@ -226,6 +226,28 @@ TEST_CASE("records of random plans meet the keys that their items name, each row
   CHECK(counts.carried > 1000);
 }
 
+TEST_CASE("records of many segments of many rows have partials of their own") {
+  Problem problem;
+  problem.dtype = DType::bf16;
+  problem.batch = 2;
+  problem.seq_len = 800;
+  problem.heads = 4;
+  problem.kv_heads = 2;
+  problem.head_dim = 16;
+  Pattern pattern;
+  pattern.branches = {{200, 1}, {400, 2}};
+  pattern.head_split = HeadSplit::all;
+  Counts counts;
+  for (const Routing& routing : {Routing{Schedule::ring}, Routing{Schedule::ring, KeyOrder::cyclic, 128}}) {
+    for (const std::int64_t ranks : {1, 2}) {
+      for (std::int64_t rank = 0; rank < ranks; ++rank) {
+        check_program(make_plan(problem, pattern, Partition(PartitionKind::contiguous, 800, ranks), routing, rank), counts);
+      }
+    }
+  }
+  CHECK(counts.combined == 6);
+}
+
 TEST_CASE("what the kernel would get wrong is not for it") {
   Problem problem;
   problem.dtype = DType::bf16;
