@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/bench/bench.hpp>
+#include <annulus/plan/plan_cache.hpp>
 
 #include "bench_files.hpp"
 #include "commands.hpp"
@@ -34,12 +35,12 @@ void with_row(const Invocation& invocation, std::size_t index, Body&& body) {
 }
 
 /// Everything that can be found wrong with the rows is found here, before the first one runs. Collective.
-void require_all_runnable(const Invocation& invocation, const Communicator& comm) {
+void require_all_runnable(const Invocation& invocation, const Communicator& comm, PlanCache& plans) {
   if (invocation.rows.size() == 1) { return; }  // the row itself begins so
   const Progress progress(comm.rank() == 0 && !invocation.json);
   for (std::size_t index = 0; index < invocation.rows.size(); ++index) {
     progress.show(fmt::format("setting up row {} of {}", index + 1, invocation.rows.size()));
-    with_row(invocation, index, [&](const BenchRow& row) { require_runnable(row.config, comm); });
+    with_row(invocation, index, [&](const BenchRow& row) { require_runnable(row.config, comm, plans); });
   }
   progress.show("");
 }
@@ -181,7 +182,8 @@ ExitCode execute_bench(const Invocation& invocation, const Communicator& comm) {
   const bool prints = comm.rank() == 0 && !invocation.json;
   std::vector<BenchReport> reports;
   BenchFiles files(invocation, comm);
-  require_all_runnable(invocation, comm);
+  PlanCache plans(invocation.config.plan_cache);
+  require_all_runnable(invocation, comm, plans);
   const Table table(invocation.rows);
   if (prints && sweeping) { table.print_header(invocation.config.repetitions); }
   JsonRows json_rows(comm.rank() == 0 && invocation.json, sweeping);
@@ -189,7 +191,7 @@ ExitCode execute_bench(const Invocation& invocation, const Communicator& comm) {
   std::string hosts;
   for (std::size_t index = 0; index < invocation.rows.size(); ++index) {
     progress.show(fmt::format("row {} of {}", index + 1, invocation.rows.size()));
-    with_row(invocation, index, [&](const BenchRow& row) { reports.push_back(bench(row.config, comm)); });
+    with_row(invocation, index, [&](const BenchRow& row) { reports.push_back(bench(row.config, comm, plans)); });
     progress.show("");
     const BenchReport& report = reports.back();
     if (index == 0) { hosts = host_lines(comm, report.backend); }
@@ -203,6 +205,7 @@ ExitCode execute_bench(const Invocation& invocation, const Communicator& comm) {
     table.print(invocation.rows[index], report);
   }
   if (!prints) { return ExitCode::passed; }
+  say("# plans of this process: {} made, {} found in the cache of {}\n", plans.made(), plans.found(), plans.capacity());
   for (const std::string& path : {invocation.config.csv, invocation.config.output}) {
     if (!path.empty()) { say("# wrote {}\n", path); }
   }

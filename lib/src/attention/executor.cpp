@@ -30,8 +30,9 @@ class ProfilerRange {
 
 }  // namespace
 
-RingExecutor::RingExecutor(RingPlan plan, KernelKind kernel, Backend& backend, Transport& transport, Queue& queue, Watchdog& watchdog)
-    : plan_(std::move(plan)), backend_(backend), transport_(transport), queue_(queue), watchdog_(watchdog) {
+RingExecutor::RingExecutor(std::shared_ptr<const RingPlan> plan, KernelKind kernel, Backend& backend, Transport& transport, Queue& queue,
+                           Watchdog& watchdog)
+    : owned_plan_(std::move(plan)), plan_(*owned_plan_), backend_(backend), transport_(transport), queue_(queue), watchdog_(watchdog) {
   ANNULUS_EXPECTS(transport.rank() == plan_.rank && transport.ranks() == plan_.ranks,
                   "the transport is of rank {} of {}, the plan of {} of {}", transport.rank(), transport.ranks(), plan_.rank, plan_.ranks);
   const Problem& problem = plan_.problem;

@@ -55,14 +55,14 @@ Config as_run(const Session& session) {
 
 }  // namespace
 
-void require_runnable(const Config& config, const Communicator& comm) {
+void require_runnable(const Config& config, const Communicator& comm, PlanCache& plans) {
   const ResolvedConfig resolved = resolve(config, comm);
-  const Session session(resolved, comm);
+  const Session session(resolved, comm, {}, &plans);
 }
 
-BenchReport bench(const Config& config, const Communicator& comm) {
+BenchReport bench(const Config& config, const Communicator& comm, PlanCache& plans) {
   const ResolvedConfig resolved = resolve(config, comm);
-  Session session(resolved, comm);
+  Session session(resolved, comm, {}, &plans);
   session.load();
   session.run();
   BenchReport report;

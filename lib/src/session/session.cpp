@@ -196,15 +196,16 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
   return resolved;
 }
 
-Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const TransportDecorator& decorate)
+Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const TransportDecorator& decorate, PlanCache* cache)
     : resolved_(resolved), comm_(comm) {
   const Config& config = resolved.config;
   const bool loopback = config.transport == TransportKind::loopback;
-  std::vector<RingPlan> plans;
+  std::vector<std::shared_ptr<const RingPlan>> plans;
+  PlanCache own_cache(0);
   together(comm, [&] {
     const Partition partition(config.partition, config.problem.seq_len, resolved.ranks);
     for (std::int64_t rank = loopback ? 0 : comm.rank(); rank < (loopback ? resolved.ranks : comm.rank() + 1); ++rank) {
-      plans.push_back(make_plan(config.problem, config.pattern, partition, routing_of(config), rank));
+      plans.push_back((cache != nullptr ? *cache : own_cache).plan(config.problem, config.pattern, partition, routing_of(config), rank));
     }
   });
   BackendOptions options;
@@ -231,9 +232,9 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   }
   together(comm, [&] {
     if (config.kernel != KernelKind::fused) { predicted_bytes_ = backend_->workspace_bytes(config.problem.head_dim, config.problem.dtype); }
-    for (const RingPlan& plan : plans) {
+    for (const auto& plan : plans) {
       predicted_bytes_ +=
-          plan_memory(config.problem, sizes_of(plan), kernel_bytes(config.kernel, plan, backend_->accumulator_bytes())).total();
+          plan_memory(config.problem, sizes_of(*plan), kernel_bytes(config.kernel, *plan, backend_->accumulator_bytes())).total();
     }
     std::int64_t reading = 0;
     for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {

@@ -23,7 +23,7 @@ namespace annulus {
 /// `watchdog` must outlive it. Q, K and V are never written.
 class RingExecutor {
  public:
-  RingExecutor(RingPlan plan, KernelKind kernel, Backend& backend, Transport& transport, Queue& queue, Watchdog& watchdog);
+  RingExecutor(std::shared_ptr<const RingPlan> plan, KernelKind kernel, Backend& backend, Transport& transport, Queue& queue, Watchdog& watchdog);
   // The kernel knows the plan by its address.
   RingExecutor(const RingExecutor&) = delete;
   RingExecutor& operator=(const RingExecutor&) = delete;
@@ -77,7 +77,8 @@ class RingExecutor {
   void attend(std::int64_t step);
   void finish();
 
-  RingPlan plan_;
+  std::shared_ptr<const RingPlan> owned_plan_;
+  const RingPlan& plan_;
   Backend& backend_;
   Transport& transport_;
   Queue& queue_;

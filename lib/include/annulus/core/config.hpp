@@ -33,6 +33,7 @@ struct Config {
   std::int64_t virtual_ranks = 1;  ///< ranks run inside one process by transport loopback
   bool share_gpu = false;
   MemoryPooling memory_pool = MemoryPooling::on;
+  std::int64_t plan_cache = 64;  ///< bench: plans kept from row to row
   double timeout_s = 300.0;  ///< 0: never
 
   std::string input;   ///< HDF5 file; empty: generated

@@ -8,6 +8,7 @@
 #include <annulus/io/source.hpp>
 #include <annulus/job/communicator.hpp>
 #include <annulus/plan/plan.hpp>
+#include <annulus/plan/plan_cache.hpp>
 #include <annulus/transport/make_transport.hpp>
 
 #include <cstdint>
@@ -54,7 +55,8 @@ using TransportDecorator = std::function<std::unique_ptr<Transport>(std::unique_
 class Session {
  public:
   /// @throws AgreedError if the configuration does not fit the job, or memory would not suffice (with the numbers)
-  Session(const ResolvedConfig& resolved, const Communicator& comm, const TransportDecorator& decorate = {});
+  /// @param plans  keeps the plans for later sessions; may be null
+  Session(const ResolvedConfig& resolved, const Communicator& comm, const TransportDecorator& decorate = {}, PlanCache* plans = nullptr);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
