@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/bench/bench.hpp>
+
 #include <annulus/plan/plan_cache.hpp>
 
 #include "bench_files.hpp"

@@ -244,8 +244,8 @@ std::vector<Option> make_options() {
       4096, [](Config& c) -> auto& { return c.threads; }, 0));
   all.push_back(integer("virtual-ranks", Scope::execution, "ranks of a ring inside one process", kComputing, 1, 4096,
                         [](Config& c) -> auto& { return c.virtual_ranks; }));
-  all.push_back(integer("plan-cache", Scope::execution, "plans of virtual ranks and rows that are kept; 0 makes each anew", {Command::bench},
-                        0, 1 << 20, [](Config& c) -> auto& { return c.plan_cache; }));
+  all.push_back(integer("plan-cache", Scope::execution, "plans of virtual ranks and rows that are kept; 0 makes each anew",
+                        {Command::bench}, 0, 1 << 20, [](Config& c) -> auto& { return c.plan_cache; }));
   all.push_back(boolean("share-gpu", Scope::execution, "let several ranks use one GPU (timings then mean nothing)", kComputing,
                         [](Config& c) -> auto& { return c.share_gpu; }));
   all.push_back(choice<MemoryPooling>("memory-pool", Scope::execution, "off: backend cuda takes each tensor from the driver, for debugging",

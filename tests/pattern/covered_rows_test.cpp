@@ -66,9 +66,7 @@ TEST_CASE("covered rows are those that the definition selects, for every offset,
         pattern.branches = {{8, 2}, {20, 5}, {53, 7}};
         pattern.offset = offset;
         pattern.head_split = split;
-        pattern.ragged = kv_heads == 2   ? Ragged::truncate
-                         : kv_heads == 6 ? Ragged::dense_tail
-                                         : Ragged::short_stride;
+        pattern.ragged = kv_heads == 2 ? Ragged::truncate : kv_heads == 6 ? Ragged::dense_tail : Ragged::short_stride;
         const CoveredRows covered(problem, pattern);
         for (std::int64_t head = 0; head < problem.heads; ++head) {
           for (std::int64_t row = 0; row < problem.seq_len; ++row) {

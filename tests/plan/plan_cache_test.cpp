@@ -68,7 +68,9 @@ TEST_CASE("a full cache forgets what was asked for longest ago, and one of no pl
   const Pattern dense = dense_pattern(64);
   const Partition partition(PartitionKind::contiguous, 64, 4);
   PlanCache two(2);
-  const auto ask = [&](PlanCache& cache, std::int64_t rank) { return cache.plan(problem, dense, partition, Routing{Schedule::ring}, rank); };
+  const auto ask = [&](PlanCache& cache, std::int64_t rank) {
+    return cache.plan(problem, dense, partition, Routing{Schedule::ring}, rank);
+  };
   ask(two, 0);
   ask(two, 1);
   ask(two, 0);

@@ -452,8 +452,8 @@ TEST_CASE("under direct every rank of a causal zigzag does one piece against one
 
 namespace {
 
-/// Runs plans on a clock: a step's work takes its share of `unit` pairs, a message `transfer`, one at a time in and out of a rank. Receives of
-/// a step are posted, and its sends may start, when the work two steps before is done. Returns the time at which the last rank ends.
+/// Runs plans on a clock: a step's work takes its share of `unit` pairs, a message `transfer`, one at a time in and out of a rank. Receives
+/// of a step are posted, and its sends may start, when the work two steps before is done. Returns the time at which the last rank ends.
 double time_on_clock(const std::vector<RingPlan>& plans, double unit, double transfer) {
   std::vector<double> in_free(plans.size(), 0.0);
   std::vector<double> out_free(plans.size(), 0.0);
@@ -495,8 +495,8 @@ TEST_CASE("on a clock with transfers of a tenth of a unit, direct keeps causal z
     const Pattern dense = dense_pattern(problem.seq_len);
     const auto unit = static_cast<double>(piece * piece);
     const double mean = static_cast<double>(pairs_of(plans_of(problem, dense, Schedule::ring, ranks))) / static_cast<double>(ranks) / unit;
-    const double balanced = time_on_clock(
-        plans_of(problem, dense, Routing{Schedule::direct, KeyOrder::cyclic, 8}, ranks, PartitionKind::zigzag), unit, 0.1);
+    const double balanced =
+        time_on_clock(plans_of(problem, dense, Routing{Schedule::direct, KeyOrder::cyclic, 8}, ranks, PartitionKind::zigzag), unit, 0.1);
     const double ring = time_on_clock(plans_of(problem, dense, Routing{Schedule::ring, KeyOrder::cyclic, 8}, ranks), unit, 0.2);
     INFO(ranks << " ranks: " << mean / balanced << " of the work with direct, " << mean / ring << " with the ring");
     CHECK(mean / balanced > 0.97);

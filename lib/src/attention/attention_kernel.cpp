@@ -37,7 +37,9 @@ std::string fused_obstacle(const Problem& problem) {
   }
   // It masks and takes maxima before it scales, so a factor that turns the order round or makes a NaN of infinity is not for it.
   const auto factor = static_cast<float>(problem.scale * std::numbers::log2e);
-  if (!std::isnormal(factor) || factor < 0) { return fmt::format("it takes a positive scale within fp32, and this one is {}", problem.scale); }
+  if (!std::isnormal(factor) || factor < 0) {
+    return fmt::format("it takes a positive scale within fp32, and this one is {}", problem.scale);
+  }
   return {};
 }
 

@@ -23,7 +23,8 @@ namespace annulus {
 /// `watchdog` must outlive it. Q, K and V are never written.
 class RingExecutor {
  public:
-  RingExecutor(std::shared_ptr<const RingPlan> plan, KernelKind kernel, Backend& backend, Transport& transport, Queue& queue, Watchdog& watchdog);
+  RingExecutor(std::shared_ptr<const RingPlan> plan, KernelKind kernel, Backend& backend, Transport& transport, Queue& queue,
+               Watchdog& watchdog);
   // The kernel knows the plan by its address.
   RingExecutor(const RingExecutor&) = delete;
   RingExecutor& operator=(const RingExecutor&) = delete;

@@ -34,7 +34,7 @@ struct Config {
   bool share_gpu = false;
   MemoryPooling memory_pool = MemoryPooling::on;
   std::int64_t plan_cache = 64;  ///< bench: plans kept from row to row
-  double timeout_s = 300.0;  ///< 0: never
+  double timeout_s = 300.0;      ///< 0: never
 
   std::string input;   ///< HDF5 file; empty: generated
   std::string output;  ///< HDF5 file; empty: none

@@ -109,9 +109,11 @@ struct EnumNames<Mixing> {
 };
 template <>
 struct EnumNames<Ragged> {
-  static constexpr std::array<std::pair<Ragged, std::string_view>, 5> values{
-      {{Ragged::short_stride, "short"}, {Ragged::truncate, "truncate"}, {Ragged::dense_tail, "dense-tail"},
-       {Ragged::zero_keys, "zero-keys"}, {Ragged::reject, "reject"}}};
+  static constexpr std::array<std::pair<Ragged, std::string_view>, 5> values{{{Ragged::short_stride, "short"},
+                                                                              {Ragged::truncate, "truncate"},
+                                                                              {Ragged::dense_tail, "dense-tail"},
+                                                                              {Ragged::zero_keys, "zero-keys"},
+                                                                              {Ragged::reject, "reject"}}};
 };
 template <>
 struct EnumNames<PartitionKind> {
