@@ -50,8 +50,8 @@ ExitCode execute_plan(const Invocation& invocation) {
   json["key_order"] = describe_key_order(config.problem, config.pattern, partition, routing_of(config));
   Json list = Json::array();
   if (!invocation.json) {
-    say("{}\n{}\n{} ranks, {}, backend {}{}\n", describe(config.problem), describe(config.pattern), ranks, ways_text(config),
-        to_string(config.backend), kernel_text(config));
+    say("{}\n{}\n{} ranks, backend {}{}\n{}\n", describe(config.problem), describe(config.pattern), ranks, to_string(config.backend),
+        kernel_text(config), ways_text(config));
     say("{}\n", describe_key_order(config.problem, config.pattern, partition, routing_of(config)));
     say("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10}\n", "rank", "rows", "steps", "memory", "inputs+out",
         "partials", "slots", "sent B", "received B", "peers", "GFLOP");

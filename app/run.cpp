@@ -22,8 +22,8 @@ namespace annulus::app {
 namespace {
 
 std::string setup_line(const Session& session) {
-  return fmt::format("{} rank{} over {}, {}, backend {}", session.ranks(), session.ranks() == 1 ? "" : "s",
-                     to_string(session.transport_kind()), ways_text(session.resolved().config), session.backend().describe());
+  return fmt::format("{} rank{} over {}, backend {}", session.ranks(), session.ranks() == 1 ? "" : "s", to_string(session.transport_kind()),
+                     session.backend().describe());
 }
 
 std::string key_order_line(const Session& session) {
@@ -100,6 +100,7 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
   if (counts.non_finite > 0) { print_error(line_of(counts)); }
   if (invocation.json) {
     Json json{{"problem", to_json(session.problem())}, {"pattern", describe(session.pattern())}, {"setup", setup_line(session)}};
+    json["ways"] = ways_text(session.resolved().config);
     json["key_order"] = key_order_line(session);
     json["total_ms"] = ms;
     json["tflops"] = flops / ms / 1e9;
@@ -114,7 +115,8 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
     say("{}\n", json.dump(2));
     return code;
   }
-  say("{}\n{}\n{}\n{}\n", describe(session.problem()), describe(session.pattern()), setup_line(session), key_order_line(session));
+  say("{}\n{}\n{}\n{}\n{}\n", describe(session.problem()), describe(session.pattern()), setup_line(session),
+      ways_text(session.resolved().config), key_order_line(session));
   print_timings(timings);
   say("time {:.3f} ms (slowest rank), {:.4g} TFLOP/s over all ranks{}\n", ms, flops / ms / 1e9,
       resolved.config.share_gpu ? "; ranks share a GPU, so times mean nothing" : "");
