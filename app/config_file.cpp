@@ -154,20 +154,46 @@ void apply_config(Draft& draft, const std::string& text, const std::string& path
   }
 }
 
-std::string preset_path(const std::string& name) {
+namespace {
+
+/// Where the presets are: beside an installed program, or in the source tree.
+std::filesystem::path preset_folder() {
   std::error_code ignored;
   const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", ignored);
   const std::filesystem::path installed = program.parent_path().parent_path() / "share" / "annulus" / "presets";
-  const std::filesystem::path folder =
-      std::filesystem::is_directory(installed, ignored) ? installed : std::filesystem::path(ANNULUS_SOURCE_PRESETS);
+  return std::filesystem::is_directory(installed, ignored) ? installed : std::filesystem::path(ANNULUS_SOURCE_PRESETS);
+}
+
+/// Sorted.
+std::vector<std::string> preset_names(const std::filesystem::path& folder) {
+  std::error_code ignored;
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
     if (entry.path().extension() == ".toml") { names.push_back(entry.path().stem().string()); }
   }
   std::sort(names.begin(), names.end());
+  return names;
+}
+
+}  // namespace
+
+std::string preset_path(const std::string& name) {
+  const std::filesystem::path folder = preset_folder();
+  const std::vector<std::string> names = preset_names(folder);
   ANNULUS_EXPECTS(std::find(names.begin(), names.end(), name) != names.end(), "--preset {} does not exist; there are {} in {}", name,
                   fmt::join(names, ", "), folder.string());
   return (folder / (name + ".toml")).string();
+}
+
+std::string preset_list() {
+  const std::filesystem::path folder = preset_folder();
+  std::string list;
+  for (const std::string& name : preset_names(folder)) {
+    const std::string text = read_config((folder / (name + ".toml")).string());
+    const std::string line = text.substr(0, text.find('\n'));
+    list += fmt::format("{:<18} {}\n", name, line.starts_with("# ") ? line.substr(2) : line);
+  }
+  return list;
 }
 
 std::string to_toml(const Config& config, Command command) {

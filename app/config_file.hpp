@@ -23,6 +23,9 @@ void apply_config(Draft& draft, const std::string& text, const std::string& path
 /// Path of a preset's file, beside an installed program or in the source tree. @throws InvalidArgument with the presets that exist
 std::string preset_path(const std::string& name);
 
+/// One line for each preset: its name, and what the first line of its file says.
+std::string preset_list();
+
 /// The options of `command` as TOML that reads back to the same.
 std::string to_toml(const Config& config, Command command);
 

@@ -78,7 +78,7 @@ void add_options(Subcommand& sub) {
         break;
     }
   }
-  sub.parser->add_option("--preset", sub.preset, "named configuration, below --config and flags")
+  sub.parser->add_option("--preset", sub.preset, "named configuration, below --config and flags; list: what there is")
       ->type_name("NAME")
       ->group("Configuration");
   sub.parser->add_option("--config", sub.file, "TOML file of options, below flags")->type_name("FILE")->group("Configuration");
@@ -197,8 +197,14 @@ int run_main(int argc, char** argv) {
     chosen = &*std::find_if(subcommands.begin(), subcommands.end(), [](const Subcommand& sub) { return sub.parser->parsed(); });
     // Work of one process that needs no MPI. The other ranks of a launcher leave without a word, and with success: a launcher that sees a
     // failure ends rank 0, which may not have spoken yet.
-    serial = chosen->command == Command::plan || chosen->print_config;
+    const bool lists = chosen->preset == "list";
+    serial = chosen->command == Command::plan || chosen->print_config || lists;
     if (serial && !speaks) { return static_cast<int>(ExitCode::passed); }
+    if (lists) {
+      print_text(preset_list());
+      finish_output();
+      return static_cast<int>(ExitCode::passed);
+    }
     // A pipe can be read once, by rank 0, which sends the others what it read.
     waits = !serial && under_launcher() && !speaks && !chosen->file.empty() && !is_regular_file(chosen->file);
     if (!chosen->file.empty() && !waits) { chosen->file_text = read_config(chosen->file); }

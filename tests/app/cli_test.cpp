@@ -149,6 +149,26 @@ TEST_CASE("a sweep that cannot be is refused, naming the sweep or its row, befor
   expect_refusal({"run", "--sweep", "heads=1,2"}, "--sweep");
 }
 
+TEST_CASE("--preset list names every preset with one line, and every preset plans") {
+  const ProcessResult listed = annulus_with({"run", "--preset", "list"});
+  CHECK(listed.exit_code == 0);
+  CHECK(listed.err.empty());
+  const std::vector<std::string> lines = lines_of(listed.out);
+  CHECK(lines.size() >= 8);
+  for (const std::string& line : lines) {
+    INFO(line);
+    CHECK(line.size() < 140);
+    CHECK(line.ends_with("."));
+    const std::string name = line.substr(0, line.find(' '));
+    const ProcessResult planned = annulus_with({"plan", "--preset", name, "--seq-len", "100000", "--ranks", "3"});
+    CHECK(planned.exit_code == 0);
+    CHECK(planned.err.empty());
+  }
+  CHECK(listed.out.find("production ") != std::string::npos);
+  CHECK(annulus_with({"run", "--preset", "dense-causal", "--seq-len", "2048", "--heads", "1", "--head-dim", "8", "--virtual-ranks", "2"})
+            .out.find("partition zigzag, schedule direct") != std::string::npos);
+}
+
 TEST_CASE("unknown flags, commands and presets are refused") {
   expect_refusal({"run", "--sequence", "5"}, "--sequence");
   expect_refusal({"plan", "--virtual-ranks", "4"}, "--virtual-ranks");
@@ -185,7 +205,7 @@ TEST_CASE("configuration files are strict: unknown keys, wrong types and broken 
 TEST_CASE("--print-config reads back to the same configuration, and preset < file < flag") {
   const TemporaryFolder folder;
   write_text(folder / "a.toml", "heads = 6\nkv-heads = 3\nmixing = \"sum\"\nscale = 0.3\nseed = 9\n");
-  const ProcessResult first = annulus_with({"run", "--preset", "longnet", "--config", folder / "a.toml", "--heads", "12", "--causal",
+  const ProcessResult first = annulus_with({"run", "--preset", "longnet-bench", "--config", folder / "a.toml", "--heads", "12", "--causal",
                                             "--dtype", "bf16", "--timeout", "7.5", "--print-config"});
   REQUIRE(first.exit_code == 0);
   CHECK(first.out.find("segment-lengths = [2048, 4096, 8192, 16384]") != std::string::npos);
