@@ -116,6 +116,13 @@ Draft gather_options(const Subcommand& sub) {
   return draft;
 }
 
+/// Prints all that was asked for.
+int print_and_pass(const std::string& text) {
+  print_text(text);
+  finish_output();
+  return static_cast<int>(ExitCode::passed);
+}
+
 int report(const Error& error) {
   flush_output();  // what was found before it failed
   print_error(error.what());
@@ -200,11 +207,7 @@ int run_main(int argc, char** argv) {
     const bool lists = chosen->preset == "list";
     serial = chosen->command == Command::plan || chosen->print_config || lists;
     if (serial && !speaks) { return static_cast<int>(ExitCode::passed); }
-    if (lists) {
-      print_text(preset_list());
-      finish_output();
-      return static_cast<int>(ExitCode::passed);
-    }
+    if (lists) { return print_and_pass(preset_list()); }
     // A pipe can be read once, by rank 0, which sends the others what it read.
     waits = !serial && under_launcher() && !speaks && !chosen->file.empty() && !is_regular_file(chosen->file);
     if (!chosen->file.empty() && !waits) { chosen->file_text = read_config(chosen->file); }
@@ -215,9 +218,7 @@ int run_main(int argc, char** argv) {
   } catch (const CLI::Success& wanted) {
     std::ostringstream text;  // of --help and --version
     parser.exit(wanted, text, text);
-    if (speaks) { print_text(text.str()); }
-    finish_output();
-    return static_cast<int>(ExitCode::passed);
+    return print_and_pass(speaks ? text.str() : std::string());
   } catch (const CLI::ParseError& error) {
     const std::vector<std::string> unknown = parser.remaining(true);
     std::string message = unknown.empty() ? error.what() : fmt::format("unknown argument {}; --help lists what there is", unknown.front());
@@ -226,11 +227,7 @@ int run_main(int argc, char** argv) {
   } catch (const Error&) { failure = std::current_exception(); }
 
   if (failure && (serial || !under_launcher())) { std::rethrow_exception(failure); }
-  if (chosen != nullptr && chosen->print_config) {
-    print_text(to_toml(invocation.config, invocation.command));
-    finish_output();
-    return static_cast<int>(ExitCode::passed);
-  }
+  if (chosen != nullptr && chosen->print_config) { return print_and_pass(to_toml(invocation.config, invocation.command)); }
 
   tidy_up_on_signals();
   if (invocation.config.share_gpu) { prepare_gpu_sharing(); }

@@ -28,9 +28,9 @@ std::string describe(const Problem& problem);
 std::string describe(const Pattern& pattern);
 /// PASS or FAIL and the errors, one line; of a failure also reason and flags.
 std::string line_of(const CaseReport& report);
-/// How many rows are not finite and which is the first; of a result that has some.
 /// Partition and schedule of a resolved configuration, and why.
 std::string ways_text(const Config& config);
+/// How many rows are not finite and which is the first; of a result that has some.
 std::string line_of(const RowCounts& counts);
 /// What share of the softmax keys of zeros took. @param counts  with such shares
 std::string zero_keys_line(const RowCounts& counts);

@@ -2,6 +2,7 @@
 #include <annulus/kernels/reference.hpp>
 
 #include <annulus/kernels/visible_keys.hpp>
+#include <annulus/kernels/zero_keys.hpp>
 
 #include <bit>
 #include <cmath>
@@ -161,23 +162,7 @@ void fill_identity(const PartialPointers& partial, std::int64_t rows, std::int64
   }
 }
 
-void add_zero_keys(const ZeroKeysTask& task) {
-  auto* const max = static_cast<double*>(task.max);
-  auto* const sum = static_cast<double*>(task.sum);
-  for (std::int64_t b = 0; b < task.batch; ++b) {
-    for (std::int64_t s = 0; s < task.segments; ++s) {
-      for (std::int64_t j = 0; j < task.kv_heads; ++j) {
-        for (std::int64_t i = 0; i < task.q_per_kv; ++i) {
-          const std::int64_t first = b * task.strides.batch + s * task.strides.segment + j * task.strides.kv_head + i * task.strides.head;
-          for (std::int64_t row = 0; row < task.rows; ++row) {
-            max[first + row * task.strides.row] = 0;
-            sum[first + row * task.strides.row] += static_cast<double>(task.count);
-          }
-        }
-      }
-    }
-  }
-}
+void add_zero_keys(const ZeroKeysTask& task) { add_zero_keys_as<double>(task); }
 
 void pack(const PackTask& task) {
   const auto* src = static_cast<const std::byte*>(task.src);

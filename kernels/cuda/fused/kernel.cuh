@@ -603,13 +603,13 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
     if (writes && (flags & kLast) != 0) {
       l0 += __shfl_xor_sync(~0U, l0, 1), l1 += __shfl_xor_sync(~0U, l1, 1);
       l0 += __shfl_xor_sync(~0U, l0, 2), l1 += __shfl_xor_sync(~0U, l1, 2);
-      // Read anew, and unsigned below: the assembler would keep both in registers through the loop, and head_dim 256 has none left.
       float factor0 = 1.0F;
       float factor1 = 1.0F;
       if (tile.zero_keys > 0) {
         factor0 = add_zero_keys(b0, l0, tile.zero_keys);
         factor1 = add_zero_keys(b1, l1, tile.zero_keys);
       }
+      // Read anew, and unsigned below: the assembler would keep both in registers through the loop, and head_dim 256 has none left.
       const int quad_again = lane_number() % 4;
       const std::int64_t below = static_cast<std::uint32_t>(row);
       constexpr float kLn2 = 0.6931471805599453F;

@@ -85,8 +85,9 @@ class Maker {
     const Progression& q = item.q_local.only();
     const bool resident = item.keys.block < 0;
     const Progression& k = resident ? item.k_local.only() : item.k_packed.only();
-    const KeyTensor keys = key_tensor(item);
-    const std::int64_t k_first = k.first - (resident ? piece_at(plan_.shard, k.first).local_first : 0);
+    const ShardPiece* const piece = resident ? &piece_at(plan_.shard, k.first) : nullptr;
+    const KeyTensor keys = resident ? resident_tensor(*piece) : block_tensor(item);
+    const std::int64_t k_first = k.first - (resident ? piece->local_first : 0);
     const Progression stored_heads = resident ? range(0, plan_.problem.kv_heads) : block_of(item).kv_heads;
     const Progression k_heads = indices_of(item.heads.kv, stored_heads);
     const std::int64_t rate = row_distance(plan_.problem.seq_len, plan_.pattern, item.branch, item.segment);
@@ -131,8 +132,7 @@ class Maker {
 
   const KvBlock& block_of(const WorkItem& item) const { return plan_.blocks[static_cast<std::size_t>(item.keys.block)]; }
 
-  KeyTensor key_tensor(const WorkItem& item) const {
-    if (item.keys.block < 0) { return resident_tensor(piece_at(plan_.shard, item.k_local.only().first)); }
+  KeyTensor block_tensor(const WorkItem& item) const {
     const KvBlock& block = block_of(item);
     return {item.keys.buffer, item.keys.offset_bytes, block.rows_global.count(), block.kv_heads.count};
   }

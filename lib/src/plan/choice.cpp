@@ -21,18 +21,7 @@ double busiest_share(const Problem& problem, const Pattern& pattern, PartitionKi
 }
 
 /// Whether a causal zigzag goes with the schedule without losing the order of keys.
-bool allows_zigzag(Schedule schedule) {
-  switch (schedule) {
-    case Schedule::automatic:
-    case Schedule::direct:
-    case Schedule::allgather:
-      return true;
-    case Schedule::ring:
-    case Schedule::ring_full:
-      break;
-  }
-  return false;
-}
+bool allows_zigzag(Schedule schedule) { return schedule == Schedule::automatic || keeps_key_order(PartitionKind::zigzag, schedule, true); }
 
 }  // namespace
 

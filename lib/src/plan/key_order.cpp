@@ -60,7 +60,6 @@ std::optional<CutBlock> find_cut_block(const Problem& problem, const Pattern& pa
   for (std::int64_t branch = 0; branch < std::ssize(pattern.branches); ++branch) {
     classes.push_back(head_classes(problem, pattern, branch));
   }
-  if (partition.ranks() == 1) { return std::nullopt; }
   for (std::int64_t rank = 0; rank < partition.ranks(); ++rank) {
     for (const ShardPiece& piece : partition.shard(rank).pieces) {
       const std::int64_t end = piece.global.last() + 1;

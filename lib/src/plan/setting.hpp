@@ -43,4 +43,12 @@ Progression whole_segments(const Setting& setting, std::int64_t branch, const Sh
 /// Segments of a branch that the rank's shard touches and that are not whole in it, ascending.
 std::vector<std::int64_t> cut_segments(const Setting& setting, std::int64_t branch);
 
+/// Calls visit(branch, head class, segment) for every cut segment of every head class, in order.
+template <class Visit>
+void for_each_cut_segment(const Setting& setting, Visit&& visit) {
+  setting.for_each_class([&](std::int64_t branch, std::int64_t head_class) {
+    for (const std::int64_t segment : cut_segments(setting, branch)) { visit(branch, head_class, segment); }
+  });
+}
+
 }  // namespace annulus::planning

@@ -113,8 +113,8 @@ void choose_kernel(Config& config, bool hopper) {
 }
 
 /// Fills in partition and schedule.
-void choose_ways(Config& config, std::int64_t ranks) {
-  Ways ways = annulus::choose_ways(config.problem, config.pattern, config.partition, config.schedule, ranks);
+void fill_in_ways(Config& config, std::int64_t ranks) {
+  Ways ways = choose_ways(config.problem, config.pattern, config.partition, config.schedule, ranks);
   config.partition = ways.partition;
   config.schedule = ways.schedule;
   config.ways_reason = std::move(ways.reason);
@@ -124,7 +124,7 @@ void choose_ways(Config& config, std::int64_t ranks) {
 
 Config resolve_without_input(Config config) {
   open_source(config);
-  choose_ways(config, config.ranks > 0 ? config.ranks : config.virtual_ranks);
+  fill_in_ways(config, config.ranks > 0 ? config.ranks : config.virtual_ranks);
   // A login node plans for GPUs that it does not have: what is asked for is taken to be there.
   choose_kernel(config, sees_only_hopper() || (config.kernel == KernelKind::fused && visible_gpus().empty()));
   routing_of(config);
@@ -186,7 +186,7 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
     ANNULUS_EXPECTS(!loopback || comm.size() == 1, "transport loopback runs in one process, and this job has {}", comm.size());
     if (loopback) { config.transport = TransportKind::loopback; }
     resolved.ranks = loopback ? config.virtual_ranks : comm.size();
-    choose_ways(config, resolved.ranks);
+    fill_in_ways(config, resolved.ranks);
     routing_of(config);
     if (comm.rank() == 0) { require_distinct_files(named_files(config, resolved.source.get())); }
   });

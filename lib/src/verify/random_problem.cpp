@@ -35,10 +35,14 @@ class Random {
 
   bool chance(std::int64_t percent) { return between(1, 100) <= percent; }
 
+  template <class List>
+  const auto& one_of(const List& list) {
+    return list[static_cast<std::size_t>(between(0, static_cast<std::int64_t>(list.size()) - 1))];
+  }
+
   template <class Enum>
   Enum any_of() {
-    const auto& values = EnumNames<Enum>::values;
-    return values[static_cast<std::size_t>(between(0, static_cast<std::int64_t>(values.size()) - 1))].first;
+    return one_of(EnumNames<Enum>::values).first;
   }
 
  private:
@@ -191,11 +195,11 @@ RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<st
   pattern.head_split = random.any_of<HeadSplit>();
   pattern.mixing = random.any_of<Mixing>();
   constexpr std::array<Ragged, 4> kRagged{Ragged::short_stride, Ragged::truncate, Ragged::dense_tail, Ragged::zero_keys};
-  pattern.ragged = kRagged[static_cast<std::size_t>(random.between(0, 3))];
+  pattern.ragged = random.one_of(kRagged);
   pattern.scale_by_branches = random.chance(25);
 
   constexpr std::array<Schedule, 4> kSchedules{Schedule::ring, Schedule::ring_full, Schedule::direct, Schedule::allgather};
-  result.schedule = kSchedules[static_cast<std::size_t>(random.between(0, 3))];
+  result.schedule = random.one_of(kSchedules);
   result.data_seed = random.next() >> 32U;
   result.partition = random.chance(50) ? PartitionKind::zigzag : PartitionKind::contiguous;
   return result;

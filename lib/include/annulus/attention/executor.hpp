@@ -85,7 +85,7 @@ class RingExecutor {
   Queue& queue_;
   Watchdog& watchdog_;
   Buffer q_;
-  Buffer resident_;  ///< K then V
+  Buffer resident_;  ///< BufferId::resident
   Buffer out_;
   Buffer lse_;
   std::vector<Buffer> slots_;  ///< by number

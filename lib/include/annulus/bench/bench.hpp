@@ -37,12 +37,13 @@ struct BenchReport {
 
 /// Sets the configuration up as bench() does, with the memory it needs, and lets go of it again: finds all that can be found without
 /// running. Collective.
+/// @param plans  where plans are found and kept
 /// @throws AgreedError as resolve() and Session
 void require_runnable(const Config& config, const Communicator& comm, PlanCache& plans);
 
 /// One row of `annulus bench`: warm-up, repetitions, and before them a check of the output. All memory is free again at return. Collective.
-/// @throws AgreedError as resolve() and Session, and with code runtime_failure if the output is wrong: a wrong result is not timed
 /// @param plans  where plans are found and kept
+/// @throws AgreedError as resolve() and Session, and with code runtime_failure if the output is wrong: a wrong result is not timed
 BenchReport bench(const Config& config, const Communicator& comm, PlanCache& plans);
 
 }  // namespace annulus

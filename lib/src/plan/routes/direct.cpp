@@ -21,12 +21,8 @@ struct Part {
 class Walk {
  public:
   Walk(const Setting& setting, std::int64_t branch, std::int64_t segment, const Progression& rows) : causal_(setting.problem.causal) {
-    const Progression tokens = segment_range(setting.problem.seq_len, setting.branch(branch), segment);
-    for (const std::int64_t rank : setting.partition.ranks_touching(tokens.first, tokens.last() + 1)) {
-      for (const ShardPiece& piece : setting.partition.shard(rank).pieces) {
-        const Progression owned = intersect(rows, piece.global);
-        if (!owned.empty()) { parts_.push_back({rank, owned}); }
-      }
+    for (const Member& member : members_of(setting, branch, segment, rows)) {
+      for (const Progression& owned : member.owned) { parts_.push_back({member.rank, owned}); }
     }
     std::sort(parts_.begin(), parts_.end(), [](const Part& a, const Part& b) { return a.rows.first < b.rows.first; });
     for (std::int64_t part = 0; part < std::ssize(parts_); ++part) { own_[parts_[static_cast<std::size_t>(part)].rank].push_back(part); }
@@ -120,8 +116,8 @@ void route_segment(Routes& routes, const Setting& setting, std::int64_t branch, 
 
 Routes direct_routes(const Setting& setting) {
   Routes routes;
-  setting.for_each_class([&](std::int64_t branch, std::int64_t head_class) {
-    for (const std::int64_t segment : cut_segments(setting, branch)) { route_segment(routes, setting, branch, head_class, segment); }
+  for_each_cut_segment(setting, [&](std::int64_t branch, std::int64_t head_class, std::int64_t segment) {
+    route_segment(routes, setting, branch, head_class, segment);
   });
   return routes;
 }

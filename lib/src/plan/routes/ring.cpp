@@ -8,30 +8,6 @@ namespace annulus::planning {
 
 namespace {
 
-/// A rank that owns rows of a segment's row set.
-struct Member {
-  std::int64_t rank = 0;
-  std::vector<Progression> owned;  ///< by piece of its shard
-  std::int64_t last_row = -1;      ///< largest owned row: the query that sees most under `causal`
-};
-
-std::vector<Member> members_of(const Setting& setting, std::int64_t branch, std::int64_t segment, const Progression& rows) {
-  std::vector<Member> members;
-  const Progression tokens = segment_range(setting.problem.seq_len, setting.branch(branch), segment);
-  for (const std::int64_t rank : setting.partition.ranks_touching(tokens.first, tokens.last() + 1)) {
-    Member member;
-    member.rank = rank;
-    for (const ShardPiece& piece : setting.partition.shard(rank).pieces) {
-      const Progression owned = intersect(rows, piece.global);
-      if (owned.empty()) { continue; }
-      member.owned.push_back(owned);
-      member.last_row = std::max(member.last_row, owned.last());
-    }
-    if (!member.owned.empty()) { members.push_back(std::move(member)); }
-  }
-  return members;
-}
-
 /// Passes the blocks of one segment and head class.
 void pass_segment(Routes& routes, const Setting& setting, std::int64_t branch, std::int64_t head_class, std::int64_t segment) {
   const std::vector<Member> members = members_of(setting, branch, segment, setting.rows_of(branch, head_class, segment));
@@ -76,8 +52,8 @@ void pass_segment(Routes& routes, const Setting& setting, std::int64_t branch, s
 
 Routes ring_routes(const Setting& setting) {
   Routes routes;
-  setting.for_each_class([&](std::int64_t branch, std::int64_t head_class) {
-    for (const std::int64_t segment : cut_segments(setting, branch)) { pass_segment(routes, setting, branch, head_class, segment); }
+  for_each_cut_segment(setting, [&](std::int64_t branch, std::int64_t head_class, std::int64_t segment) {
+    pass_segment(routes, setting, branch, head_class, segment);
   });
   return routes;
 }
