@@ -2,6 +2,7 @@
 #include <annulus/core/build_info.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/core/text.hpp>
+#include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/io/examine_input.hpp>
 #include <annulus/io/file_identity.hpp>
 #include <annulus/io/result_file.hpp>
@@ -230,6 +231,7 @@ int run_main(int argc, char** argv) {
   if (chosen != nullptr && chosen->print_config) { return print_and_pass(to_toml(invocation.config, invocation.command)); }
 
   tidy_up_on_signals();
+  prepare_gpu_connections();
   if (invocation.config.share_gpu) { prepare_gpu_sharing(); }
   std::optional<MpiEnvironment> mpi;
   if (!serial && under_launcher()) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Of tests that scripts/launch starts on several ranks. All ranks leave with the same code, so that a failure on any of them is one.
+#include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
 #include "mpi_world.hpp"
@@ -22,6 +23,7 @@ constexpr double kTimeoutSeconds = 120.0;
 const annulus::Communicator& annulus::test::world() { return *communicator; }
 
 int main(int argc, char** argv) {
+  annulus::prepare_gpu_connections();
   annulus::prepare_gpu_sharing();
   int provided = MPI_THREAD_SINGLE;
   if (MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided) != MPI_SUCCESS || provided != MPI_THREAD_MULTIPLE) {

@@ -3,6 +3,7 @@
 // Faults: none, throw, kill, stop, lose (a message that is never sent), stop-unseen (a stop that the others compute through, their
 // transfers open), slow (all ranks compute for several timeouts, their transfers open).
 #include <annulus/core/error.hpp>
+#include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/session/result_sink.hpp>
 #include <annulus/session/session.hpp>
 #include <annulus/transport/gpu_transports.hpp>
@@ -33,8 +34,10 @@ class FaultyTransport final : public Transport {
   TransportKind kind() const override { return inner_->kind(); }
   std::int64_t rank() const override { return inner_->rank(); }
   std::int64_t ranks() const override { return inner_->ranks(); }
+  bool takes_multiprocessors() const override { return inner_->takes_multiprocessors(); }
   void prepare(std::span<const StepMessages> steps) override { inner_->prepare(steps); }
-  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) override {
+  void ready(std::int64_t step, Queue& queue) override { inner_->ready(step, queue); }
+  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives) override {
     if (step == fault_.step && (fault_.kind == "slow" || (fault_.kind == "stop-unseen" && rank() != fault_.rank))) {
       const Watchdog::Wait open = watchdog_.exposed();
       std::this_thread::sleep_for(fault_.kind == "slow" ? std::chrono::seconds(4) : std::chrono::seconds(60));
@@ -47,7 +50,7 @@ class FaultyTransport final : public Transport {
       if (fault_.kind == "stop" || fault_.kind == "stop-unseen") { std::raise(SIGSTOP); }
       if (fault_.kind == "lose") { sends = {}; }
     }
-    inner_->post(step, sends, receives, queue);
+    inner_->post(step, sends, receives);
   }
   void wait(std::int64_t step, Queue& queue) override { inner_->wait(step, queue); }
   StepTraffic traffic(std::int64_t step) override { return inner_->traffic(step); }
@@ -66,6 +69,7 @@ int main(int argc, char** argv) {
     remove_unfinished_results();
     ::_exit(128 + SIGTERM);
   });
+  prepare_gpu_connections();
   prepare_gpu_sharing();
   MpiEnvironment mpi(&argc, &argv);
   const Communicator comm = Communicator::world(std::atof(argv[4]));

@@ -32,10 +32,11 @@ class MappableSends final : public Transport {
   std::int64_t rank() const override { return inner_->rank(); }
   std::int64_t ranks() const override { return inner_->ranks(); }
   void prepare(std::span<const StepMessages> steps) override { inner_->prepare(steps); }
-  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) override {
+  void ready(std::int64_t step, Queue& queue) override { inner_->ready(step, queue); }
+  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives) override {
     for (const Outgoing& message : sends) { note(message.data); }
     for (const Incoming& message : receives) { note(message.data); }
-    inner_->post(step, sends, receives, queue);
+    inner_->post(step, sends, receives);
   }
   void wait(std::int64_t step, Queue& queue) override { inner_->wait(step, queue); }
   StepTraffic traffic(std::int64_t step) override { return inner_->traffic(step); }

@@ -6,6 +6,7 @@
 #include <annulus_test.hpp>
 
 #include "backend/cuda_queue.hpp"
+#include "gpu/cuda_clock.hpp"
 #include "gpu/cuda_handles.hpp"
 
 #include <cuda_runtime.h>
@@ -14,9 +15,11 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -146,6 +149,37 @@ TEST_CASE("a question that is not answered yet leaves no error behind") {
   ANNULUS_CUDA(cudaStreamSynchronize(stream.get()));
   CHECK(is_reached(event.get()));
   CHECK(is_idle(stream.get()));
+}
+
+TEST_CASE("a clock reads times in their order, and its stream waits for no event with timing") {
+  if (!has_gpu()) { return; }
+  ANNULUS_CUDA(cudaSetDevice(0));
+  Gate gate;
+  const CudaStream stream;
+  CudaClock clock;
+  CudaMoment before;
+  CudaMoment after;
+  clock.read(before, stream.get());
+  gate.enqueue(stream.get());
+  clock.read(after, stream.get());
+  ANNULUS_CUDA(cudaEventSynchronize(before.passed()));
+  CHECK_FALSE(is_reached(after.passed()));
+  CHECK_FALSE(is_idle(clock.behind(stream.get())));
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  gate.open();
+  CHECK(after.ms_since(before) >= 19.0);
+  CHECK(before.ms_since(before) == 0.0);
+  ANNULUS_CUDA(cudaStreamSynchronize(clock.behind(stream.get())));
+  CHECK(is_idle(stream.get()));
+}
+
+TEST_CASE("the number of connections to a GPU is the user's where he has set it") {
+  REQUIRE(setenv("CUDA_DEVICE_MAX_CONNECTIONS", "5", 1) == 0);
+  prepare_gpu_connections();
+  CHECK(std::string_view(std::getenv("CUDA_DEVICE_MAX_CONNECTIONS")) == "5");
+  REQUIRE(unsetenv("CUDA_DEVICE_MAX_CONNECTIONS") == 0);
+  prepare_gpu_connections();
+  CHECK(std::string_view(std::getenv("CUDA_DEVICE_MAX_CONNECTIONS")) == "32");
 }
 
 TEST_CASE("a handle that was moved from is empty") {

@@ -48,7 +48,10 @@ bool fewer_gpus_than_ranks(const Communicator& comm) {
   return comm.max(missing) == 1;
 }
 
-/// A rank's GPU with send buffers and slots for both parities, as the executor has them.
+/// Steps whose messages have buffers of their own: enough to post two steps ahead.
+constexpr std::int64_t kBuffers = 3;
+
+/// A rank's GPU with send buffers and slots, as the executor has them.
 class Gpu {
  public:
   explicit Gpu(const Communicator& comm) : comm_(comm), share_(fewer_gpus_than_ranks(comm)), device_(assign_gpu(comm, share_)) {
@@ -69,30 +72,30 @@ class Gpu {
     queue->synchronize();
     return count;
   }
-  /// Buffers for the largest step of each parity.
+  /// Buffers for the largest of the steps that share them.
   void allocate(const std::vector<TestStep>& steps) {
-    for (std::size_t parity = 0; parity < 2; ++parity) {
+    for (std::size_t number = 0; number < kBuffers; ++number) {
       std::int64_t most_sent = 0;
       std::int64_t most_received = 0;
-      for (std::size_t step = parity; step < steps.size(); step += 2) {
+      for (std::size_t step = number; step < steps.size(); step += kBuffers) {
         for (const TestMessage& message : steps[step]) {
           if (message.source == comm_.rank()) { most_sent = std::max(most_sent, message.send_offset + message.bytes); }
           if (message.target == comm_.rank()) { most_received = std::max(most_received, message.receive_offset + message.bytes); }
         }
       }
-      sends[parity] = backend->allocate(most_sent, MemoryUse::slot);
-      slots[parity] = backend->allocate(most_received, MemoryUse::slot);
+      sends[number] = backend->allocate(most_sent, MemoryUse::slot);
+      slots[number] = backend->allocate(most_received, MemoryUse::slot);
     }
   }
   StepMessages messages(std::int64_t step, const TestStep& all) const {
-    const auto parity = static_cast<std::size_t>(step % 2);
+    const auto number = static_cast<std::size_t>(step % kBuffers);
     StepMessages own;
     for (const TestMessage& message : all) {
       if (message.source == comm_.rank()) {
-        own.sends.push_back({message.target, sends[parity].get() + message.send_offset, message.bytes});
+        own.sends.push_back({message.target, sends[number].get() + message.send_offset, message.bytes});
       }
       if (message.target == comm_.rank()) {
-        own.receives.push_back({message.source, slots[parity].get() + message.receive_offset, message.bytes});
+        own.receives.push_back({message.source, slots[number].get() + message.receive_offset, message.bytes});
       }
     }
     return own;
@@ -100,8 +103,8 @@ class Gpu {
 
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Queue> queue;
-  std::array<Buffer, 2> sends;
-  std::array<Buffer, 2> slots;
+  std::array<Buffer, kBuffers> sends;
+  std::array<Buffer, kBuffers> slots;
 
  private:
   const Communicator& comm_;
@@ -150,33 +153,36 @@ std::vector<TestStep> random_steps(std::uint64_t seed, std::int64_t ranks, std::
   return all;
 }
 
-/// Runs the steps as the executor does, everything enqueued at once, with work of random length around the messages.
+/// Runs the steps as the executor does, everything enqueued at once, with work of random length around the messages, which are posted one
+/// or two steps ahead.
 void run_steps(Gpu& gpu, Transport& transport, const std::vector<TestStep>& steps, std::int64_t run, std::mt19937_64& random) {
+  const std::int64_t ahead = 1 + run % 2;
   const auto last = std::ssize(steps) - 1;
   const auto post = [&](std::int64_t step) {
     if (step > last) { return; }
     const TestStep& all = steps[static_cast<std::size_t>(step)];
     for (const TestMessage& message : all) {
       if (message.source != transport.rank() || message.bytes == 0) { continue; }
-      test::fill_pattern(gpu.stream(), gpu.sends[static_cast<std::size_t>(step % 2)].get() + message.send_offset, message.bytes,
+      test::fill_pattern(gpu.stream(), gpu.sends[static_cast<std::size_t>(step % kBuffers)].get() + message.send_offset, message.bytes,
                          pattern_of(run, step, message));
     }
     const StepMessages own = gpu.messages(step, all);
-    transport.post(step, own.sends, own.receives, *gpu.queue);
+    transport.ready(step, *gpu.queue);
+    transport.post(step, own.sends, own.receives);
   };
   const auto work = [&](std::int64_t step) {
     if (random() % 3 == 0) { test::keep_busy(gpu.stream(), static_cast<std::int64_t>(random() % 300)); }
     for (const TestMessage& message : steps[static_cast<std::size_t>(step)]) {
       if (message.target != transport.rank() || message.bytes == 0) { continue; }
-      test::count_wrong_bytes(gpu.stream(), gpu.slots[static_cast<std::size_t>(step % 2)].get() + message.receive_offset, message.bytes,
-                              pattern_of(run, step, message), gpu.wrong());
+      test::count_wrong_bytes(gpu.stream(), gpu.slots[static_cast<std::size_t>(step % kBuffers)].get() + message.receive_offset,
+                              message.bytes, pattern_of(run, step, message), gpu.wrong());
     }
   };
-  post(1);
+  for (std::int64_t step = 1; step <= ahead; ++step) { post(step); }
   work(0);
   for (std::int64_t step = 1; step <= last; ++step) {
     transport.wait(step, *gpu.queue);
-    post(step + 1);
+    post(step + ahead);
     work(step);
   }
 }
@@ -274,7 +280,8 @@ TEST_CASE("blocks that pass from slot to slot around the ring stay what they wer
   const auto post = [&](std::int64_t step) {
     if (step >= comm.size()) { return; }
     const StepMessages& own = steps[static_cast<std::size_t>(step)];
-    transport->post(step, own.sends, own.receives, *gpu.queue);
+    transport->ready(step, *gpu.queue);
+    transport->post(step, own.sends, own.receives);
   };
 
   for (std::uint64_t run = 0; run < 20; ++run) {
@@ -340,7 +347,8 @@ TEST_CASE("the copies of the next step start before the work of this step ends")
   const auto post = [&](std::int64_t step) {
     if (step > kSteps) { return; }
     const StepMessages own = gpu.messages(step, steps[static_cast<std::size_t>(step)]);
-    transport->post(step, own.sends, own.receives, *gpu.queue);
+    transport->ready(step, *gpu.queue);
+    transport->post(step, own.sends, own.receives);
   };
   const auto work = [&] {
     test::keep_busy(gpu.stream(), kWorkMicroseconds);

@@ -31,7 +31,8 @@ TEST_CASE("a message of more than 2 GiB between two ranks arrives intact") {
     receives.push_back({0, reinterpret_cast<std::byte*>(data.data()), words * 8});
   }
 
-  transport->post(1, sends, receives, *queue);
+  transport->ready(1, *queue);
+  transport->post(1, sends, receives);
   transport->wait(1, *queue);
 
   CHECK(transport->traffic(1).bytes_received == (comm.rank() == 1 ? words * 8 : 0));

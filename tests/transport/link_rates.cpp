@@ -282,7 +282,8 @@ class Ring {
     const StepMessages own = messages(bytes);
     std::vector<Stretch> stretches;
     for (std::int64_t step = 1; step <= steps_; ++step) {
-      transport.post(step, own.sends, own.receives, *gpu_.queue);
+      transport.ready(step, *gpu_.queue);
+      transport.post(step, own.sends, own.receives);
       stretches.push_back(enqueue_attention(attention, calls));
       transport.wait(step, *gpu_.queue);
     }
@@ -352,7 +353,8 @@ class Ring {
   std::uint64_t pattern_of(std::int64_t rank) const { return data_ * 100000 + static_cast<std::uint64_t>(rank); }
 
   void enqueue_step(Transport& transport, std::int64_t step, const StepMessages& own) {
-    transport.post(step, own.sends, own.receives, *gpu_.queue);
+    transport.ready(step, *gpu_.queue);
+    transport.post(step, own.sends, own.receives);
     transport.wait(step, *gpu_.queue);
   }
   Stretch enqueue_attention(Attention& attention, std::int64_t calls) {
@@ -506,6 +508,7 @@ int measure(const Communicator& comm, const Options& options) {
 
 int run(int argc, char** argv) {
   constexpr int kSkipped = 77;
+  prepare_gpu_connections();
   if (std::any_of(argv, argv + argc, [](const char* argument) { return std::string_view(argument) == "--share-gpu"; })) {
     prepare_gpu_sharing();
   }

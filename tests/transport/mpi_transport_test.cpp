@@ -34,41 +34,57 @@ struct HostSetup {
 
 }  // namespace
 
-TEST_CASE("every byte of random message patterns arrives, and only completed receives are counted") {
+TEST_CASE("every byte of random message patterns arrives, posted up to three steps ahead, and only completed receives are counted") {
   const Communicator& comm = test::world();
   HostSetup host;
   const auto transport = make_transport(comm.size() == 1 ? TransportKind::self : TransportKind::mpi, comm, *host.backend, false);
-  std::mt19937_64 random(11);  // the same on all ranks: all know who sends what
-  for (std::int64_t step = 1; step <= 60; ++step) {
+  struct OfStep {
     std::vector<std::vector<std::byte>> sent;
     std::vector<std::vector<std::byte>> received;
     std::vector<Outgoing> sends;
     std::vector<Incoming> receives;
     std::int64_t expected = 0;
+  };
+  constexpr std::int64_t kSteps = 60;
+  const std::int64_t ahead = GENERATE(1, 2, 3);
+  std::mt19937_64 random(11);  // the same on all ranks: all know who sends what
+  std::vector<OfStep> steps(1);
+  for (std::int64_t step = 1; step <= kSteps; ++step) {
+    OfStep& own = steps.emplace_back();
     for (std::int64_t source = 0; source < comm.size(); ++source) {
       for (std::int64_t target = 0; target < comm.size(); ++target) {
         const bool exists = random() % 2 == 0 && source != target;
         const auto bytes = static_cast<std::int64_t>(random() % (step % 10 == 0 ? 3000000 : 5000)) + 1;
         if (!exists) { continue; }
         if (source == comm.rank()) {
-          sent.push_back(message(source, target, step, bytes));
-          sends.push_back({target, sent.back().data(), bytes});
+          own.sent.push_back(message(source, target, step, bytes));
+          own.sends.push_back({target, own.sent.back().data(), bytes});
         }
         if (target == comm.rank()) {
-          received.emplace_back(static_cast<std::size_t>(bytes));
-          receives.push_back({source, received.back().data(), bytes});
-          expected += bytes;
+          own.received.emplace_back(static_cast<std::size_t>(bytes));
+          own.receives.push_back({source, own.received.back().data(), bytes});
+          own.expected += bytes;
         }
       }
     }
+  }
+  const auto post = [&](std::int64_t step) {
+    if (step > kSteps) { return; }
+    const OfStep& own = steps[static_cast<std::size_t>(step)];
+    transport->ready(step, *host.queue);
+    transport->post(step, own.sends, own.receives);
+  };
+  for (std::int64_t step = 1; step <= ahead; ++step) { post(step); }
 
-    transport->post(step, sends, receives, *host.queue);
+  for (std::int64_t step = 1; step <= kSteps; ++step) {
     transport->wait(step, *host.queue);
+    post(step + ahead);
 
-    CHECK(transport->traffic(step).bytes_received == expected);
-    for (std::size_t i = 0; i < receives.size(); ++i) {
-      const auto good = message(receives[i].peer, comm.rank(), step, receives[i].bytes);
-      CHECK(std::memcmp(good.data(), receives[i].data, good.size()) == 0);
+    const OfStep& own = steps[static_cast<std::size_t>(step)];
+    CHECK(transport->traffic(step).bytes_received == own.expected);
+    for (const Incoming& incoming : own.receives) {
+      const auto good = message(incoming.peer, comm.rank(), step, incoming.bytes);
+      CHECK(std::memcmp(good.data(), incoming.data, good.size()) == 0);
     }
   }
 }

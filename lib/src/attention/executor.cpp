@@ -114,12 +114,19 @@ void RingExecutor::warm_up() {
   queue_.synchronize();
 }
 
-void RingExecutor::begin() {
+void RingExecutor::begin(bool alone) {
   const ProfilerRange range(backend_, "annulus: begin");
+  alone_ = alone && !backend_.host_memory();  // where posting takes the queue's time
   events_.assign(plan_.steps.size(), {});
   begin_event_ = backend_.record(queue_);
   first_post_event_ = begin_event_;
+  last_mark_ = nullptr;
   kernel_->begin(queue_);
+}
+
+std::shared_ptr<Event> RingExecutor::mark() {
+  if (!alone_ || last_mark_ == nullptr) { last_mark_ = backend_.record(queue_); }
+  return last_mark_;
 }
 
 void RingExecutor::execute(const Op& op) {
@@ -141,32 +148,47 @@ void RingExecutor::execute(const Op& op) {
 void RingExecutor::pack(std::int64_t step) {
   const ProfilerRange range(backend_, fmt::format("annulus: pack for step {}", step));
   const LoweredTransfers& what = transfers_[static_cast<std::size_t>(step)];
-  if (!what.pack.empty()) { backend_.pack(queue_, what.pack); }
+  if (what.pack.empty()) { return; }
+  backend_.pack(queue_, what.pack);
+  last_mark_ = nullptr;
 }
 
 void RingExecutor::post(std::int64_t step) {
   const ProfilerRange range(backend_, fmt::format("annulus: post step {}", step));
-  const LoweredTransfers& what = transfers_[static_cast<std::size_t>(step)];
-  if (step == 1) { first_post_event_ = backend_.record(queue_); }
-  transport_.post(step, what.outgoing, what.incoming, queue_);
+  if (step == 1) { first_post_event_ = mark(); }
+  transport_.ready(step, queue_);
+  to_post_.push_back(step);
+  // A device is given the work beside the messages first, so that it need not wait for the host.
+  if (backend_.host_memory() || transport_.takes_multiprocessors()) { post_ready(); }
+}
+
+void RingExecutor::post_ready() {
+  for (const std::int64_t step : to_post_) {
+    const LoweredTransfers& what = transfers_[static_cast<std::size_t>(step)];
+    transport_.post(step, what.outgoing, what.incoming);
+  }
+  to_post_.clear();
 }
 
 void RingExecutor::wait(std::int64_t step) {
   watchdog_.set_step(step);
   const ProfilerRange range(backend_, fmt::format("annulus: wait for step {}", step));
   StepEvents& events = events_[static_cast<std::size_t>(step)];
-  events.wait_begin = backend_.record(queue_);
+  events.wait_begin = mark();
   transport_.wait(step, queue_);
-  events.wait_end = backend_.record(queue_);
+  last_mark_ = nullptr;
+  events.wait_end = mark();
 }
 
 void RingExecutor::attend(std::int64_t step) {
   const ProfilerRange range(backend_, fmt::format("annulus: work of step {}", step));
   StepEvents& events = events_[static_cast<std::size_t>(step)];
   watchdog_.set_step(step);
-  events.work_begin = backend_.record(queue_);
+  events.work_begin = mark();
   kernel_->attend(queue_, step);
-  events.work_end = backend_.record(queue_);
+  last_mark_ = nullptr;
+  events.work_end = mark();
+  post_ready();
   watchdog_.progress();
 }
 
@@ -246,7 +268,7 @@ void RingExecutor::read_lse(std::int64_t batch, std::int64_t first, std::int64_t
 
 void run_lockstep(std::span<const std::unique_ptr<RingExecutor>> executors, bool pass_blocks) {
   const auto runs = [&](const Op& op) { return pass_blocks || op.kind == OpKind::attend || op.kind == OpKind::finish; };
-  for (const auto& executor : executors) { executor->begin(); }
+  for (const auto& executor : executors) { executor->begin(executors.size() == 1); }
   std::vector<std::size_t> next(executors.size(), 0);
   constexpr std::int64_t kEnd = std::numeric_limits<std::int64_t>::max();
   const auto left = [&](std::size_t rank) { return next[rank] < executors[rank]->plan().ops.size(); };

@@ -143,6 +143,8 @@ std::byte* address_of(const TensorAddresses& addresses, BufferId buffer) {
       return addresses.slots[1];
     case BufferId::slot_2:
       return addresses.slots[2];
+    case BufferId::slot_3:
+      return addresses.slots[3];
     case BufferId::send_0:
       return addresses.sends[0];
     case BufferId::send_1:

@@ -8,6 +8,7 @@
 #include <annulus/kernels/cuda.hpp>
 
 #include "cuda_queue.hpp"
+#include "gpu/cuda_clock.hpp"
 #include "gpu/cuda_handles.hpp"
 
 #include <cublas_v2.h>
@@ -50,49 +51,45 @@ void log_failure(cudaError_t status, const char* call) noexcept {
   }
 }
 
-/// Events are made once and handed out again.
-class EventPool {
+/// Moments are made once and handed out again.
+class MomentPool {
  public:
-  EventPool() = default;
-  CudaEvent take() {
-    if (free_.empty()) { return CudaEvent(); }
-    CudaEvent event = std::move(free_.back());
+  MomentPool() = default;
+  CudaMoment take() {
+    if (free_.empty()) { return {}; }
+    CudaMoment moment = std::move(free_.back());
     free_.pop_back();
-    return event;
+    return moment;
   }
-  void give_back(CudaEvent event) noexcept {
+  void give_back(CudaMoment moment) noexcept {
     try {
-      free_.push_back(std::move(event));
+      free_.push_back(std::move(moment));
     } catch (...) {  // then it is destroyed instead
     }
   }
 
  private:
-  std::vector<CudaEvent> free_;
+  std::vector<CudaMoment> free_;
 };
 
-/// An event of a queue, returned to its pool in the end.
+/// A moment of a queue, returned to its pool in the end.
 class RecordedEvent final : public Event {
  public:
-  RecordedEvent(std::shared_ptr<EventPool> pool, cudaStream_t stream) : pool_(std::move(pool)), event_(pool_->take()) {
-    ANNULUS_CUDA(cudaEventRecord(event_.get(), stream));
+  RecordedEvent(std::shared_ptr<MomentPool> pool, CudaClock& clock, cudaStream_t stream) : pool_(std::move(pool)), moment_(pool_->take()) {
+    clock.read(moment_, stream);
   }
   RecordedEvent(const RecordedEvent&) = delete;
   RecordedEvent& operator=(const RecordedEvent&) = delete;
-  ~RecordedEvent() override { pool_->give_back(std::move(event_)); }
+  ~RecordedEvent() override { pool_->give_back(std::move(moment_)); }
 
-  bool reached() override { return is_reached(event_.get()); }
-  void synchronize() override { ANNULUS_CUDA(cudaEventSynchronize(event_.get())); }
-  double ms_since(const Event& earlier) const override {
-    float elapsed_ms = 0.0F;
-    ANNULUS_CUDA(cudaEventElapsedTime(&elapsed_ms, dynamic_cast<const RecordedEvent&>(earlier).get(), event_.get()));
-    return static_cast<double>(elapsed_ms);
-  }
-  cudaEvent_t get() const { return event_.get(); }
+  bool reached() override { return is_reached(get()); }
+  void synchronize() override { ANNULUS_CUDA(cudaEventSynchronize(get())); }
+  double ms_since(const Event& earlier) const override { return moment_.ms_since(dynamic_cast<const RecordedEvent&>(earlier).moment_); }
+  cudaEvent_t get() const { return moment_.passed(); }
 
  private:
-  std::shared_ptr<EventPool> pool_;
-  CudaEvent event_;
+  std::shared_ptr<MomentPool> pool_;
+  CudaMoment moment_;
 };
 
 /// The streams of all queues, and the one on which the pool gives and takes memory. They wait for each other where memory changes hands.
@@ -143,10 +140,12 @@ class CudaQueue final : public Queue {
   }
   void synchronize() override { ANNULUS_CUDA(cudaStreamSynchronize(stream_.get())); }
   cudaStream_t get() const { return stream_.get(); }
+  CudaClock& clock() { return clock_; }
 
  private:
   std::shared_ptr<StreamSet> streams_;
   CudaStream stream_;
+  CudaClock clock_;
 };
 
 /// A pool that keeps what is freed, so that a loop allocates from the driver once.
@@ -193,7 +192,7 @@ class CudaBackend final : public Backend {
                     info_.name, info_.compute_major, info_.compute_minor);
     pool_ = std::make_unique<MemoryPool>(device_);
     streams_ = std::make_shared<StreamSet>();
-    events_ = std::make_shared<EventPool>();
+    moments_ = std::make_shared<MomentPool>();
     translated([&] { attention_ = std::make_unique<device_kernels::CublasAttention>(); });
   }
   CudaBackend(const CudaBackend&) = delete;
@@ -352,7 +351,8 @@ class CudaBackend final : public Backend {
 
   std::unique_ptr<Event> record(Queue& queue) override {
     const DeviceGuard guard(device_);
-    return std::make_unique<RecordedEvent>(events_, stream_of(queue));
+    const cudaStream_t stream = stream_of(queue);
+    return std::make_unique<RecordedEvent>(moments_, dynamic_cast<CudaQueue&>(queue).clock(), stream);
   }
   void wait(Queue& queue, const Event& event) override {
     const DeviceGuard guard(device_);
@@ -438,7 +438,7 @@ class CudaBackend final : public Backend {
   std::int64_t driver_bytes_ = 0;  ///< in use and not from the pool
   std::unique_ptr<MemoryPool> pool_;
   std::shared_ptr<StreamSet> streams_;
-  std::shared_ptr<EventPool> events_;
+  std::shared_ptr<MomentPool> moments_;
   std::unique_ptr<device_kernels::CublasAttention> attention_;
   std::vector<kernels::AttendTask> alike_;  ///< a mixed list by masks
   Buffer workspace_;

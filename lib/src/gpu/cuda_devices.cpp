@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdlib>
 
 namespace annulus {
 namespace {
@@ -105,6 +106,11 @@ int device_with_uuid(const std::string& uuid) {
     if (gpu_uuid(device) == uuid) { return device; }
   }
   return -1;
+}
+
+void prepare_gpu_connections() {
+  constexpr const char* kVariable = "CUDA_DEVICE_MAX_CONNECTIONS";
+  if (setenv(kVariable, "32", 0) != 0) { throw RuntimeFailure(fmt::format("cannot set {} in the environment", kVariable)); }
 }
 
 std::vector<GpuInfo> visible_gpus(GpuQuery query) {

@@ -3,6 +3,8 @@
 
 namespace annulus {
 
+void prepare_gpu_connections() {}
+
 std::vector<GpuInfo> visible_gpus(GpuQuery /*query*/) { return {}; }
 
 bool sees_only_hopper() { return false; }

@@ -28,11 +28,12 @@ void append(Message& message, std::int64_t block, const Setting& setting, const 
   require_message(message.bytes, message.offset_bytes, setting.rank, message.peer);
 }
 
-/// Gives steps the slots in which they receive. What comes for step t is posted before the work of step t - 1, so a slot serves again two
-/// steps after its blocks were last met.
+/// Gives steps the slots in which they receive. What comes for step t is posted before the work of step t - ahead, so a slot serves again
+/// ahead + 1 steps after its blocks were last met.
 class SlotChooser {
  public:
-  explicit SlotChooser(const Routes& routes) {
+  SlotChooser(const Routes& routes, std::int64_t ahead) : ahead_(ahead) {
+    in_use_until_.fill(-ahead);
     std::vector<std::int64_t> last_use(routes.blocks.size(), 0);
     for (const Use& use : routes.uses) {
       if (use.block < 0) { continue; }
@@ -49,18 +50,18 @@ class SlotChooser {
   std::size_t slot_of(std::int64_t step) {
     if (step == step_) { return slot_; }
     step_ = step;
-    slot_ = static_cast<std::size_t>(step % 2);
-    for (const std::size_t other : {std::size_t{1} - slot_, std::size_t{2}}) {
-      if (in_use_until_[slot_] + 2 > step) { slot_ = other; }
-    }
-    ANNULUS_ASSERT(in_use_until_[slot_] + 2 <= step, "no slot is free in step {}", step);
+    // In turn, while each serves one step.
+    slot_ = static_cast<std::size_t>(step % (ahead_ + 1));
+    for (std::size_t other = 0; other < kSlots.size() && in_use_until_[slot_] + ahead_ + 1 > step; ++other) { slot_ = other; }
+    ANNULUS_ASSERT(in_use_until_[slot_] + ahead_ + 1 <= step, "no slot is free in step {}", step);
     in_use_until_[slot_] = last_use_of_step_.at(step);
     return slot_;
   }
 
  private:
   std::map<std::int64_t, std::int64_t> last_use_of_step_;
-  std::array<std::int64_t, kSlots.size()> in_use_until_{-1, -1, -1};
+  std::array<std::int64_t, kSlots.size()> in_use_until_{};
+  std::int64_t ahead_;
   std::int64_t step_ = -1;
   std::size_t slot_ = 0;
 };
@@ -144,7 +145,7 @@ Layout lay_out(const Setting& setting, const Routes& routes) {
   Layout layout;
   layout.steps.resize(static_cast<std::size_t>(routes.uses.empty() ? 0 : routes.uses.back().step) + 1);
   layout.places.resize(routes.blocks.size());
-  SlotChooser slots(routes);
+  SlotChooser slots(routes, steps_ahead(setting.routing.schedule));
   for_each_message(
       routes.receives,
       [&](std::int64_t number) {

@@ -4,6 +4,7 @@
 
 #include "work.hpp"
 
+#include <algorithm>
 #include <limits>
 #include <utility>
 
@@ -11,23 +12,19 @@ namespace annulus {
 
 namespace {
 
-/// The order of a ring: messages of step t start before the work of step t-1, and have come before the work of step t.
-std::vector<Op> ops_of(std::int64_t steps) {
+/// Messages of step t start before the work of step t - ahead, and have come before the work of step t. Turns depend on the step alone:
+/// the other ranks may have more of them.
+std::vector<Op> ops_of(std::int64_t steps, std::int64_t ahead) {
   std::vector<Op> ops;
-  std::int64_t turn = 0;
-  const auto add = [&](OpKind kind, std::int64_t step) {
-    ops.push_back({kind, step, turn});
-    if (kind != OpKind::pack) { ++turn; }  // packs go with the post of their step
-  };
+  std::int64_t posted = 0;
   for (std::int64_t step = 0; step < steps; ++step) {
-    if (step > 0) { add(OpKind::wait, step); }
-    if (step + 1 < steps) {
-      add(OpKind::pack, step + 1);
-      add(OpKind::post, step + 1);
-    } else {
-      ++turn;  // the other ranks may have more steps
+    if (step > 0) { ops.push_back({OpKind::wait, step, 3 * step - 1}); }
+    while (posted < std::min(step + ahead, steps - 1)) {
+      ++posted;
+      ops.push_back({OpKind::pack, posted, 3 * step});
+      ops.push_back({OpKind::post, posted, 3 * step});
     }
-    add(OpKind::attend, step);
+    ops.push_back({OpKind::attend, step, 3 * step + 1});
   }
   // After the work of all ranks, however many steps they have.
   ops.push_back({OpKind::finish, 0, std::numeric_limits<std::int64_t>::max()});
@@ -54,6 +51,8 @@ std::int64_t buffer_bytes(const RingPlan& plan, BufferId buffer) {
       return plan.slot_bytes[1];
     case BufferId::slot_2:
       return plan.slot_bytes[2];
+    case BufferId::slot_3:
+      return plan.slot_bytes[3];
     case BufferId::send_0:
       return plan.send_bytes[0];
     case BufferId::send_1:
@@ -62,6 +61,19 @@ std::int64_t buffer_bytes(const RingPlan& plan, BufferId buffer) {
       break;
   }
   return resident_bytes(plan.problem, plan.local_rows);
+}
+
+std::int64_t steps_ahead(Schedule schedule) {
+  switch (schedule) {
+    case Schedule::automatic:
+    case Schedule::ring:
+    case Schedule::ring_full:
+    case Schedule::allgather:
+      break;
+    case Schedule::direct:
+      return 2;
+  }
+  return 1;
 }
 
 bool keeps_key_order(PartitionKind partition, Schedule schedule, bool causal) {
@@ -98,7 +110,7 @@ RingPlan make_plan(const Problem& problem, const Pattern& pattern, const Partiti
   plan.routing = routing;
   plan.local_rows = setting.shard.rows();
   plan.blocks = std::move(routes.blocks);
-  plan.ops = ops_of(std::ssize(layout.steps));
+  plan.ops = ops_of(std::ssize(layout.steps), steps_ahead(routing.schedule));
   plan.steps = std::move(layout.steps);
   plan.partials = planning::partials_of(setting);
   plan.shard = std::move(setting.shard);

@@ -220,10 +220,15 @@ void DeviceMpiTransport::rethrow_failure() {
   if (failure_) { std::rethrow_exception(failure_); }
 }
 
-void DeviceMpiTransport::post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) {
+void DeviceMpiTransport::ready(std::int64_t step, Queue& queue) {
+  const DeviceGuard guard(device_);
+  ledger_.ready(step, stream_of(queue));
+}
+
+void DeviceMpiTransport::post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives) {
   rethrow_failure();
   const DeviceGuard guard(device_);
-  StepLedger::Entry& entry = ledger_.open(step, sends, receives, stream_of(queue));
+  StepLedger::Entry& entry = ledger_.open(step, sends, receives);
   if (entry.number == 0) { return; }
   const std::scoped_lock lock(mutex_);
   jobs_.push_back({&entry, {sends.begin(), sends.end()}, {receives.begin(), receives.end()}});
@@ -283,7 +288,9 @@ void DeviceMpiTransport::finish_step(const Job& job) {
 
 void DeviceMpiTransport::move_staged(const Job& job) {
   const std::size_t buffers = (job.sends.size() + job.receives.size()) * kBuffersPerMessage;
-  while (staging_.size() < buffers) { staging_.emplace_back(PinnedBuffer(static_cast<std::size_t>(kStagedChunkBytes)), CudaEvent()); }
+  while (staging_.size() < buffers) {
+    staging_.emplace_back(PinnedBuffer(static_cast<std::size_t>(kStagedChunkBytes)), CudaEvent(cudaEventDisableTiming));
+  }
   std::size_t next = 0;
   const auto take_buffers = [&] {
     std::array<Chunk, kBuffersPerMessage> taken;
@@ -299,7 +306,7 @@ void DeviceMpiTransport::move_staged(const Job& job) {
   for (const Incoming& message : job.receives) { landings.emplace_back(message, job.entry->step, take_buffers()); }
 
   for (const CudaStream* stream : {&out_, &in_}) {
-    ANNULUS_CUDA(cudaStreamWaitEvent(stream->get(), job.entry->posted.get(), cudaEventWaitDefault));
+    ANNULUS_CUDA(cudaStreamWaitEvent(stream->get(), job.entry->ready.passed(), cudaEventWaitDefault));
     ledger_.begin(*job.entry, stream->get());
   }
   const auto for_all = [&](auto&& holds) {
@@ -331,7 +338,7 @@ void DeviceMpiTransport::move_staged(const Job& job) {
 void DeviceMpiTransport::move_direct(const Job& job) {
   // MPI knows nothing of streams: the data must be there before it is asked to send, and the slot free before it may write.
   Patience patience;
-  while (!is_reached(job.entry->posted.get())) {
+  while (!is_reached(job.entry->ready.passed())) {
     if (stop_) { return; }
     patience.pause();
   }

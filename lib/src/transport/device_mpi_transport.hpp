@@ -56,7 +56,8 @@ class DeviceMpiTransport final : public Transport {
   TransportKind kind() const override { return TransportKind::mpi; }
   std::int64_t rank() const override { return comm_.rank(); }
   std::int64_t ranks() const override { return comm_.size(); }
-  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) override;
+  void ready(std::int64_t step, Queue& queue) override;
+  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives) override;
   void wait(std::int64_t step, Queue& queue) override;
   StepTraffic traffic(std::int64_t step) override;
 
@@ -82,7 +83,7 @@ class DeviceMpiTransport final : public Transport {
   Unwinding unwinding_;
   CudaStream out_;
   CudaStream in_;
-  CudaEvent left_;  ///< all of a step's sends have left the device
+  CudaEvent left_{cudaEventDisableTiming};  ///< all of a step's sends have left the device
   std::vector<std::pair<PinnedBuffer, CudaEvent>> staging_;
 
   std::mutex mutex_;  ///< of what follows

@@ -25,7 +25,7 @@ struct Half {
   const std::byte* source = nullptr;
   std::byte* target = nullptr;
   std::int64_t bytes = 0;
-  Moment ready;  ///< the poster's queue at post()
+  Moment ready;  ///< the poster's queue at ready()
 };
 
 /// Where the virtual ranks' messages meet; copies run on its own queue, so that they overlap with work.
@@ -80,10 +80,10 @@ class LoopbackTransport final : public Transport {
   std::int64_t rank() const override { return rank_; }
   std::int64_t ranks() const override { return ranks_; }
 
-  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) override {
-    Posted& posted = posted_[step];
-    posted = {};
-    posted.at = hub_->mark(queue);
+  void ready(std::int64_t step, Queue& queue) override { posted_[step] = {hub_->mark(queue), {}, {}}; }
+
+  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives) override {
+    Posted& posted = posted_.at(step);
     for (const Incoming& message : receives) {
       posted.sources.push_back(message.peer);
       hub_->offer(step, message.peer, rank_, {nullptr, message.data, message.bytes, posted.at});

@@ -6,6 +6,7 @@
 #include <annulus/transport/transport.hpp>
 
 #include <chrono>
+#include <deque>
 #include <map>
 #include <vector>
 
@@ -22,7 +23,8 @@ class MpiTransport final : public Transport {
   TransportKind kind() const override { return TransportKind::mpi; }
   std::int64_t rank() const override { return comm_.rank(); }
   std::int64_t ranks() const override { return comm_.size(); }
-  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) override;
+  void ready(std::int64_t step, Queue& queue) override;
+  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives) override;
   void wait(std::int64_t step, Queue& queue) override;
   StepTraffic traffic(std::int64_t step) override;
 
@@ -31,14 +33,18 @@ class MpiTransport final : public Transport {
     std::int64_t peer = 0;
     bool incoming = false;
   };
-  void complete_all();
+  /// The messages of one step.
+  struct Flight {
+    std::int64_t step = 0;
+    std::vector<MPI_Request> requests;
+    std::vector<Pending> pending;  ///< one for each request
+    std::chrono::steady_clock::time_point posted;
+  };
+  void complete(Flight& flight);
 
   Communicator comm_;
   Unwinding unwinding_;
-  std::vector<MPI_Request> requests_;
-  std::vector<Pending> pending_;  ///< one for each request
-  std::int64_t step_ = 0;         ///< whose messages are in flight
-  std::chrono::steady_clock::time_point posted_;
+  std::deque<Flight> flights_;  ///< steps that are posted and not waited for, ascending
   std::map<std::int64_t, StepTraffic> traffic_;
 };
 

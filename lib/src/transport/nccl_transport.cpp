@@ -173,11 +173,16 @@ void NcclTransport::prepare(std::span<const StepMessages> steps) {
   connected_from_.merge(from);
 }
 
-void NcclTransport::post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) {
+void NcclTransport::ready(std::int64_t step, Queue& queue) {
   const DeviceGuard guard(device_);
-  StepLedger::Entry& entry = ledger_->open(step, sends, receives, stream_of(queue));
+  ledger_->ready(step, stream_of(queue));
+}
+
+void NcclTransport::post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives) {
+  const DeviceGuard guard(device_);
+  StepLedger::Entry& entry = ledger_->open(step, sends, receives);
   if (entry.number == 0) { return; }
-  ANNULUS_CUDA(cudaStreamWaitEvent(stream_->get(), entry.posted.get(), cudaEventWaitDefault));
+  ANNULUS_CUDA(cudaStreamWaitEvent(stream_->get(), entry.ready.passed(), cudaEventWaitDefault));
   ledger_->begin(entry, stream_->get());
   Group group(nccl_->get());
   for (const Outgoing& message : sends) {

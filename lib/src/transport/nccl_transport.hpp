@@ -52,7 +52,9 @@ class NcclTransport final : public Transport {
   std::int64_t ranks() const override { return comm_.size(); }
   /// Connects the pairs of the plan, which NCCL would otherwise do inside the first step.
   void prepare(std::span<const StepMessages> steps) override;
-  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) override;
+  bool takes_multiprocessors() const override { return true; }
+  void ready(std::int64_t step, Queue& queue) override;
+  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives) override;
   void wait(std::int64_t step, Queue& queue) override;
   StepTraffic traffic(std::int64_t step) override;
 

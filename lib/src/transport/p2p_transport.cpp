@@ -243,18 +243,23 @@ void P2pTransport::prepare(std::span<const StepMessages> steps) {
   together(comm_, [&] { map_targets(steps, all); });
 }
 
-void P2pTransport::post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) {
+void P2pTransport::ready(std::int64_t step, Queue& queue) {
   const DeviceGuard guard(device_);
-  StepLedger::Entry& entry = ledger_->open(step, sends, receives, stream_of(queue));
+  ledger_->ready(step, stream_of(queue));
+}
+
+void P2pTransport::post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives) {
+  const DeviceGuard guard(device_);
+  StepLedger::Entry& entry = ledger_->open(step, sends, receives);
   if (entry.number == 0) { return; }
   const CudaDriver& driver = CudaDriver::get();
   const auto peer_of = [&](std::int64_t rank) -> Peer& { return peers_[static_cast<std::size_t>(rank)]; };
-  const auto starts_when_posted = [&](const CudaStream& stream) {
-    ANNULUS_CUDA(cudaStreamWaitEvent(stream.get(), entry.posted.get(), cudaEventWaitDefault));
+  const auto starts_when_ready = [&](const CudaStream& stream) {
+    ANNULUS_CUDA(cudaStreamWaitEvent(stream.get(), entry.ready.passed(), cudaEventWaitDefault));
   };
 
   // All grants come before anything that waits for one: see the class comment.
-  starts_when_posted(streams_->grants);
+  starts_when_ready(streams_->grants);
   for (const Incoming& message : receives) {
     if (message.bytes == 0) { continue; }
     Peer& peer = peer_of(message.peer);
@@ -262,7 +267,7 @@ void P2pTransport::post(std::int64_t step, std::span<const Outgoing> sends, std:
     driver.write_word(streams_->grants.get(), granted(peer.words, comm_.rank()), peer.received);
   }
 
-  starts_when_posted(streams_->arrivals);
+  starts_when_ready(streams_->arrivals);
   for (const Outgoing& message : sends) {
     if (message.bytes == 0) { continue; }
     const auto target = targets_.find({step, message.peer});
@@ -271,7 +276,7 @@ void P2pTransport::post(std::int64_t step, std::span<const Outgoing> sends, std:
     Peer& peer = peer_of(message.peer);
     ++peer.sent;
     const CudaStream& copies = lane(message.peer);
-    starts_when_posted(copies);
+    starts_when_ready(copies);
     driver.wait_for_word(copies.get(), granted(words_->get(), message.peer), peer.sent);
     ledger_->begin(entry, copies.get());
     ANNULUS_CUDA(

@@ -52,7 +52,8 @@ class P2pTransport final : public Transport {
   std::int64_t rank() const override { return comm_.rank(); }
   std::int64_t ranks() const override { return comm_.size(); }
   void prepare(std::span<const StepMessages> steps) override;
-  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& queue) override;
+  void ready(std::int64_t step, Queue& queue) override;
+  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives) override;
   void wait(std::int64_t step, Queue& queue) override;
   StepTraffic traffic(std::int64_t step) override;
 
@@ -81,7 +82,7 @@ class P2pTransport final : public Transport {
     CudaStream grants{StreamPriority::high};
     CudaStream arrivals{StreamPriority::high};
     std::vector<CudaStream> lanes;  ///< copies; a peer always has the same one
-    CudaEvent pushed;
+    CudaEvent pushed{cudaEventDisableTiming};
   };
   /// Step and peer of a message.
   using MessageKey = std::pair<std::int64_t, std::int64_t>;

@@ -12,7 +12,8 @@ class SelfTransport final : public Transport {
   TransportKind kind() const override { return TransportKind::self; }
   std::int64_t rank() const override { return 0; }
   std::int64_t ranks() const override { return 1; }
-  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, Queue& /*queue*/) override {
+  void ready(std::int64_t /*step*/, Queue& /*queue*/) override {}
+  void post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives) override {
     ANNULUS_ASSERT(sends.empty() && receives.empty(), "step {}: one rank alone has {} messages to send", step, sends.size());
   }
   void wait(std::int64_t /*step*/, Queue& /*queue*/) override {}

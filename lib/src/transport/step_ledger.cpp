@@ -23,12 +23,6 @@ constexpr int kLooksPerQuery = 50;
 /// Whether a counter that may wrap has come to `target`.
 bool has_reached(std::uint32_t counter, std::uint32_t target) { return static_cast<std::int32_t>(counter - target) >= 0; }
 
-float elapsed_ms(const CudaEvent& from, const CudaEvent& to) {
-  float ms = 0;
-  ANNULUS_CUDA(cudaEventElapsedTime(&ms, from.get(), to.get()));
-  return ms;
-}
-
 }  // namespace
 
 StepLedger::StepLedger(const Communicator& comm, const char* operation, Counting counting, std::function<void()> check)
@@ -58,14 +52,18 @@ StepLedger::Entry& StepLedger::entry(std::int64_t step) {
   return entries_[static_cast<std::size_t>(step)];
 }
 
-StepLedger::Entry& StepLedger::open(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives,
-                                    cudaStream_t queue) {
+void StepLedger::ready(std::int64_t step, cudaStream_t queue) {
+  CudaClock& clock = clock_of(queue);
+  if (step == 1) { clock.read(origin_, queue); }
+  clock.read(entry(step).ready, queue);
+}
+
+StepLedger::Entry& StepLedger::open(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives) {
   Entry& opened = entry(step);
   opened.number = 0;
   opened.bytes_sent = 0;
   opened.bytes_received = 0;
   opened.begins_used = 0;
-  if (step == 1) { ANNULUS_CUDA(cudaEventRecord(origin_.get(), queue)); }
   std::int64_t peer = -1;
   for (const Outgoing& message : sends) {
     opened.bytes_sent += message.bytes;
@@ -80,7 +78,6 @@ StepLedger::Entry& StepLedger::open(std::int64_t step, std::span<const Outgoing>
   if (opened.bytes_sent == 0 && due == 0) { return opened; }
   if (counting_ == Counting::by_receipts) { receipts_.post(step, sends, receives); }
 
-  ANNULUS_CUDA(cudaEventRecord(opened.posted.get(), queue));
   opened.number = next_++;
   if (next_ == 0) { next_ = 1; }
   const std::scoped_lock lock(mutex_);
@@ -91,22 +88,23 @@ StepLedger::Entry& StepLedger::open(std::int64_t step, std::span<const Outgoing>
 
 void StepLedger::begin(Entry& entry, cudaStream_t stream) {
   if (entry.begins_used == entry.begins.size()) { entry.begins.emplace_back(); }
-  ANNULUS_CUDA(cudaEventRecord(entry.begins[entry.begins_used++].get(), stream));
+  clock_of(stream).read(entry.begins[entry.begins_used++], stream);
 }
 
 void StepLedger::complete(Entry& entry, cudaStream_t stream) {
-  ANNULUS_CUDA(cudaEventRecord(entry.done.get(), stream));
-  CudaDriver::get().write_word(stream, &words_->completed, entry.number);
+  CudaClock& clock = clock_of(stream);
+  clock.read(entry.done, stream);
+  CudaDriver::get().write_word(clock.behind(stream), &words_->completed, entry.number);
 }
 
 void StepLedger::mark_waiting(std::int64_t step, cudaStream_t queue) {
   const std::uint32_t number = entry(step).number;
-  if (number != 0) { CudaDriver::get().write_word(queue, &words_->waiting, number); }
+  if (number != 0) { CudaDriver::get().write_word(clock_of(queue).behind(queue), &words_->waiting, number); }
 }
 
 void StepLedger::wait(std::int64_t step, cudaStream_t queue) {
   const Entry& waited = entry(step);
-  if (waited.number != 0) { ANNULUS_CUDA(cudaStreamWaitEvent(queue, waited.done.get(), cudaEventWaitDefault)); }
+  if (waited.number != 0) { ANNULUS_CUDA(cudaStreamWaitEvent(queue, waited.done.passed(), cudaEventWaitDefault)); }
 }
 
 StepTraffic StepLedger::traffic(std::int64_t step) {
@@ -116,11 +114,11 @@ StepTraffic StepLedger::traffic(std::int64_t step) {
   StepTraffic traffic;
   traffic.bytes_sent = asked.bytes_sent;
   traffic.bytes_received = counting_ == Counting::by_receipts ? receipts_.received(step) : asked.bytes_received;
-  traffic.communication_ms = elapsed_ms(asked.posted, asked.done);
-  traffic.end_ms = elapsed_ms(origin_, asked.done);
-  traffic.begin_ms = asked.begins_used == 0 ? elapsed_ms(origin_, asked.posted) : traffic.end_ms;
+  traffic.communication_ms = asked.done.ms_since(asked.ready);
+  traffic.end_ms = asked.done.ms_since(origin_);
+  traffic.begin_ms = asked.begins_used == 0 ? asked.ready.ms_since(origin_) : traffic.end_ms;
   for (std::size_t index = 0; index < asked.begins_used; ++index) {
-    traffic.begin_ms = std::min<double>(traffic.begin_ms, elapsed_ms(origin_, asked.begins[index]));
+    traffic.begin_ms = std::min(traffic.begin_ms, asked.begins[index].ms_since(origin_));
   }
   return traffic;
 }
@@ -134,10 +132,15 @@ void StepLedger::drain() {
   receipts_.drain();
 }
 
+CudaClock& StepLedger::clock_of(cudaStream_t stream) {
+  const std::scoped_lock lock(mutex_);
+  return clocks_[stream];
+}
+
 void StepLedger::await(const Entry& entry) {
   for (int look = 1; !has_reached(read(words_->completed), entry.number); ++look) {
     if (look % kLooksPerQuery == 0) {
-      static_cast<void>(is_reached(entry.done.get()));  // throws what has failed
+      static_cast<void>(is_reached(entry.done.passed()));  // throws what has failed
       const std::scoped_lock lock(mutex_);
       if (failure_) { std::rethrow_exception(failure_); }
     }

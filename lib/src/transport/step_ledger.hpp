@@ -5,7 +5,7 @@
 #include <annulus/job/communicator.hpp>
 #include <annulus/transport/transport.hpp>
 
-#include "gpu/cuda_handles.hpp"
+#include "gpu/cuda_clock.hpp"
 #include "receipts.hpp"
 
 #include <cuda_runtime.h>
@@ -15,6 +15,7 @@
 #include <deque>
 #include <exception>
 #include <functional>
+#include <map>
 #include <mutex>
 #include <span>
 #include <thread>
@@ -25,10 +26,10 @@ namespace annulus {
 /// The transfers of a GPU transport, step by step: when they could start, when they were done, and whether somebody waits for them.
 ///
 /// A host that enqueues far ahead may stand inside a launch when a peer stops, and a runtime call of another thread may stand behind it. So
-/// the streams themselves write into pinned words how far they are, and a thread reads these without asking the CUDA runtime: it tells the
-/// watchdog that transfers are open, and when the queue stands before one that has not come (the rank's own work is not waiting), counts
-/// completed transfers as progress, and calls `check`. Steps without bytes cost nothing and touch no stream. Functions that take streams
-/// need their device to be current.
+/// the clocks behind the streams write into pinned words how far they are, and a thread reads these without asking the CUDA runtime: it
+/// tells the watchdog that transfers are open, and when the queue stands before one that has not come (the rank's own work is not waiting),
+/// counts completed transfers as progress, and calls `check`. Steps without bytes cost nothing and touch no stream. Functions that take
+/// streams need their device to be current.
 class StepLedger {
  public:
   /// One step's transfer; lives as long as the ledger and is used again by the next run of the same step.
@@ -37,10 +38,10 @@ class StepLedger {
     std::uint32_t number = 0;  ///< of the transfer, counted over all steps and runs; 0: nothing to transfer
     std::int64_t bytes_sent = 0;
     std::int64_t bytes_received = 0;  ///< noted by a transport that counts them itself, before complete()
-    CudaEvent posted;                 ///< on the queue, when it was posted
-    std::vector<CudaEvent> begins;    ///< on the streams that move the data
+    CudaMoment ready;                 ///< on the queue, when it could start
+    std::vector<CudaMoment> begins;   ///< on the streams that move the data
     std::size_t begins_used = 0;
-    CudaEvent done;
+    CudaMoment done;
   };
 
   /// Who counts the bytes that come: the transport, or the ledger from what the senders say.
@@ -54,8 +55,10 @@ class StepLedger {
   StepLedger(const StepLedger&) = delete;
   StepLedger& operator=(const StepLedger&) = delete;
 
-  /// Opens the transfer of a step whose data `queue` has made ready by now.
-  Entry& open(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives, cudaStream_t queue);
+  /// The data of a step, and the place for what it receives, are there once `queue` has done what it holds now.
+  void ready(std::int64_t step, cudaStream_t queue);
+  /// Opens the transfer of a step that is ready.
+  Entry& open(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives);
   /// From here on `stream` moves data of the step.
   void begin(Entry& entry, cudaStream_t stream);
   /// Here `stream` has seen all of the step's data come and go.
@@ -84,6 +87,7 @@ class StepLedger {
     std::int64_t peer = -1;
     std::int64_t bytes = 0;
   };
+  CudaClock& clock_of(cudaStream_t stream);
   void await(const Entry& entry);
   void watch();
   void settle();
@@ -97,7 +101,7 @@ class StepLedger {
   Unwinding unwinding_;
   Words* words_ = nullptr;     ///< pinned
   std::deque<Entry> entries_;  ///< by step; a deque keeps them in place
-  CudaEvent origin_;           ///< the last post of step 1
+  CudaMoment origin_;          ///< when step 1 was last ready
   std::uint32_t next_ = 1;
 
   std::mutex mutex_;  ///< of what follows
@@ -105,6 +109,7 @@ class StepLedger {
   std::deque<Open> open_;
   bool stop_ = false;
   std::exception_ptr failure_;
+  std::map<cudaStream_t, CudaClock> clocks_;  ///< each used by the thread that has the stream
 
   std::thread thread_;
 };

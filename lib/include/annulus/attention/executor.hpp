@@ -42,8 +42,8 @@ class RingExecutor {
   /// times are then of the work, and no code is loaded while transfers are open. Between load() and begin(); waits for the queue.
   void warm_up();
 
-  /// Begins an attention and forgets earlier timings.
-  void begin();
+  /// Begins an attention and forgets earlier timings. `alone`: until its finish nobody else enqueues work on the queue.
+  void begin(bool alone);
   /// One op of the plan; between begin() and its finish, all of them in their order. Those that move blocks may be left out together: the
   /// work then runs on what the slots hold.
   void execute(const Op& op);
@@ -72,8 +72,12 @@ class RingExecutor {
     std::shared_ptr<Event> wait_begin, wait_end, work_begin, work_end;
   };
 
+  /// The queue's present moment.
+  std::shared_ptr<Event> mark();
   void pack(std::int64_t step);
   void post(std::int64_t step);
+  /// Gives the transport the steps that are ready.
+  void post_ready();
   void wait(std::int64_t step);
   void attend(std::int64_t step);
   void finish();
@@ -96,6 +100,9 @@ class RingExecutor {
   std::shared_ptr<Event> begin_event_;
   std::shared_ptr<Event> first_post_event_;  ///< when step 1 was posted; the origin of the transports' timelines
   std::shared_ptr<Event> end_event_;
+  std::vector<std::int64_t> to_post_;  ///< steps that are ready, ascending
+  std::shared_ptr<Event> last_mark_;   ///< null where work may have been enqueued since it
+  bool alone_ = false;
 };
 
 /// Runs the executors of this process in lockstep (one of them, or all virtual ranks): the ops of one turn for all of them,

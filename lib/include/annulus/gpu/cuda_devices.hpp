@@ -24,6 +24,12 @@ struct GpuInfo {
 /// What to find out. Free memory needs a context on every GPU, which takes time and some of that memory.
 enum class GpuQuery { properties, with_free_memory };
 
+/// Asks CUDA, through the environment, for as many connections to a GPU as it has (32, unless CUDA_DEVICE_MAX_CONNECTIONS is set; CUDA's
+/// own default is 8): a rank has over a dozen streams, and those that share a connection wait for each other. Call it before anything else
+/// of CUDA, MPI or a thread. Does nothing in a build without CUDA.
+/// @throws RuntimeFailure if the environment cannot be changed
+void prepare_gpu_connections();
+
 /// GPUs in CUDA's order. Empty without a driver, without a GPU and in a build without CUDA; never throws for these.
 /// @throws RuntimeFailure if a GPU that is there cannot be asked
 std::vector<GpuInfo> visible_gpus(GpuQuery query = GpuQuery::properties);

@@ -19,13 +19,14 @@ namespace annulus {
 /// Memory a plan speaks of.
 enum class BufferId {
   resident,  ///< the rank's own K and V, piece after piece of its shard: [2, batch, rows of the piece, kv_heads, head_dim]
-  slot_0,    ///< received blocks, those of step t in slot t mod 2 unless that one is still in use
+  slot_0,    ///< received blocks; as many slots as are in use at once
   slot_1,
-  slot_2,  ///< for blocks that queries meet in two steps
+  slot_2,
+  slot_3,
   send_0,  ///< packed blocks sent for even steps
   send_1,
 };
-inline constexpr std::array<BufferId, 3> kSlots{BufferId::slot_0, BufferId::slot_1, BufferId::slot_2};
+inline constexpr std::array<BufferId, 4> kSlots{BufferId::slot_0, BufferId::slot_1, BufferId::slot_2, BufferId::slot_3};
 inline constexpr std::array<BufferId, 2> kSendBuffers{BufferId::send_0, BufferId::send_1};
 
 /// The rows of one branch, one head class and one segment that one rank owns (or, for ring-full, a rank's undilated rows of all KV heads).
@@ -171,6 +172,10 @@ struct RingPlan {
   std::array<std::int64_t, kSendBuffers.size()> send_bytes{};
   bool operator==(const RingPlan&) const = default;
 };
+
+/// How many steps before its own work a step's messages are posted: 1 where what is sent came the step before, 2 where owners send what
+/// they have had from the start.
+std::int64_t steps_ahead(Schedule schedule);
 
 /// Whether rows can meet their keys in the order of one rank under a partition and a schedule.
 bool keeps_key_order(PartitionKind partition, Schedule schedule, bool causal);
