@@ -44,6 +44,7 @@ ExitCode execute_plan(const Invocation& invocation) {
   const std::int64_t ranks = config.ranks > 0 ? config.ranks : config.virtual_ranks;
   const Partition partition(config.partition, config.problem.seq_len, ranks);
   constexpr std::int64_t kLines = 16;
+  constexpr std::int64_t kMostListed = 256;  // ranks whose links, up to their square, are listed one by one
   Json json{{"problem", to_json(config.problem)}, {"pattern", describe(config.pattern)}, {"ranks", ranks}};
   json["backend"] = fmt::format("{}{}", to_string(config.backend), kernel_text(config));
   json["ways"] = ways_text(config);
@@ -60,32 +61,37 @@ ExitCode execute_plan(const Invocation& invocation) {
   std::int64_t largest = 0;
   double flops = 0;
   Int128 busiest_link = 0;
-  for (const auto& [sizes, cost] : figures_of_ranks(config.problem, config.pattern, partition, routing_of(config))) {
+  for_figures_of_ranks(config.problem, config.pattern, partition, routing_of(config), [&](const PlanFigures& figures) {
+    const auto& [sizes, cost] = figures;
     const std::int64_t rank = sizes.rank;
     const MemoryPlan memory = plan_memory(config.problem, sizes, partial_bytes(config, partition, sizes));
     bytes += cost.bytes_sent;
     flops += cost.flops;
     largest = std::max(largest, memory.total());
-    for (const LinkBytes& link : cost.links) { busiest_link = std::max(busiest_link, link.sent); }
+    Int128 busiest_of_rank = 0;
+    for (const LinkBytes& link : cost.links) { busiest_of_rank = std::max(busiest_of_rank, link.sent); }
+    busiest_link = std::max(busiest_link, busiest_of_rank);
     if (invocation.json) {
-      Json links = Json::array();
+      Json& of_rank = list.emplace_back(Json{{"rank", rank},
+                                             {"rows", sizes.local_rows},
+                                             {"steps", cost.steps},
+                                             {"memory", memory.total()},
+                                             {"bytes_sent", count_in_json(cost.bytes_sent)},
+                                             {"bytes_received", count_in_json(cost.bytes_received)},
+                                             {"flops", cost.flops},
+                                             {"peers", cost.links.size()},
+                                             {"busiest_link", count_in_json(busiest_of_rank)}});
+      if (ranks > kMostListed) { return; }
+      Json& links = of_rank["links"] = Json::array();
       for (const LinkBytes& link : cost.links) {
         links.push_back({{"peer", link.peer}, {"sent", count_in_json(link.sent)}, {"received", count_in_json(link.received)}});
       }
-      list.push_back({{"rank", rank},
-                      {"rows", sizes.local_rows},
-                      {"steps", cost.steps},
-                      {"memory", memory.total()},
-                      {"bytes_sent", count_in_json(cost.bytes_sent)},
-                      {"bytes_received", count_in_json(cost.bytes_received)},
-                      {"flops", cost.flops},
-                      {"links", std::move(links)}});
     } else if (rank < kLines) {
       say("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10.3f}\n", rank, sizes.local_rows, cost.steps,
           human_bytes(memory.total()), human_bytes(memory.inputs + memory.outputs), human_bytes(memory.partials), human_bytes(memory.slots),
           cost.bytes_sent, cost.bytes_received, cost.links.size(), cost.flops / 1e9);
     }
-  }
+  });
   if (invocation.json) {
     json["bytes_sent"] = count_in_json(bytes);
     json["flops"] = flops;

@@ -678,17 +678,32 @@ TEST_CASE("an order of keys without blocks is no routing") {
                   InvalidArgument);
 }
 
+namespace {
+
+std::vector<PlanFigures> figures_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition,
+                                          const Routing& routing) {
+  std::vector<PlanFigures> all;
+  for_figures_of_ranks(problem, pattern, partition, routing, [&](const PlanFigures& figures) { all.push_back(figures); });
+  return all;
+}
+
+}  // namespace
+
 TEST_CASE("the figures of all ranks without their plans are those of the plans") {
   const std::uint64_t seed = 31;
   INFO("seed " << seed);
   std::int64_t moved = 0;
-  for (std::int64_t number = 0; number < 1500; ++number) {
+  for (std::int64_t number = 0; number < 3000; ++number) {
     const RandomCase drawn = random_case(seed, number, std::nullopt);
-    const Routing routing = number % 3 == 0 ? Routing{drawn.schedule} : Routing{drawn.schedule, KeyOrder::cyclic, 16};
-    INFO("case " << number << ": " << drawn.describe());
-    const Partition partition(PartitionKind::contiguous, drawn.problem.seq_len, drawn.ranks);
+    constexpr std::array kSchedules{Schedule::ring, Schedule::ring_full, Schedule::direct, Schedule::direct, Schedule::allgather};
+    const Schedule schedule = kSchedules[static_cast<std::size_t>(number) % kSchedules.size()];
+    const PartitionKind kind = number / 5 % 2 == 0 ? PartitionKind::contiguous : PartitionKind::zigzag;
+    const bool ordered = number % 3 != 0 && keeps_key_order(kind, schedule, drawn.problem.causal);
+    const Routing routing = ordered ? Routing{schedule, KeyOrder::cyclic, 16} : Routing{schedule};
+    INFO("case " << number << ": " << drawn.describe() << ", " << to_string(schedule) << ", " << to_string(kind));
+    const Partition partition(kind, drawn.problem.seq_len, drawn.ranks);
     const std::vector<PlanFigures> figures = figures_of_ranks(drawn.problem, drawn.pattern, partition, routing);
-    const std::vector<RingPlan> plans = plans_of(drawn.problem, drawn.pattern, routing, drawn.ranks);
+    const std::vector<RingPlan> plans = plans_of(drawn.problem, drawn.pattern, routing, drawn.ranks, kind);
     REQUIRE(figures.size() == plans.size());
     for (std::size_t rank = 0; rank < plans.size(); ++rank) {
       INFO("rank " << rank);
@@ -747,6 +762,30 @@ TEST_CASE("the figures of 4,096 ranks of a dense causal ring take seconds at mos
   CHECK(sent == static_cast<Int128>(ranks) * (ranks - 1) / 2 * (seq_len / ranks) * 2 * 128 * 2);
   CHECK(figures.back().cost.steps == ranks);
   CHECK(figures.front().cost.steps == 2);
+}
+
+TEST_CASE("the figures of 1,024 ranks of a causal zigzag under direct take a second, and are in proportion") {
+  const std::int64_t ranks = 1024;
+  const std::int64_t seq_len = std::int64_t{1} << 28;
+  const Problem problem = problem_of(seq_len, 1, 1, true);
+  const auto began = std::chrono::steady_clock::now();
+
+  const std::vector<PlanFigures> figures = figures_of_ranks(
+      problem, dense_pattern(seq_len), Partition(PartitionKind::zigzag, seq_len, ranks), Routing{Schedule::direct, KeyOrder::cyclic, 256});
+
+  // A tenth of a second on an idle machine.
+  CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(2));
+  const std::int64_t piece_bytes = seq_len / ranks / 2 * 2 * 128 * 2;
+  Int128 sent = 0;
+  Int128 received = 0;
+  for (const PlanFigures& rank : figures) {
+    sent += rank.cost.bytes_sent;
+    received += rank.cost.bytes_received;
+    REQUIRE(rank.cost.steps == 2 * ranks);
+  }
+  CHECK(sent == received);
+  // Rank i needs the 2P - 1 - i pieces before its upper one but its own lower one.
+  CHECK(sent == static_cast<Int128>(ranks) * (3 * ranks - 3) / 2 * piece_bytes);
 }
 
 TEST_CASE("equal arguments give equal plans") {

@@ -4,6 +4,7 @@
 #include <annulus/core/error.hpp>
 #include <annulus/plan/cost.hpp>
 
+#include "direct_figures.hpp"
 #include "layout.hpp"
 #include "pairs.hpp"
 #include "setting.hpp"
@@ -295,25 +296,27 @@ std::vector<Stream> streams_of(const Setting& setting, Rings& rings) {
   return streams;
 }
 
-/// Whether what passes a rank can be counted from rings of one block a rank.
-bool blocks_are_alike(PartitionKind partition, Schedule schedule) {
-  switch (partition) {
-    case PartitionKind::contiguous:
-      break;
-    case PartitionKind::zigzag:
-    case PartitionKind::automatic:
-      return false;
-  }
+/// How figures are come by.
+enum class Way { rings, walks, plans };
+
+Way way_of(PartitionKind partition, Schedule schedule) {
   switch (schedule) {
-    case Schedule::ring:
-    case Schedule::ring_full:
-      return true;
     case Schedule::direct:
     case Schedule::allgather:
+      return Way::walks;
+    case Schedule::ring:
+    case Schedule::ring_full:
     case Schedule::automatic:
       break;
   }
-  return false;
+  switch (partition) {
+    case PartitionKind::contiguous:
+      return Way::rings;
+    case PartitionKind::zigzag:
+    case PartitionKind::automatic:
+      break;
+  }
+  return Way::plans;
 }
 
 }  // namespace
@@ -330,30 +333,33 @@ std::vector<Int128> pairs_of_ranks(const Problem& problem, const Pattern& patter
   return pairs;
 }
 
-std::vector<PlanFigures> figures_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition,
-                                          const Routing& routing) {
+void for_figures_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing,
+                          const std::function<void(const PlanFigures&)>& visit) {
   Setting setting = planning::make_setting(problem, pattern, partition, routing, 0);
-  std::vector<PlanFigures> all;
-  if (!blocks_are_alike(partition.kind(), routing.schedule)) {
-    for (std::int64_t rank = 0; rank < partition.ranks(); ++rank) {
-      const RingPlan plan = make_plan(problem, pattern, partition, routing, rank);
-      all.push_back({sizes_of(plan), plan_cost(plan)});
-    }
-    return all;
-  }
+  const Way way = way_of(partition.kind(), routing.schedule);
   Rings rings;
+  planning::DirectFigures walks;
   for (std::int64_t rank = 0; rank < partition.ranks(); ++rank) {
+    if (way == Way::plans) {
+      const RingPlan plan = make_plan(problem, pattern, partition, routing, rank);
+      visit({sizes_of(plan), plan_cost(plan)});
+      continue;
+    }
     setting.rank = rank;
     setting.shard = partition.shard(rank);
-    PlanFigures& figures = all.emplace_back();
+    PlanFigures figures;
     figures.sizes.rank = rank;
     figures.sizes.local_rows = setting.shard.rows();
     figures.sizes.partials = planning::partials_of(setting);
     figures.cost.pairs = pairs_of(setting);
     figures.cost.flops = 4.0 * static_cast<double>(problem.head_dim) * static_cast<double>(figures.cost.pairs);
-    Messages(streams_of(setting, rings), rank, figures).follow();
+    if (way == Way::rings) {
+      Messages(streams_of(setting, rings), rank, figures).follow();
+    } else {
+      walks.add(setting, figures);
+    }
+    visit(figures);
   }
-  return all;
 }
 
 }  // namespace annulus

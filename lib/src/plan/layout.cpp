@@ -28,59 +28,29 @@ void append(Message& message, std::int64_t block, const Setting& setting, const 
   require_message(message.bytes, message.offset_bytes, setting.rank, message.peer);
 }
 
-/// Gives steps the slots in which they receive. What comes for step t is posted before the work of step t - ahead, so a slot serves again
-/// ahead + 1 steps after its blocks were last met.
-class SlotChooser {
- public:
-  SlotChooser(const Routes& routes, std::int64_t ahead) : ahead_(ahead) {
-    in_use_until_.fill(-ahead);
-    std::vector<std::int64_t> last_use(routes.blocks.size(), 0);
-    for (const Use& use : routes.uses) {
-      if (use.block < 0) { continue; }
-      std::int64_t& last = last_use[static_cast<std::size_t>(use.block)];
-      last = std::max(last, use.step);
-    }
-    for (const Hop& hop : routes.receives) {
-      std::int64_t& last = last_use_of_step_[hop.step];
-      last = std::max(last, last_use[static_cast<std::size_t>(hop.block)]);
-    }
+/// The last step in which queries meet something that came in a step, by the latter.
+std::map<std::int64_t, std::int64_t> last_uses(const Routes& routes) {
+  std::vector<std::int64_t> of_block(routes.blocks.size(), 0);
+  for (const Use& use : routes.uses) {
+    if (use.block < 0) { continue; }
+    std::int64_t& last = of_block[static_cast<std::size_t>(use.block)];
+    last = std::max(last, use.step);
   }
-
-  /// Of ascending steps.
-  std::size_t slot_of(std::int64_t step) {
-    if (step == step_) { return slot_; }
-    step_ = step;
-    // In turn, while each serves one step.
-    slot_ = static_cast<std::size_t>(step % (ahead_ + 1));
-    for (std::size_t other = 0; other < kSlots.size() && in_use_until_[slot_] + ahead_ + 1 > step; ++other) { slot_ = other; }
-    ANNULUS_ASSERT(in_use_until_[slot_] + ahead_ + 1 <= step, "no slot is free in step {}", step);
-    in_use_until_[slot_] = last_use_of_step_.at(step);
-    return slot_;
+  std::map<std::int64_t, std::int64_t> of_step;
+  for (const Hop& hop : routes.receives) {
+    std::int64_t& last = of_step[hop.step];
+    last = std::max(last, of_block[static_cast<std::size_t>(hop.block)]);
   }
-
- private:
-  std::map<std::int64_t, std::int64_t> last_use_of_step_;
-  std::array<std::int64_t, kSlots.size()> in_use_until_{};
-  std::int64_t ahead_;
-  std::int64_t step_ = -1;
-  std::size_t slot_ = 0;
-};
-
-/// The piece of the shard whose K and V, as they lie in memory, are the block; null if it is not one.
-const ShardPiece* resident_image(const Setting& setting, const KvBlock& block) {
-  if (block.kv_heads.count != setting.problem.kv_heads) { return nullptr; }
-  const auto piece = std::find_if(setting.shard.pieces.begin(), setting.shard.pieces.end(),
-                                  [&](const ShardPiece& each) { return Rows<Global>(each.global) == block.rows_global; });
-  return piece == setting.shard.pieces.end() ? nullptr : &*piece;
+  return of_step;
 }
 
 bool send_in_place(Message& message, const Setting& setting, const Routes& routes, const Layout& layout) {
   const auto place_of = [&](std::int64_t block) -> std::optional<BlockPlace> {
     const KvBlock& what = block_of(routes, block);
     if (what.owner != setting.rank) { return layout.places[static_cast<std::size_t>(block)]; }
-    const ShardPiece* const piece = resident_image(setting, what);
-    if (piece == nullptr) { return std::nullopt; }
-    return BlockPlace{block, BufferId::resident, resident_offset(setting.problem, *piece)};
+    const std::optional<std::int64_t> offset = place_in_resident(setting, what.rows_global, what.kv_heads.count);
+    if (!offset) { return std::nullopt; }
+    return BlockPlace{block, BufferId::resident, *offset};
   };
   const std::optional<BlockPlace> first = place_of(message.blocks.front());
   if (!first) { return false; }
@@ -141,17 +111,37 @@ void require_message(std::int64_t bytes, std::int64_t offset_bytes, std::int64_t
   ANNULUS_EXPECTS(bytes <= kMost - offset_bytes, "rank {} would exchange more than 2^60 bytes with rank {} in one step", rank, peer);
 }
 
+std::optional<std::int64_t> place_in_resident(const Setting& setting, const Rows<Global>& rows, std::int64_t kv_heads) {
+  if (kv_heads != setting.problem.kv_heads) { return std::nullopt; }
+  const auto piece = std::find_if(setting.shard.pieces.begin(), setting.shard.pieces.end(),
+                                  [&](const ShardPiece& each) { return Rows<Global>(each.global) == rows; });
+  if (piece == setting.shard.pieces.end()) { return std::nullopt; }
+  return resident_offset(setting.problem, *piece);
+}
+
+std::size_t SlotChooser::take(std::int64_t step, std::int64_t last_use) {
+  // In turn, while each serves one step.
+  auto slot = static_cast<std::size_t>(step % (ahead_ + 1));
+  for (std::size_t other = 0; other < kSlots.size() && in_use_until_[slot] + ahead_ + 1 > step; ++other) { slot = other; }
+  ANNULUS_ASSERT(in_use_until_[slot] + ahead_ + 1 <= step, "no slot is free in step {}", step);
+  in_use_until_[slot] = last_use;
+  return slot;
+}
+
 Layout lay_out(const Setting& setting, const Routes& routes) {
   Layout layout;
   layout.steps.resize(static_cast<std::size_t>(routes.uses.empty() ? 0 : routes.uses.back().step) + 1);
   layout.places.resize(routes.blocks.size());
-  SlotChooser slots(routes, steps_ahead(setting.routing.schedule));
+  SlotChooser slots(steps_ahead(setting.routing.schedule));
+  const std::map<std::int64_t, std::int64_t> last_use = last_uses(routes);
+  std::size_t slot = 0;  // of the present step
   for_each_message(
       routes.receives,
       [&](std::int64_t number) {
-        Message message;
-        message.buffer = kSlots[slots.slot_of(number)];
         const Step& current = step_of(layout, number);
+        if (current.receives.empty()) { slot = slots.take(number, last_use.at(number)); }
+        Message message;
+        message.buffer = kSlots[slot];
         message.offset_bytes = current.receives.empty() ? 0 : aligned_end(current.receives.back());
         return message;
       },
@@ -160,8 +150,7 @@ Layout lay_out(const Setting& setting, const Routes& routes) {
         append(message, hop.block, setting, routes);
       },
       [&](Message message, std::int64_t number) {
-        std::int64_t& slot = layout.slot_bytes[slots.slot_of(number)];
-        slot = std::max(slot, message.offset_bytes + message.bytes);
+        layout.slot_bytes[slot] = std::max(layout.slot_bytes[slot], message.offset_bytes + message.bytes);
         step_of(layout, number).receives.push_back(std::move(message));
       });
   for_each_message(

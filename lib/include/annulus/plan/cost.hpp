@@ -5,6 +5,7 @@
 #include <annulus/plan/plan.hpp>
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 namespace annulus {
@@ -53,10 +54,10 @@ struct PlanFigures {
   PlanCost cost;
 };
 
-/// Figures of the plans of all ranks, by rank, without making them: what is alike among ranks and among steps is counted once. The plans of
-/// thousands of ranks take minutes and far more memory than any of them.
+/// Calls visit(figures) for the plan of each rank, ascending. The plans themselves, which for thousands of ranks take minutes, are made
+/// only for rings of a zigzag partition: else what is alike among ranks and among steps is counted once.
 /// @throws InvalidArgument as make_plan
-std::vector<PlanFigures> figures_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition,
-                                          const Routing& routing);
+void for_figures_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing,
+                          const std::function<void(const PlanFigures&)>& visit);
 
 }  // namespace annulus
