@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/bench/bench.hpp>
 
+#include <annulus/bench/figures.hpp>
 #include <annulus/plan/plan_cache.hpp>
 
 #include "bench_files.hpp"
@@ -68,23 +69,28 @@ class Table {
 
   void print_header(std::int64_t repetitions) const {
     say("# times in ms of the slowest rank, median of {}; flops = 4 x head-dim x visible (query, key) pairs\n", repetitions);
-    say("# overlap: the same blocks without passing / median; of peak: of the fp32 FMA peak of a rank's threads;\n");
+    say("# overlap: the same blocks without passing / median; of peak: of the fp32 FMA peak of a process's threads, or on a GPU of a "
+        "plain\n");
+    say("# 16-bit product; of cycles: of what tensor cores can do in the clock cycles that the steps took;\n");
     say("# error: RMS error of the output that was timed / that of a plain run in the same dtype\n");
     for (const auto& [name, width] : swept_) { say("{:>{}} ", name, width); }
-    say("{:>5} {:>9} {:>6} {:>6} {:>5} {:>6} {:>10} {:>10} {:>10} {:>12} {:>10} {:>10} {:>14} {:>8} {:>8} {:>6}\n", "ranks", "seq-len",
-        "heads", "h-dim", "dtype", "causal", "median", "min", "p95", "TFLOP/s/rank", "comm", "exposed", "received B", "overlap", "of peak",
-        "error");
+    say("{:>5} {:>9} {:>6} {:>6} {:>5} {:>6}", "ranks", "seq-len", "heads", "h-dim", "dtype", "causal");
+    for (const Figure& figure : figures()) {
+      if (!figure.heading.empty()) { say(" {:>{}}", figure.heading, figure.width); }
+    }
+    say("\n");
     flush_output();
   }
 
   void print(const BenchRow& row, const BenchReport& report) const {
-    const auto or_dash = [](double value) { return value > 0 ? fmt::format("{:.3f}", value) : std::string("-"); };
     const Problem& problem = report.config.problem;
     for (const auto& [name, width] : swept_) { say("{:>{}} ", value_of(row, name), width); }
-    say("{:>5} {:>9} {:>6} {:>6} {:>5} {:>6} {:>10.3f} {:>10.3f} {:>10.3f} {:>12.4f} {:>10.3f} {:>10.3f} {:>14} {:>8} {:>8} {:>6.2f}\n",
-        report.ranks, problem.seq_len, problem.heads, problem.head_dim, to_string(problem.dtype), problem.causal, report.median_ms,
-        report.min_ms, report.p95_ms, report.tflops_per_rank, report.run.communication_ms, report.run.exposed_ms, report.bytes_received,
-        or_dash(report.overlap_efficiency), or_dash(report.of_peak), report.check.verdict.ratio);
+    say("{:>5} {:>9} {:>6} {:>6} {:>5} {:>6}", report.ranks, problem.seq_len, problem.heads, problem.head_dim, to_string(problem.dtype),
+        problem.causal);
+    for (const Figure& figure : figures()) {
+      if (!figure.heading.empty()) { say(" {:>{}}", table_text(figure, report), figure.width); }
+    }
+    say("\n");
     flush_output();
   }
 
@@ -108,25 +114,13 @@ Json json_of(const BenchRow& row, const BenchReport& report) {
   json["swept"] = std::move(swept);
   json["problem"] = to_json(report.config.problem);
   json["pattern"] = describe(report.config.pattern);
-  json["ranks"] = report.ranks;
   json["transport"] = to_string(report.config.transport);
   json["schedule"] = to_string(report.config.schedule);
   json["backend"] = report.backend;
-  json["median_ms"] = report.median_ms;
-  json["min_ms"] = report.min_ms;
-  json["p95_ms"] = report.p95_ms;
-  json["repetitions"] = report.samples_ms.size();
   json["samples_ms"] = report.samples_ms;
-  json["tflops_per_rank"] = report.tflops_per_rank;
-  json["communication_ms"] = report.run.communication_ms;
-  json["exposed_ms"] = report.run.exposed_ms;
-  json["skew_ms"] = report.run.skew_ms;
-  json["bytes_received"] = report.bytes_received;
-  json["blocks_alone_ms"] = report.blocks_alone_ms;
-  json["overlap_efficiency"] = report.overlap_efficiency;
-  json["fma_peak_gflops"] = report.peak_gflops;
-  json["of_peak"] = report.of_peak;
-  json["memory_high_water"] = report.memory_high_water;
+  for (const Figure& figure : figures()) {
+    std::visit([&](const auto& value) { json[std::string(figure.name)] = value; }, figure.get(report));
+  }
   json["check"] = to_json(report.check);
   Json steps = Json::array();
   for (const StepSummary& step : report.steps) {

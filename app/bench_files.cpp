@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bench_files.hpp"
 
+#include <annulus/bench/figures.hpp>
+
 #include "options.hpp"
 #include "report.hpp"
 
@@ -40,27 +42,14 @@ std::vector<BenchColumn> columns_of(const std::vector<BenchReport>& reports) {
       columns.push_back(column(option.name, reports, [&](const BenchReport& r) { return text_of(value_of(r)); }));
     }
   }
-  const auto add = [&](std::string_view name, auto get) { columns.push_back(column(name, reports, get)); };
-  add("ranks", [](const BenchReport& r) { return r.ranks; });
-  add("runs_on", [](const BenchReport& r) { return r.backend; });
-  add("rows_checked", [](const BenchReport& r) { return r.check.rows_checked; });
-  add("rms_error", [](const BenchReport& r) { return r.check.verdict.rms_error; });
-  add("plain_rms_error", [](const BenchReport& r) { return r.check.verdict.plain_rms_error; });
-  add("median_ms", [](const BenchReport& r) { return r.median_ms; });
-  add("min_ms", [](const BenchReport& r) { return r.min_ms; });
-  add("p95_ms", [](const BenchReport& r) { return r.p95_ms; });
-  add("repetitions", [](const BenchReport& r) { return std::ssize(r.samples_ms); });
-  add("flops", [](const BenchReport& r) { return r.flops; });
-  add("tflops_per_rank", [](const BenchReport& r) { return r.tflops_per_rank; });
-  add("communication_ms", [](const BenchReport& r) { return r.run.communication_ms; });
-  add("exposed_ms", [](const BenchReport& r) { return r.run.exposed_ms; });
-  add("skew_ms", [](const BenchReport& r) { return r.run.skew_ms; });
-  add("bytes_received", [](const BenchReport& r) { return r.bytes_received; });
-  add("blocks_alone_ms", [](const BenchReport& r) { return r.blocks_alone_ms; });
-  add("overlap_efficiency", [](const BenchReport& r) { return r.overlap_efficiency; });
-  add("fma_peak_gflops", [](const BenchReport& r) { return r.peak_gflops; });
-  add("of_peak", [](const BenchReport& r) { return r.of_peak; });
-  add("memory_high_water", [](const BenchReport& r) { return r.memory_high_water; });
+  for (const Figure& figure : figures()) {
+    // What a figure is for one report it is for all.
+    std::visit(
+        [&]<class Held>(const Held& /*first*/) {
+          columns.push_back(column(figure.name, reports, [&](const BenchReport& r) { return std::get<Held>(figure.get(r)); }));
+        },
+        figure.get(reports.front()));
+  }
   return columns;
 }
 

@@ -82,7 +82,7 @@ class Timer {
     Rate rate;
     rate.ms = median(ms);
     rate.tflops = flops / rate.ms / 1e9;
-    rate.percent = 100.0 * flops / median(cycles) / multiprocessors / 4096.0;
+    rate.percent = 100.0 * flops / median(cycles) / multiprocessors / fused::kFlopsPerCycle;
     return rate;
   }
 

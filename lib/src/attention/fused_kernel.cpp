@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <limits>
 #include <numbers>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -112,6 +113,27 @@ class FusedKernel final : public AttentionKernel {
     if (!program_.writes_rows) { combine(queue); }
   }
 
+  bool count_cycles(Queue& queue) override {
+    std::int64_t launches = 0;
+    for (const std::vector<Launch>& step : steps_) { launches += std::ssize(step); }
+    const std::int64_t bytes = launches * static_cast<std::int64_t>(sizeof(unsigned long long));
+    if (launches == 0) { return true; }
+    cycles_ = backend_.allocate(bytes, MemoryUse::tensor);
+    ANNULUS_CUDA(cudaMemsetAsync(cycles_.get(), 0, checked_narrow<std::size_t>(bytes), stream_of(queue)));
+    counted_ = 0;
+    return true;
+  }
+
+  double possible_flops(Queue& queue) override {
+    if (cycles_.bytes() == 0) { return 0; }
+    std::vector<unsigned long long> cycles(static_cast<std::size_t>(counted_));
+    backend_.download(queue, cycles.data(), cycles_.get(), static_cast<std::int64_t>(cycles.size() * sizeof(cycles[0])));
+    queue.synchronize();
+    cycles_ = {};
+    const double sum = std::accumulate(cycles.begin(), cycles.end(), 0.0);
+    return sum * fused::kFlopsPerCycle * blocks_;
+  }
+
  private:
   static constexpr std::int64_t kRedoBytes = 8;
 
@@ -148,6 +170,7 @@ class FusedKernel final : public AttentionKernel {
     args.tiles = reinterpret_cast<const fused::Tile*>(tiles_.get()) + launch.first;
     args.tile_count = count;
     args.ticket_base = drawn_;
+    if (cycles_.bytes() > 0) { args.cycles = reinterpret_cast<unsigned long long*>(cycles_.get()) + counted_++; }
     translated([&] { drawn_ += launch.launcher.launch(args, blocks_, stream_of(queue)); });
   }
 
@@ -168,7 +191,9 @@ class FusedKernel final : public AttentionKernel {
   std::vector<fused::Tile> host_tiles_;  ///< until they are on the device
   fused::Arguments args_{};
   fused::CombineTask combine_;
-  std::int32_t drawn_ = 0;  ///< tickets so far
+  Buffer cycles_;             ///< of each launch, while they are counted
+  std::int64_t counted_ = 0;  ///< launches in it
+  std::int32_t drawn_ = 0;    ///< tickets so far
   int blocks_ = 0;
   bool prepared_ = false;
 };

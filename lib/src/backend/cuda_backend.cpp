@@ -454,4 +454,10 @@ cudaStream_t stream_of(Queue& queue) {
 
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) { return std::make_unique<CudaBackend>(options); }
 
+double cuda_product_rate(DType dtype) {
+  double rate = 0;
+  translated([&] { rate = device_kernels::product_rate(dtype); });
+  return rate;
+}
+
 }  // namespace annulus

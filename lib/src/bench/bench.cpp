@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/bench/bench.hpp>
 
+#include <annulus/backend/cuda_backend.hpp>
 #include <annulus/bench/statistics.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/kernels/cpu.hpp>
@@ -41,6 +42,18 @@ std::size_t median_repetition(const std::vector<double>& samples) {
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return samples[a] < samples[b]; });
   return order[(order.size() - 1) / 2];
+}
+
+/// Runs once more, counting clock cycles. 0 where the kernel does not count them. @param flops of all ranks
+double share_of_cycles(Session& session, double flops) {
+  bool counts = true;
+  for (const auto& executor : session.executors()) { counts = executor->count_cycles() && counts; }
+  if (!counts) { return 0; }
+  session.run();
+  double possible = 0;
+  for (const auto& executor : session.executors()) { possible += executor->possible_flops(); }
+  possible = session.comm().sum(possible);
+  return possible > 0 ? flops / possible : 0;
 }
 
 /// The configuration with what only the running session knows.
@@ -99,10 +112,17 @@ BenchReport bench(const Config& config, const Communicator& comm, PlanCache& pla
   report.bytes_received = comm.sum(report.bytes_received);
   report.flops = comm.sum(report.flops);
   report.tflops_per_rank = report.flops / report.median_ms / 1e9 / static_cast<double>(session.ranks());
+  report.of_cycles = share_of_cycles(session, report.flops);
   if (session.backend().kind() == BackendKind::cpu) {
-    report.peak_gflops = kernels::cpu::fma_peak_gflops(static_cast<int>(resolved.config.threads));
+    report.fma_peak_gflops = kernels::cpu::fma_peak_gflops(static_cast<int>(resolved.config.threads));
     const double gflops = report.flops / report.median_ms / 1e6 / static_cast<double>(comm.size());
-    report.of_peak = gflops / report.peak_gflops;
+    report.of_peak = gflops / report.fma_peak_gflops;
+  }
+  if (session.backend().kind() == BackendKind::cuda && size_of(session.problem().dtype) == 2) {
+    together(comm, [&] { report.product_tflops = cuda_product_rate(session.problem().dtype) / 1e12; });
+    // Of the processes, each of which has a GPU and works for all its ranks.
+    const double tflops = report.flops / report.median_ms / 1e9 / static_cast<double>(comm.size());
+    if (report.product_tflops > 0) { report.of_peak = tflops / report.product_tflops; }
   }
   return report;
 }

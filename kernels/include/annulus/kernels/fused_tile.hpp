@@ -82,6 +82,9 @@ static_assert(sizeof(Tile) == 128 && sizeof(Tile) % 16 == 0, "copied 16 bytes at
 /// float4 that the partial of 64 rows takes: O in the order of registers, then (maximum, maximum, sum, sum) of each lane's two rows.
 constexpr std::int64_t partial_vectors(int head_dim) { return static_cast<std::int64_t>(head_dim / 8 + 1) * 128; }
 
+/// FLOPs of the tensor cores of one multiprocessor of Hopper in a clock cycle, 16-bit operands and sums in fp32.
+inline constexpr double kFlopsPerCycle = 4096;
+
 /// What a launch works on. Pointers are device memory.
 struct Arguments {
   const Tile* tiles;

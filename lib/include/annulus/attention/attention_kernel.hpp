@@ -28,6 +28,13 @@ class AttentionKernel {
   virtual void attend(Queue& queue, std::int64_t step) = 0;
   /// Makes all rows of O and LSE what they should be. A row that no branch covers gets O 0 and LSE -inf.
   virtual void finish(Queue& queue) = 0;
+
+  /// From here to possible_flops() the clock cycles of the steps are counted, by kernels that know what a device can do in one; false: this
+  /// one does not.
+  virtual bool count_cycles(Queue& /*queue*/) { return false; }
+  /// What the device's tensor cores could have done in the cycles counted, of the slowest multiprocessor in each launch. Each step must
+  /// have been attended at most once. Waits for the queue.
+  virtual double possible_flops(Queue& /*queue*/) { return 0; }
 };
 
 /// Why kernel fused cannot serve such a problem, whatever the device; empty if it can.

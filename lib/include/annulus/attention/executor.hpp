@@ -59,6 +59,9 @@ class RingExecutor {
   double total_ms() { return ms_since_begin_of(*this); }
   /// The same from the begin() of another executor on the same queue.
   double ms_since_begin_of(const RingExecutor& other);
+  /// As AttentionKernel's: around one attention.
+  bool count_cycles() { return kernel_->count_cycles(queue_); }
+  double possible_flops() { return kernel_->possible_flops(queue_); }
   /// Fails unless the bytes that arrived since begin() are the plan's.
   void check_traffic();
 

@@ -19,4 +19,8 @@ namespace annulus {
 /// @throws RuntimeFailure if CUDA or cuBLAS fails
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
 
+/// FLOPs a second of a plain product on the calling thread's device: kernels::cuda::product_rate().
+/// @throws NotCompiled, RuntimeFailure
+double cuda_product_rate(DType dtype);
+
 }  // namespace annulus

@@ -26,8 +26,10 @@ struct BenchReport {
   double flops = 0;            ///< 4 * head_dim * visible pairs, all ranks
   double tflops_per_rank = 0;
   double overlap_efficiency = 0;  ///< blocks_alone_ms / median_ms; 0 for one rank
-  double peak_gflops = 0;         ///< fp32 FMA peak of this process's threads in the same run; cpu backend only
-  double of_peak = 0;
+  double fma_peak_gflops = 0;     ///< fp32 FMA peak of this process's threads, after the runs; cpu backend only
+  double product_tflops = 0;      ///< rate of a plain 16-bit product of cuBLAS, after the runs; 0 for fp32 and on a CPU
+  double of_peak = 0;             ///< share of whichever of the two there is
+  double of_cycles = 0;           ///< share of what the tensor cores could have done in the clock cycles of a run more; kernel fused only
   std::vector<std::vector<StepTiming>> timings;  ///< [rank][step] of the repetition with the (lower) median time; rank 0 only
   std::vector<StepSummary> steps;                ///< of `timings`, over the ranks
   StepSummary run;                               ///< the same of the whole run
