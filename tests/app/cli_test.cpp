@@ -79,7 +79,7 @@ TEST_CASE("every option out of range is refused with one sentence and exit code 
       {"offset", "random", "not one of group"},
       {"head-split", "none", "not one of first"},
       {"mixing", "max", "not one of lse"},
-      {"ragged", "wrap", "not one of short, truncate, dense-tail, zero-keys, reject"},
+      {"ragged", "wraps", "not one of short, wrap, truncate, dense-tail, zero-keys, reject"},
       {"scale-by-branches", "2", "neither true nor false"},
       {"partition", "striped", "not one of auto, contiguous, zigzag"},
       {"schedule", "random", "not one of auto, ring, ring-full, direct, allgather"},

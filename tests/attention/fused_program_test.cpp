@@ -62,7 +62,11 @@ Meetings meetings_of(const RingPlan& plan) {
                 for (std::int64_t k = 0; k < item.k_global.count(); ++k) {
                   const std::int64_t stored =
                       (resident ? item.k_local[k] - first_of_piece(plan, item.k_local[0]) : item.k_packed[k]) + s * item.segment_stride;
-                  const std::int64_t ahead = (item.q_global[q] - item.k_global[k]) / rate;
+                  // Rows that wrap turned over have no distance in tokens; without a mask and an order of keys nobody asks.
+                  const std::int64_t first_ahead = plan.routing.key_order == KeyOrder::cyclic
+                                                       ? item.place.q_first - item.place.k_first
+                                                       : (item.q_global[0] - item.k_global[0]) / rate;
+                  const std::int64_t ahead = first_ahead + q - k;
                   keys.insert({item.keys.buffer, item.keys.offset_bytes, b, stored, stored_head, item.mask, item.place.part, ahead});
                 }
               }

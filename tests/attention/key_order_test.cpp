@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <vector>
 
 using namespace annulus;
@@ -89,6 +90,18 @@ std::vector<Case> cases(BackendKind backend, std::int64_t unit) {
   Config& branches = add("causal branches, zigzag, direct", true, PartitionKind::zigzag, Schedule::direct);
   branches.pattern.branches = {{unit / 4, 1}, {unit, 1}};
   branches.pattern.head_split = HeadSplit::all;
+  // Branch 1 has tokens 1, 3, .. and, as the last of them is past its end, token 0.
+  for (const auto& [name, causal, partition, schedule] :
+       {std::tuple("wrapped", false, PartitionKind::contiguous, Schedule::ring),
+        std::tuple("wrapped, ring-full", false, PartitionKind::contiguous, Schedule::ring_full),
+        std::tuple("wrapped, direct", false, PartitionKind::contiguous, Schedule::direct),
+        std::tuple("wrapped causal", true, PartitionKind::contiguous, Schedule::ring),
+        std::tuple("wrapped causal, zigzag, direct", true, PartitionKind::zigzag, Schedule::direct)}) {
+    Config& wrapped = add(name, causal, partition, schedule);
+    wrapped.pattern.branches = {{unit / 4, 1}, {unit - 1, 2}};
+    wrapped.pattern.head_split = HeadSplit::all;
+    wrapped.pattern.ragged = Ragged::wrap;
+  }
   return all;
 }
 

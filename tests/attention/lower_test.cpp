@@ -7,6 +7,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <span>
 #include <vector>
 
 using namespace annulus;
@@ -106,32 +108,42 @@ void check_task(const RingPlan& plan, const TensorAddresses& addresses, const ke
   }
 }
 
-/// The rows that a pack reads are its block's, in their order.
-void check_pack(const RingPlan& plan, const TensorAddresses& addresses, const PackItem& item, const kernels::PackTask& task, bool values) {
+/// The tasks of one pack move every element of its block once, from where its row and head lie.
+void check_pack(const RingPlan& plan, const TensorAddresses& addresses, const PackItem& item, std::span<const kernels::PackTask> tasks) {
   const Problem& problem = plan.problem;
   const KvBlock& block = plan.blocks[static_cast<std::size_t>(item.block)];
-  const std::int64_t size = size_of(problem.dtype);
+  const std::int64_t vector_bytes = problem.head_dim * size_of(problem.dtype);
   const bool resident = item.from == BufferId::resident;
   const std::byte* sends = item.to == BufferId::send_0 ? addresses.sends[0] : addresses.sends[1];
   const std::int64_t heads = resident ? problem.kv_heads : block.kv_heads.count;
   const Piece piece = resident ? piece_of(plan, item.from_rows[0]) : Piece{};
   const std::int64_t rows = resident ? piece.rows : block.rows_global.count();
   const std::byte* from = resident ? addresses.resident + piece.offset_bytes : slot_of(addresses, item.from) + item.from_offset_bytes;
-  REQUIRE(task.rows == block.rows_global.count());
-  REQUIRE(task.heads == block.kv_heads.count);
-  REQUIRE(distance(sends, task.dst) == item.to_offset_bytes + (values ? block.bytes / 2 : 0));
-  for (std::int64_t b = 0; b < task.batch; ++b) {
-    for (std::int64_t row = 0; row < task.rows; ++row) {
-      for (std::int64_t head = 0; head < task.heads; ++head) {
-        const std::int64_t from_row = resident ? item.from_rows[row] - piece.first : row;
-        const std::int64_t from_head = resident ? block.kv_heads[head] : head;
-        const std::int64_t tensor = values ? problem.batch * rows : 0;
-        const std::int64_t vector = ((tensor + b * rows + from_row) * heads + from_head) * problem.head_dim;
-        const std::int64_t at = b * task.src_batch_stride + row * task.src_row_stride + head * task.src_head_stride;
-        REQUIRE(distance(from, task.src) + at * size == vector * size);
+  std::map<std::int64_t, std::int64_t> moved;  // from where to where
+  for (const kernels::PackTask& task : tasks) {
+    for (std::int64_t b = 0; b < task.batch; ++b) {
+      for (std::int64_t row = 0; row < task.rows; ++row) {
+        for (std::int64_t head = 0; head < task.heads; ++head) {
+          const std::int64_t at = b * task.src_batch_stride + row * task.src_row_stride + head * task.src_head_stride;
+          const std::int64_t to = ((b * task.rows + row) * task.heads + head) * vector_bytes;
+          const bool added = moved.emplace(distance(sends, task.dst) + to, distance(from, task.src) + at * task.element_size).second;
+          REQUIRE((added && task.head_dim * task.element_size == vector_bytes));
+        }
       }
     }
   }
+  std::int64_t to = item.to_offset_bytes;
+  for (std::int64_t tensor_and_batch = 0; tensor_and_batch < 2 * problem.batch; ++tensor_and_batch) {
+    for (std::int64_t row = 0; row < block.rows_global.count(); ++row) {
+      for (std::int64_t head = 0; head < block.kv_heads.count; ++head) {
+        const std::int64_t from_row = resident ? item.from_rows[row] - piece.first : row;
+        const std::int64_t from_head = resident ? block.kv_heads[head] : head;
+        REQUIRE(moved.at(to) == ((tensor_and_batch * rows + from_row) * heads + from_head) * vector_bytes);
+        to += vector_bytes;
+      }
+    }
+  }
+  REQUIRE(std::ssize(moved) * vector_bytes == block.bytes);
 }
 
 }  // namespace
@@ -141,6 +153,7 @@ TEST_CASE("lowered tasks of random plans name the elements that their items name
   INFO("seed " << seed);
   std::int64_t tasks = 0;
   std::int64_t packs = 0;
+  std::int64_t packs_apart = 0;  // of several runs of rows
   for (std::int64_t number = 0; number < 400; ++number) {
     const RandomCase drawn = random_case(seed, number, std::nullopt);
     if (drawn.problem.seq_len > 200) { continue; }
@@ -160,13 +173,21 @@ TEST_CASE("lowered tasks of random plans name the elements that their items name
         const LoweredTransfers& to = transfers[step];
         const std::vector<kernels::AttendTask>& attend = lowered.attend[step];
         REQUIRE(attend.size() == from.work.size());
-        REQUIRE(to.pack.size() == 2 * from.packs.size());
         REQUIRE(to.outgoing.size() == from.sends.size());
         REQUIRE(to.incoming.size() == from.receives.size());
         for (std::size_t i = 0; i < from.work.size(); ++i) {
           check_task(plan, addresses, partials[static_cast<std::size_t>(from.work[i].partial)], from.work[i], attend[i]);
         }
-        for (std::size_t i = 0; i < to.pack.size(); ++i) { check_pack(plan, addresses, from.packs[i / 2], to.pack[i], i % 2 == 1); }
+        std::span<const kernels::PackTask> packs_left(to.pack);
+        for (const PackItem& item : from.packs) {
+          const bool apart = item.from == BufferId::resident && item.from_rows.runs() > 1;
+          const std::int64_t of_item = apart ? 2 * plan.problem.batch * item.from_rows.runs() : 2;
+          REQUIRE(of_item <= std::ssize(packs_left));
+          check_pack(plan, addresses, item, packs_left.first(static_cast<std::size_t>(of_item)));
+          packs_left = packs_left.subspan(static_cast<std::size_t>(of_item));
+          packs_apart += apart ? 1 : 0;
+        }
+        REQUIRE(packs_left.empty());
         tasks += std::ssize(from.work);
         packs += std::ssize(from.packs);
       }
@@ -174,6 +195,7 @@ TEST_CASE("lowered tasks of random plans name the elements that their items name
   }
   CHECK(tasks > 1000);
   CHECK(packs > 100);
+  CHECK(packs_apart > 10);
 }
 
 TEST_CASE("a plan is not lowered to fewer partials than it folds into") {

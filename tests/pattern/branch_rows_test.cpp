@@ -62,7 +62,7 @@ TEST_CASE("a segment of ten rows at rate three and offset one holds 1, 4 and 7")
   pattern.branches = {{10, 3}, {10, 3}};  // branch 1 has offset 1 by the group rule
   const Problem problem = problem_with(10, 2, 2);
   const HeadClass heads = head_classes(problem, pattern, 1).front();
-  CHECK(segment_rows(10, pattern, 1, 0, heads) == Progression{1, 3, 3});
+  CHECK(segment_rows(10, pattern, 1, 0, heads) == Rows<Global>(Progression{1, 3, 3}));
 }
 
 TEST_CASE("offsets follow their rules") {
@@ -94,7 +94,7 @@ TEST_CASE("a truncated segment has equally many rows at every offset") {
   const HeadClass any{};
   const auto counts = [&] {
     std::vector<std::int64_t> found;
-    for (std::int64_t segment = 0; segment < 4; ++segment) { found.push_back(segment_rows(35, pattern, 0, segment, any).count); }
+    for (std::int64_t segment = 0; segment < 4; ++segment) { found.push_back(segment_rows(35, pattern, 0, segment, any).count()); }
     return found;
   };
   CHECK(counts() == std::vector<std::int64_t>{4, 3, 3, 2});  // the last segment has five tokens
@@ -102,6 +102,53 @@ TEST_CASE("a truncated segment has equally many rows at every offset") {
   CHECK(counts() == std::vector<std::int64_t>{3, 3, 3, 1});
   pattern.branches = {{2, 3}};
   CHECK(segment_rows(35, pattern, 0, 0, any).empty());
+}
+
+TEST_CASE("a segment of ten rows that wraps at rate three and offset one holds 1, 4, 7 and then 0") {
+  Pattern pattern;
+  pattern.branches = {{10, 3}, {10, 3}};
+  pattern.ragged = Ragged::wrap;
+  const HeadClass heads = head_classes(problem_with(10, 2, 2), pattern, 1).front();
+  const Rows<Global> rows = segment_rows(10, pattern, 1, 0, heads);
+  REQUIRE(rows.runs() == 2);
+  CHECK(rows.run(0) == Progression{0, 1, 1});
+  CHECK(rows.run(1) == Progression{1, 3, 3});
+  // It has a block of its own, before those of the others.
+  CHECK(segment_places(rows, rows.run(0), 8) == Progression{7, 1, 1});
+  CHECK(segment_places(rows, {4, 3, 2}, 8) == Progression{9, 1, 2});
+  CHECK(segment_rows(10, pattern, 0, 0, heads) == Rows<Global>(Progression{0, 3, 4}));
+}
+
+TEST_CASE("wrapped rows are the definition's, ascending, whatever length, rate and offset") {
+  Pattern pattern;
+  pattern.offset = OffsetRule::segment;
+  pattern.ragged = Ragged::wrap;
+  std::int64_t turned_over = 0;
+  for (std::int64_t length = 1; length <= 23; ++length) {
+    for (std::int64_t rate = 1; rate <= 50; ++rate) {
+      pattern.branches = {{length, rate}};
+      for (std::int64_t offset = 0; offset < rate; ++offset) {
+        std::set<std::int64_t> expected;
+        for (std::int64_t t = 0; t * rate < length; ++t) { expected.insert(offset * length + (offset + t * rate) % length); }
+        INFO("length " << length << ", rate " << rate << ", offset " << offset);
+        REQUIRE(std::ssize(expected) == (length + rate - 1) / rate);  // no row twice
+
+        const Rows<Global> rows = segment_rows(rate * length, pattern, 0, offset, {});
+
+        std::vector<std::int64_t> found;
+        for (std::int64_t i = 0; i < rows.count(); ++i) { found.push_back(rows[i]); }
+        REQUIRE(found == std::vector<std::int64_t>(expected.begin(), expected.end()));
+        REQUIRE(rows.last() == found.back());
+        REQUIRE(rows.runs() <= 2);
+        if (rows.runs() == 2) {
+          ++turned_over;
+          REQUIRE(rows.run(0).count == 1);
+          REQUIRE(rows.run(1) == Progression{offset * length + offset, rate, rows.count() - 1});
+        }
+      }
+    }
+  }
+  CHECK(turned_over > 1000);
 }
 
 TEST_CASE("what a segment lacks of a whole one are keys of zeros, which a causal mask hides") {
@@ -135,10 +182,10 @@ TEST_CASE("a dense tail is every row past the last whole segment, whatever the o
   pattern.offset = OffsetRule::segment;
   pattern.ragged = Ragged::dense_tail;
   const HeadClass any{};
-  CHECK(segment_rows(35, pattern, 0, 2, any) == Progression{22, 3, 3});
-  CHECK(segment_rows(35, pattern, 0, 3, any) == Progression{30, 1, 5});
-  CHECK(segment_rows(30, pattern, 0, 2, any) == Progression{22, 3, 3});
-  CHECK(segment_rows(7, pattern, 0, 0, any) == Progression{0, 1, 7});
+  CHECK(segment_rows(35, pattern, 0, 2, any) == Rows<Global>(Progression{22, 3, 3}));
+  CHECK(segment_rows(35, pattern, 0, 3, any) == Rows<Global>(Progression{30, 1, 5}));
+  CHECK(segment_rows(30, pattern, 0, 2, any) == Rows<Global>(Progression{22, 3, 3}));
+  CHECK(segment_rows(7, pattern, 0, 0, any) == Rows<Global>(Progression{0, 1, 7}));
   CHECK(row_distance(35, pattern, 0, 2) == 3);
   CHECK(row_distance(35, pattern, 0, 3) == 1);
 }
@@ -169,7 +216,7 @@ TEST_CASE("a rate beyond the segment leaves segments without rows") {
   pattern.branches = {{3, 7}};
   pattern.offset = OffsetRule::segment;
   const HeadClass any{};
-  CHECK(segment_rows(40, pattern, 0, 2, any) == Progression{8, 1, 1});
+  CHECK(segment_rows(40, pattern, 0, 2, any) == Rows<Global>(Progression{8, 1, 1}));
   CHECK(segment_rows(40, pattern, 0, 3, any).empty());
 }
 

@@ -45,6 +45,12 @@ bool is_covered(const Problem& problem, const Pattern& pattern, std::int64_t hea
     const bool left_over = pattern.ragged == Ragged::truncate && distance / branch.dilation_rate >= length / branch.dilation_rate;
     const bool in_tail = pattern.ragged == Ragged::dense_tail && length < branch.segment_length;
     if (in_tail) { return true; }
+    if (pattern.ragged == Ragged::wrap) {
+      for (std::int64_t t = 0; t * branch.dilation_rate < length; ++t) {
+        if ((offset % branch.dilation_rate + t * branch.dilation_rate) % length == row % branch.segment_length) { return true; }
+      }
+      continue;
+    }
     if (distance >= 0 && distance % branch.dilation_rate == 0 && !left_over) { return true; }
   }
   return false;
@@ -67,6 +73,7 @@ TEST_CASE("covered rows are those that the definition selects, for every offset,
         pattern.offset = offset;
         pattern.head_split = split;
         pattern.ragged = kv_heads == 2 ? Ragged::truncate : kv_heads == 6 ? Ragged::dense_tail : Ragged::short_stride;
+        if (split == HeadSplit::last) { pattern.ragged = Ragged::wrap; }
         const CoveredRows covered(problem, pattern);
         for (std::int64_t head = 0; head < problem.heads; ++head) {
           for (std::int64_t row = 0; row < problem.seq_len; ++row) {

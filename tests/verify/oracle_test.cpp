@@ -135,6 +135,11 @@ Listed attention_by_lists(const MemorySource& source, const Problem& problem, co
             while ((whole + 1) * r <= std::min((s + 1) * w, problem.seq_len) - s * w) { ++whole; }
             members.resize(std::min(members.size(), static_cast<std::size_t>(whole)));
           }
+          if (pattern.ragged == Ragged::wrap) {
+            members.clear();
+            const std::int64_t length = std::min((s + 1) * w, problem.seq_len) - s * w;
+            for (std::int64_t t = 0; t < (length + r - 1) / r; ++t) { members.push_back(s * w + (offset + t * r) % length); }
+          }
           std::int64_t padding = 0;
           if (pattern.ragged == Ragged::zero_keys && !problem.causal) {
             // The slots of a segment at the sequence's start, less what there is.
@@ -237,6 +242,25 @@ TEST_CASE("a dense tail has every token, whole segments their stride") {
   CHECK(head_outputs(problem, oracle_of_all(source, problem, pattern), 0) == std::vector<double>{1, 0, 1, 0, 5, 5, 5});
   pattern.branches = {{8, 3}};  // no whole segment at all
   CHECK(head_outputs(problem, oracle_of_all(source, problem, pattern), 0) == std::vector<double>(7, 3.0));
+}
+
+TEST_CASE("a row past the end of its segment wraps to its start, and sees what is not later") {
+  Problem problem = make_problem(13, 1, 1, 1);
+  const MemorySource source(problem, token_number_values());
+  Pattern pattern = make_pattern({{10, 3}}, OffsetRule::segment);
+  pattern.ragged = Ragged::wrap;
+  // Segment 0 holds 0, 3, 6, 9; segment 1, of three tokens, 11.
+  CHECK(head_outputs(problem, oracle_of_all(source, problem, pattern), 0) ==
+        std::vector<double>{4.5, 0, 0, 4.5, 0, 0, 4.5, 0, 0, 4.5, 0, 11, 0});
+  pattern.branches = {{13, 3}, {10, 3}};  // branch 1, offset 1: 0, 1, 4, 7, and 11 again
+  pattern.offset = OffsetRule::group;
+  problem.heads = problem.kv_heads = 2;
+  const MemorySource two_heads(problem, token_number_values());
+  CHECK(head_outputs(problem, oracle_of_all(two_heads, problem, pattern), 1) ==
+        std::vector<double>{3, 3, 0, 0, 3, 0, 0, 3, 0, 0, 0, 11, 0});
+  problem.causal = true;
+  CHECK(head_outputs(problem, oracle_of_all(two_heads, problem, pattern), 1) ==
+        std::vector<double>{0, 0.5, 0, 0, 5.0 / 3, 0, 0, 3, 0, 0, 0, 11, 0});
 }
 
 TEST_CASE("group-plus-segment moves the selected tokens of the second segment by one") {

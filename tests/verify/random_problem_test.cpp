@@ -104,7 +104,7 @@ TEST_CASE("2000 cases hold every kind of shape and every choice many times") {
       note(random.partition == value && problem.causal, "causal " + std::string(name));
       note(random.partition == value && !problem.causal, "not causal " + std::string(name));
     }
-    for (const Ragged rule : {Ragged::short_stride, Ragged::truncate, Ragged::dense_tail, Ragged::zero_keys}) {
+    for (const Ragged rule : {Ragged::short_stride, Ragged::wrap, Ragged::truncate, Ragged::dense_tail, Ragged::zero_keys}) {
       note(pattern.ragged == rule, "ragged " + std::string(to_string(rule)));
     }
     for (const auto& [value, name] : EnumNames<Schedule>::values) {

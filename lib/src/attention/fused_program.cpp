@@ -90,7 +90,6 @@ class Maker {
     const std::int64_t k_first = k.first - (resident ? piece->local_first : 0);
     const Progression stored_heads = resident ? range(0, plan_.problem.kv_heads) : block_of(item).kv_heads;
     const Progression k_heads = indices_of(item.heads.kv, stored_heads);
-    const std::int64_t rate = row_distance(plan_.problem.seq_len, plan_.pattern, item.branch, item.segment);
 
     fused::Record record;
     record.q_stride = q.stride;
@@ -105,7 +104,7 @@ class Maker {
     record.k_head_step = narrow(k_heads.stride);
     record.kv_heads = narrow(item.heads.kv.count);
     record.q_per_kv = narrow(item.heads.q_per_kv);
-    record.diagonal = checked_narrow<std::int32_t>((item.q_global.only().first - item.k_global.only().first) / rate);
+    record.diagonal = narrow(diagonal_of(item));
     record.mask = item.mask;
     record.part = item.place.part;
     record.order = plan_.routing.key_order == KeyOrder::cyclic ? fused::KeyOrder::cyclic : fused::KeyOrder::arrival;
@@ -128,6 +127,14 @@ class Maker {
     launch.tiles += added;
     program_.tiles += added;
     program_.most_tiles = std::max(program_.most_tiles, launch.tiles);
+  }
+
+  /// Rows of their segment from the first key to the first query.
+  std::int64_t diagonal_of(const WorkItem& item) const {
+    if (item.place.block_rows > 0) { return item.place.q_first - item.place.k_first; }
+    // Without an order of keys a causal mask alone asks for it, and that is among rows of one run.
+    const std::int64_t rate = row_distance(plan_.problem.seq_len, plan_.pattern, item.branch, item.segment);
+    return (item.q_global.only().first - item.k_global.only().first) / rate;
   }
 
   const KvBlock& block_of(const WorkItem& item) const { return plan_.blocks[static_cast<std::size_t>(item.keys.block)]; }

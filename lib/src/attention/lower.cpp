@@ -66,41 +66,64 @@ kernels::ZeroKeysTask zero_keys_task(const kernels::AttendTask& task, std::int64
   return {count, task.batch, task.segments, task.q_rows, task.kv_heads, task.q_per_kv, task.max, task.sum, task.stat_strides};
 }
 
-/// K, then V.
-std::array<kernels::PackTask, 2> pack_tasks(const RingPlan& plan, const TensorAddresses& addresses, const PackItem& item) {
-  const Problem& problem = plan.problem;
-  const KvBlock& block = plan.blocks[static_cast<std::size_t>(item.block)];
-  const std::int64_t element = size_of(problem.dtype);
-  const std::int64_t tensor_bytes = block_elements(problem, block) * element;
-  std::byte* target = address_of(addresses, item.to) + item.to_offset_bytes;
-  const std::byte* source = address_of(addresses, item.from) + item.from_offset_bytes;
+/// The task that moves K, or V, of a whole block, yet without addresses.
+kernels::PackTask whole_block_task(const Problem& problem, const KvBlock& block) {
   kernels::PackTask task;
-  task.element_size = element;
+  task.element_size = size_of(problem.dtype);
   task.batch = problem.batch;
   task.rows = block.rows_global.count();
   task.heads = block.kv_heads.count;
   task.head_dim = problem.head_dim;
-  std::array<kernels::PackTask, 2> tasks;
-  for (std::int64_t tensor = 0; tensor < 2; ++tensor) {
-    task.dst = target + tensor * tensor_bytes;
-    if (item.from == BufferId::resident) {
-      const std::int64_t pitch = problem.kv_heads * problem.head_dim;
-      const Progression& local = item.from_rows.only();
-      const ShardPiece& piece = piece_at(plan.shard, local.first);
-      const std::int64_t start = (local.first - piece.local_first) * pitch + block.kv_heads.first * problem.head_dim;
-      task.src = source + resident_offset(problem, piece) + (tensor * problem.batch * piece.global.count * pitch + start) * element;
-      task.src_batch_stride = piece.global.count * pitch;
+  task.src_head_stride = problem.head_dim;
+  task.src_row_stride = block.kv_heads.count * problem.head_dim;
+  task.src_batch_stride = task.rows * task.src_row_stride;
+  return task;
+}
+
+/// Tasks that gather K, or V, of a block from a piece of the shard. Several runs of rows interleave with the batch in the block: each run
+/// of each batch entry is a task then.
+/// @param source  K, or V, of the piece @param target  of the block
+void gather(std::vector<kernels::PackTask>& tasks, kernels::PackTask task, const Problem& problem, const KvBlock& block,
+            const ShardPiece& piece, const Rows<Local>& rows, const std::byte* source, std::byte* target) {
+  const std::int64_t pitch = problem.kv_heads * problem.head_dim;
+  const std::int64_t tasks_of_run = rows.runs() == 1 ? 1 : problem.batch;
+  const std::int64_t block_pitch = task.src_row_stride;
+  task.batch = problem.batch / tasks_of_run;
+  task.src_batch_stride = piece.global.count * pitch;
+  task.src_head_stride = block.kv_heads.stride * problem.head_dim;
+  for (std::int64_t b = 0; b < tasks_of_run; ++b) {
+    std::int64_t packed = b * rows.count();
+    for (std::int64_t run = 0; run < rows.runs(); ++run) {
+      const Progression& local = rows.run(run);
+      const std::int64_t first = b * piece.global.count + local.first - piece.local_first;
+      task.rows = local.count;
       task.src_row_stride = local.stride * pitch;
-      task.src_head_stride = block.kv_heads.stride * problem.head_dim;
-    } else {
-      task.src = source + tensor * tensor_bytes;
-      task.src_head_stride = problem.head_dim;
-      task.src_row_stride = block.kv_heads.count * problem.head_dim;
-      task.src_batch_stride = block.rows_global.count() * task.src_row_stride;
+      task.src = source + (first * pitch + block.kv_heads.first * problem.head_dim) * task.element_size;
+      task.dst = target + packed * block_pitch * task.element_size;
+      tasks.push_back(task);
+      packed += local.count;
     }
-    tasks[static_cast<std::size_t>(tensor)] = task;
   }
-  return tasks;
+}
+
+void add_pack_tasks(std::vector<kernels::PackTask>& tasks, const RingPlan& plan, const TensorAddresses& addresses, const PackItem& item) {
+  const Problem& problem = plan.problem;
+  const KvBlock& block = plan.blocks[static_cast<std::size_t>(item.block)];
+  kernels::PackTask task = whole_block_task(problem, block);
+  std::byte* const target = address_of(addresses, item.to) + item.to_offset_bytes;
+  const std::byte* const source = address_of(addresses, item.from) + item.from_offset_bytes;
+  const std::int64_t tensor_bytes = block_elements(problem, block) * task.element_size;
+  for (std::int64_t tensor = 0; tensor < 2; ++tensor) {
+    if (item.from == BufferId::resident) {
+      const ShardPiece& piece = piece_at(plan.shard, item.from_rows[0]);
+      const std::byte* const of_piece = source + resident_offset(problem, piece) + tensor * resident_bytes(problem, piece.global.count) / 2;
+      gather(tasks, task, problem, block, piece, item.from_rows, of_piece, target + tensor * tensor_bytes);
+      continue;
+    }
+    task.src = source + tensor * tensor_bytes;
+    task.dst = target + tensor * tensor_bytes;
+    tasks.push_back(task);
+  }
 }
 
 kernels::FinishTask finish_task(const RingPlan& plan, const TensorAddresses& addresses,
@@ -159,9 +182,7 @@ std::vector<LoweredTransfers> lower_transfers(const RingPlan& plan, const Tensor
   std::vector<LoweredTransfers> lowered;
   for (const Step& step : plan.steps) {
     LoweredTransfers& to = lowered.emplace_back();
-    for (const PackItem& item : step.packs) {
-      for (const kernels::PackTask& task : pack_tasks(plan, addresses, item)) { to.pack.push_back(task); }
-    }
+    for (const PackItem& item : step.packs) { add_pack_tasks(to.pack, plan, addresses, item); }
     for (const Message& message : step.sends) {
       to.outgoing.push_back({message.peer, address_of(addresses, message.buffer) + message.offset_bytes, message.bytes});
     }

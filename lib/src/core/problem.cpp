@@ -57,6 +57,7 @@ void validate(const Pattern& pattern) {
 void validate(const Problem& problem, const Pattern& pattern) {
   switch (pattern.ragged) {
     case Ragged::short_stride:
+    case Ragged::wrap:
     case Ragged::truncate:
     case Ragged::dense_tail:
     case Ragged::zero_keys:

@@ -100,6 +100,7 @@ std::int64_t row_distance(std::int64_t seq_len, const Pattern& pattern, std::int
   const Branch& shape = pattern.branches[static_cast<std::size_t>(branch)];
   switch (pattern.ragged) {
     case Ragged::short_stride:
+    case Ragged::wrap:
     case Ragged::truncate:
     case Ragged::zero_keys:
     case Ragged::reject:
@@ -110,11 +111,31 @@ std::int64_t row_distance(std::int64_t seq_len, const Pattern& pattern, std::int
   return segment_range(seq_len, shape, segment).count < shape.segment_length ? 1 : shape.dilation_rate;
 }
 
-Progression segment_rows(std::int64_t seq_len, const Pattern& pattern, std::int64_t branch, std::int64_t segment, const HeadClass& heads) {
+namespace {
+
+/// (o + t*r) mod L, t < ceil(L / r), of the L >= 1 tokens of a segment; 0 <= o < r.
+///
+/// With n = ceil(L / r) >= 2 rows, L > (n - 1) r: the last one, o + (n - 1) r < L + o, turns over at most once and then lands below o,
+/// where none of the others is; those end at o + (n - 2) r < L. One row alone may turn over more often.
+Rows<Global> wrapped_rows(const Progression& tokens, std::int64_t rate, std::int64_t offset) {
+  const std::int64_t length = tokens.count;
+  const std::int64_t count = ceil_div(length, rate);
+  if (count == 1) { return Rows<Global>({tokens.first + offset % length, 1, 1}); }
+  const std::int64_t last = offset + (count - 1) * rate;
+  Rows<Global> rows;
+  if (last >= length) { rows.append({tokens.first + last - length, 1, 1}); }
+  rows.append({tokens.first + offset, rate, last < length ? count : count - 1});
+  return rows;
+}
+
+}  // namespace
+
+Rows<Global> segment_rows(std::int64_t seq_len, const Pattern& pattern, std::int64_t branch, std::int64_t segment, const HeadClass& heads) {
   const Branch& shape = pattern.branches[static_cast<std::size_t>(branch)];
   const Progression tokens = segment_range(seq_len, shape, segment);
   const std::int64_t rate = row_distance(seq_len, pattern, branch, segment);
   const std::int64_t offset = segment_offset(pattern, branch, segment, heads) % rate;
+  if (pattern.ragged == Ragged::wrap) { return wrapped_rows(tokens, rate, offset); }
   if (offset >= tokens.count) { return {}; }
   Progression rows{tokens.first + offset, rate, (tokens.count - 1 - offset) / rate + 1};
   switch (pattern.ragged) {
@@ -122,17 +143,27 @@ Progression segment_rows(std::int64_t seq_len, const Pattern& pattern, std::int6
       rows.count = std::min(rows.count, tokens.count / rate);
       break;
     case Ragged::short_stride:
+    case Ragged::wrap:
     case Ragged::dense_tail:
     case Ragged::zero_keys:
     case Ragged::reject:
       break;
   }
-  return rows.empty() ? Progression{} : rows;
+  return Rows<Global>(rows);
 }
 
-std::int64_t zero_keys(const Problem& problem, const Pattern& pattern, std::int64_t branch, const Progression& rows) {
+Progression segment_places(const Rows<Global>& rows, const Progression& run, std::int64_t block_rows) {
+  const bool turned_over = rows.runs() > 1;
+  if (turned_over && rows.run(0).contains(run.first)) { return {block_rows - 1, 1, 1}; }
+  Progression places = indices_of(run, rows.run(rows.runs() - 1));
+  places.first += turned_over ? block_rows : 0;
+  return places;
+}
+
+std::int64_t zero_keys(const Problem& problem, const Pattern& pattern, std::int64_t branch, const Rows<Global>& rows) {
   switch (pattern.ragged) {
     case Ragged::short_stride:
+    case Ragged::wrap:
     case Ragged::truncate:
     case Ragged::dense_tail:
     case Ragged::reject:
@@ -142,7 +173,7 @@ std::int64_t zero_keys(const Problem& problem, const Pattern& pattern, std::int6
   }
   if (problem.causal || rows.empty()) { return 0; }
   const Branch& shape = pattern.branches[static_cast<std::size_t>(branch)];
-  return ceil_div(std::min(shape.segment_length, problem.seq_len), shape.dilation_rate) - rows.count;
+  return ceil_div(std::min(shape.segment_length, problem.seq_len), shape.dilation_rate) - rows.count();
 }
 
 std::int64_t offset_period(const Pattern& pattern, std::int64_t branch) {

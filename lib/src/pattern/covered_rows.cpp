@@ -36,7 +36,7 @@ bool CoveredRows::contains(std::int64_t head, std::int64_t row) const {
                      [&](const Selection& selection) { return segment_of(selection, row).contains(row); });
 }
 
-Progression CoveredRows::segment_of(const Selection& selection, std::int64_t row) const {
+Rows<Global> CoveredRows::segment_of(const Selection& selection, std::int64_t row) const {
   const std::int64_t length = pattern_.branches[static_cast<std::size_t>(selection.branch)].segment_length;
   return segment_rows(seq_len_, pattern_, selection.branch, row / length, selection.heads);
 }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <map>
+#include <utility>
 #include <vector>
 
 namespace annulus {
@@ -249,6 +250,12 @@ class PairCounter {
     }
   }
 
+  /// The place that a token of an item's branch and heads has in its segment. A row that was turned over is the last of a block of its own.
+  std::int64_t segment_place(const WorkItem& item, std::int64_t token) const {
+    const Place place = place_of(static_cast<std::size_t>(item.branch), item.heads.q_first, token);
+    return place.number(token) + (place.turned < 0 ? 0 : routing_.block_rows);
+  }
+
   /// Every visible pair exactly once, no other at all; returns their number.
   std::int64_t check() const {
     std::int64_t pairs = 0;
@@ -284,19 +291,21 @@ class PairCounter {
   void attend_head(const WorkItem& item, const Shard& shard, std::int64_t head, std::int64_t shift) {
     for (std::int64_t q = 0; q < item.q_global.count(); ++q) {
       zero_keys_[row_index(static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift)] += item.zero_keys;
+      const Place place = routing_.key_order == KeyOrder::cyclic
+                              ? place_of(static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift)
+                              : Place{};
       std::int64_t nearest = -1;
       std::int64_t farthest = -1;
       for (std::int64_t k = 0; k < item.k_global.count(); ++k) {
         if (!sees(item.mask, item.q_global[q], item.k_global[k]) || !has_part(item, q, k)) { continue; }
         if (routing_.key_order == KeyOrder::cyclic) {
-          const std::int64_t distance =
-              walk_distance(static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift, item.k_global[k] + shift);
+          const std::int64_t distance = walk_distance(place, item.k_global[k] + shift);
           nearest = nearest < 0 ? distance : std::min(nearest, distance);
           farthest = std::max(farthest, distance);
         }
         ++counts_[index(static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift, item.k_global[k] + shift)];
       }
-      if (farthest < 0 || cuts_block(shard, static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift)) { continue; }
+      if (farthest < 0 || cuts_block(shard, place)) { continue; }
       std::int64_t& walked = walked_[row_index(static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift)];
       ANNULUS_ASSERT(nearest > walked, "branch {} head {} query {} meets its keys in another order than on one rank", item.branch, head,
                      item.q_global[q] + shift);
@@ -311,37 +320,45 @@ class PairCounter {
     return down == (item.place.part == kernels::KeyPart::down);
   }
 
-  /// A query's segment and block, in rows that the branch selects.
+  /// A query's segment and block, in rows that the branch selects. They are numbered from 0, and the row that was turned over, if one was,
+  /// is number -1 and a block by itself.
   struct Place {
-    std::int64_t first = 0;      ///< token of the segment's first row
-    std::int64_t rows = 0;       ///< of the segment
+    std::int64_t turned = -1;    ///< token of the row that was turned over
+    std::int64_t first = 0;      ///< token of row 0
+    std::int64_t rate = 1;       ///< tokens to row 1
+    std::int64_t rows = 0;       ///< from row 0 on
     std::int64_t block_end = 0;  ///< of the query's block
+
+    std::int64_t number(std::int64_t token) const { return token == turned ? -1 : (token - first) / rate; }
+    std::int64_t token(std::int64_t number) const { return number < 0 ? turned : first + number * rate; }
+    std::int64_t lowest() const { return turned < 0 ? 0 : -1; }
   };
   Place place_of(std::size_t branch, std::int64_t head, std::int64_t q) const {
     const std::int64_t w = pattern_.branches[branch].segment_length;
-    const std::int64_t r = rate_at(pattern_, branch, problem_.seq_len, q);
     Place place;
+    place.rate = rate_at(pattern_, branch, problem_.seq_len, q);
     place.first = q / w * w;
     const std::int64_t end = std::min(place.first + w, problem_.seq_len);
     while (!inside(branch, head, place.first)) { ++place.first; }
-    place.rows = (end - 1 - place.first) / r + 1;
-    place.block_end = std::min(place.rows, ((q - place.first) / r / routing_.block_rows + 1) * routing_.block_rows);
+    const std::int64_t start = q / w * w + offset(branch, head, q);
+    if (pattern_.ragged == Ragged::wrap && place.first < start && start < end) { place.turned = std::exchange(place.first, start); }
+    place.rows = (end - 1 - place.first) / place.rate + 1;
+    const std::int64_t number = place.number(q);
+    place.block_end = number < 0 ? 0 : std::min(place.rows, (number / routing_.block_rows + 1) * routing_.block_rows);
     return place;
   }
 
   /// How many keys of its segment a query meets before key `k` on one rank, from the definition: it starts at the end of its block, goes
-  /// down to the segment's first row, and on from the last. Queries and keys are tokens that the branch selects.
-  std::int64_t walk_distance(std::size_t branch, std::int64_t head, std::int64_t q, std::int64_t k) const {
-    const Place place = place_of(branch, head, q);
-    const std::int64_t at = (k - place.first) / rate_at(pattern_, branch, problem_.seq_len, q);
-    return at < place.block_end ? place.block_end - 1 - at : place.block_end + place.rows - 1 - at;
+  /// down to the segment's first row, and on from the last. The key is a token that the branch selects.
+  /// @param place  of the query
+  static std::int64_t walk_distance(const Place& place, std::int64_t k) {
+    const std::int64_t at = place.number(k);
+    return at < place.block_end ? place.block_end - 1 - at : place.block_end - place.lowest() + place.rows - 1 - at;
   }
 
   /// Whether the shard ends inside the query's block: the query's order of keys cannot be that of one rank then.
-  bool cuts_block(const Shard& shard, std::size_t branch, std::int64_t head, std::int64_t q) const {
-    if (routing_.key_order != KeyOrder::cyclic) { return true; }
-    const Place place = place_of(branch, head, q);
-    const std::int64_t last = place.first + (place.block_end - 1) * rate_at(pattern_, branch, problem_.seq_len, q);
+  static bool cuts_block(const Shard& shard, const Place& place) {
+    const std::int64_t last = place.token(place.block_end - 1);
     return std::none_of(shard.pieces.begin(), shard.pieces.end(), [&](const ShardPiece& piece) { return piece.global.contains(last); });
   }
 
@@ -359,10 +376,10 @@ class PairCounter {
     return false;
   }
 
-  bool inside(std::size_t branch, std::int64_t head, std::int64_t token) const {
-    const std::int64_t w = pattern_.branches[branch].segment_length;
+  /// Of the segment that holds `token`.
+  std::int64_t offset(std::size_t branch, std::int64_t head, std::int64_t token) const {
     const std::int64_t r = rate_at(pattern_, branch, problem_.seq_len, token);
-    const std::int64_t segment = token / w;
+    const std::int64_t segment = token / pattern_.branches[branch].segment_length;
     const auto g = static_cast<std::int64_t>(branch);
     const std::int64_t kv_head = head * problem_.kv_heads / problem_.heads;
     const std::int64_t raw = pattern_.offset == OffsetRule::group                ? g
@@ -370,10 +387,24 @@ class PairCounter {
                              : pattern_.offset == OffsetRule::segment            ? segment
                              : pattern_.offset == OffsetRule::head               ? kv_head
                                                                                  : kv_head / ((problem_.kv_heads + r - 1) / r);
-    const std::int64_t distance = token - segment * w - raw % r;
+    return raw % r;
+  }
+
+  bool inside(std::size_t branch, std::int64_t head, std::int64_t token) const {
+    const std::int64_t w = pattern_.branches[branch].segment_length;
+    const std::int64_t r = rate_at(pattern_, branch, problem_.seq_len, token);
+    const std::int64_t length = std::min(w, problem_.seq_len - token / w * w);
+    const std::int64_t distance = token % w - offset(branch, head, token);
+    if (pattern_.ragged == Ragged::wrap) { return wraps_to(distance, r, length); }
     if (distance < 0 || distance % r != 0) { return false; }
-    const std::int64_t length = std::min(w, problem_.seq_len - segment * w);
     return pattern_.ragged != Ragged::truncate || distance / r < length / r;
+  }
+
+  /// Whether t * r is `distance` modulo the length of a segment, for one of its ceil(length / r) numbers t.
+  static bool wraps_to(std::int64_t distance, std::int64_t r, std::int64_t length) {
+    if (r >= length) { return distance % length == 0; }
+    const std::int64_t ahead = distance < 0 ? distance + length : distance;
+    return ahead % r == 0 && ahead / r < (length + r - 1) / r;
   }
 
   /// Slots of the query's segment, as one that begins at token 0 has them, that hold none of its tokens.
@@ -420,17 +451,16 @@ void check_shards(std::span<const RingPlan> plans) {
 }
 
 /// An item's place in its segment must be what its rows say.
-void check_place(const RingPlan& plan, const WorkItem& item) {
+void check_place(const RingPlan& plan, const PairCounter& pairs, const WorkItem& item) {
   if (plan.routing.key_order != KeyOrder::cyclic) {
     ANNULUS_ASSERT(item.place == kernels::SegmentPlace{}, "rank {}: a place in a plan without an order of keys", plan.rank);
     return;
   }
   const std::int64_t q = item.q_global[0];
   const std::int64_t k = item.k_global[0];
-  const std::int64_t w = plan.pattern.branches[static_cast<std::size_t>(item.branch)].segment_length;
-  const std::int64_t r = rate_at(plan.pattern, static_cast<std::size_t>(item.branch), plan.problem.seq_len, q);
-  // Rows of a segment are a dilation rate apart, and its first one is less than that from its start.
-  ANNULUS_ASSERT(item.place.block_rows == plan.routing.block_rows && item.place.q_first == q % w / r && item.place.k_first == k % w / r,
+  const std::int64_t q_place = pairs.segment_place(item, q);
+  const std::int64_t k_place = pairs.segment_place(item, k);
+  ANNULUS_ASSERT(item.place.block_rows == plan.routing.block_rows && item.place.q_first == q_place && item.place.k_first == k_place,
                  "rank {}: query {} and key {} are not at places {} and {} of their segment", plan.rank, q, k, item.place.q_first,
                  item.place.k_first);
 }
@@ -618,7 +648,7 @@ Coverage prove_coverage(std::span<const RingPlan> plans) {
           for (const WorkItem& item : step.work) {
             memory.read_keys(item, op.step);
             check_stored_rows(plan, item);
-            check_place(plan, item);
+            check_place(plan, pairs, item);
             pairs.attend(item, plan.shard);
           }
           break;

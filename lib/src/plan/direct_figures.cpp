@@ -51,16 +51,16 @@ void DirectFigures::collect(const Setting& setting, const Key& key) {
     if (!walk.needs(*self, number)) { continue; }
     const std::int64_t step = step_of(*self, number);
     const std::int64_t last_use = step + (apart && number < self->lower && !gathers ? 1 : 0);
-    receives_.push_back({step, walk.part(number).rank, walk.part(number).rows.count * row_bytes, -1, last_use});
+    receives_.push_back({step, walk.part(number).rank, walk.part(number).rows.count() * row_bytes, -1, last_use});
     last_step_ = std::max(last_step_, last_use);
   }
   for (const std::int64_t number : {self->lower, self->upper}) {
     if (number < 0) { continue; }
-    const Progression& rows = walk.part(number).rows;
-    const std::int64_t place = place_in_resident(setting, Rows<Global>(rows), kv_heads).value_or(-1);
+    const Rows<Global>& rows = walk.part(number).rows;
+    const std::int64_t place = place_in_resident(setting, rows, kv_heads).value_or(-1);
     for (const Walk::Member& member : walk.members()) {
       if (!walk.needs(member, number)) { continue; }
-      sends_.push_back({step_of(member, number), member.rank, rows.count * row_bytes, place, 0});
+      sends_.push_back({step_of(member, number), member.rank, rows.count() * row_bytes, place, 0});
       last_step_ = std::max(last_step_, sends_.back().step);
     }
   }

@@ -217,12 +217,12 @@ class Rings {
     auto ring = std::make_shared<Ring>();
     ring->causal = setting.problem.causal;
     const Progression tokens = segment_range(setting.problem.seq_len, setting.branch(branch), segment);
-    const Progression rows = setting.rows_of(branch, head_class, segment);
+    const Rows<Global> rows = setting.rows_of(branch, head_class, segment);
     for (const std::int64_t rank : setting.partition.ranks_touching(tokens.first, tokens.last() + 1)) {
-      const Progression owned = intersect(rows, rows_of_rank(setting.partition, rank));
+      const Rows<Global> owned = intersect(rows, rows_of_rank(setting.partition, rank));
       if (owned.empty()) { continue; }
       ring->ranks.push_back(rank);
-      ring->bytes.push_back(block_bytes(setting.problem, owned.count, setting.heads(branch, head_class).kv.count));
+      ring->bytes.push_back(block_bytes(setting.problem, owned.count(), setting.heads(branch, head_class).kv.count));
     }
     return known = std::move(ring);
   }
@@ -245,12 +245,17 @@ class Rings {
 
 /// Visible pairs of a rank's queries in one segment, for one head.
 Int128 pairs_in_segment(const Setting& setting, std::int64_t branch, std::int64_t head_class, std::int64_t segment) {
-  const Progression rows = setting.rows_of(branch, head_class, segment);
+  const Rows<Global> rows = setting.rows_of(branch, head_class, segment);
   Int128 pairs = 0;
   for (const ShardPiece& piece : setting.shard.pieces) {
-    const Progression queries = intersect(rows, piece.global);
-    if (queries.empty()) { continue; }
-    pairs += setting.problem.causal ? planning::causal_pairs(queries, rows) : static_cast<Int128>(queries.count) * rows.count;
+    const Rows<Global> queries = intersect(rows, piece.global);
+    if (!setting.problem.causal) {
+      pairs += static_cast<Int128>(queries.count()) * rows.count();
+      continue;
+    }
+    for (std::int64_t q = 0; q < queries.runs(); ++q) {
+      for (std::int64_t k = 0; k < rows.runs(); ++k) { pairs += planning::causal_pairs(queries.run(q), rows.run(k)); }
+    }
   }
   return pairs;
 }
@@ -288,8 +293,9 @@ std::vector<Stream> streams_of(const Setting& setting, Rings& rings) {
   }
   setting.for_each_class([&](std::int64_t branch, std::int64_t head_class) {
     for (const std::int64_t segment : planning::cut_segments(setting, branch)) {
-      const Progression owned = intersect(setting.rows_of(branch, head_class, segment), rows_of_rank(setting.partition, setting.rank));
-      const bool image = owned.count == setting.shard.rows() && setting.heads(branch, head_class).kv.count == setting.problem.kv_heads;
+      const Rows<Global> owned = intersect(setting.rows_of(branch, head_class, segment), rows_of_rank(setting.partition, setting.rank));
+      const bool image = owned.runs() == 1 && owned.count() == setting.shard.rows() &&
+                         setting.heads(branch, head_class).kv.count == setting.problem.kv_heads;
       add(rings.of_segment(setting, branch, head_class, segment), image);
     }
   });

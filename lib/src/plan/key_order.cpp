@@ -67,7 +67,9 @@ std::optional<CutBlock> find_cut_block(const Problem& problem, const Pattern& pa
       for (std::int64_t branch = 0; branch < std::ssize(pattern.branches); ++branch) {
         const std::int64_t segment = end / pattern.branches[static_cast<std::size_t>(branch)].segment_length;
         for (const HeadClass& heads : classes[static_cast<std::size_t>(branch)]) {
-          const Progression rows = segment_rows(problem.seq_len, pattern, branch, segment, heads);
+          const Rows<Global> all = segment_rows(problem.seq_len, pattern, branch, segment, heads);
+          // A row that was turned over is a block by itself.
+          const Progression rows = all.empty() ? Progression{} : all.run(all.runs() - 1);
           const std::int64_t before = rows.empty() ? 0 : std::clamp<std::int64_t>(ceil_div(end - rows.first, rows.stride), 0, rows.count);
           if (before < rows.count && before % block_rows != 0) { return CutBlock{rank, branch}; }
         }

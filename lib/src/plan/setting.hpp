@@ -22,7 +22,7 @@ struct Setting {
   const HeadClass& heads(std::int64_t branch, std::int64_t head_class) const {
     return classes[static_cast<std::size_t>(branch)][static_cast<std::size_t>(head_class)];
   }
-  Progression rows_of(std::int64_t branch, std::int64_t head_class, std::int64_t segment) const {
+  Rows<Global> rows_of(std::int64_t branch, std::int64_t head_class, std::int64_t segment) const {
     return segment_rows(problem.seq_len, pattern, branch, segment, heads(branch, head_class));
   }
   /// Calls visit(branch, head class) for all of them, in order.

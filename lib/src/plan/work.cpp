@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <tuple>
+#include <utility>
 
 namespace annulus::planning {
 
@@ -13,33 +15,84 @@ namespace {
 
 /// Where the rows of an item stand in their segment.
 kernels::SegmentPlace place_of(const Setting& setting, const WorkItem& item) {
-  const Progression rows = setting.rows_of(item.branch, item.head_class, item.segment);
-  const Progression q = indices_of(item.q_global.only(), rows);
-  const Progression k = indices_of(item.k_global.only(), rows);
+  const Rows<Global> rows = setting.rows_of(item.branch, item.head_class, item.segment);
+  const Progression q = segment_places(rows, item.q_global.only(), setting.routing.block_rows);
+  const Progression k = segment_places(rows, item.k_global.only(), setting.routing.block_rows);
   ANNULUS_EXPECTS(q.stride == 1 && k.stride == 1, "rank {} does not own neighbouring rows, which key order cyclic needs", setting.rank);
   return {setting.routing.block_rows, q.first, k.first, item.place.part};
 }
 
-/// Appends the attention of `q_rows` (of one piece of the shard) to `k_rows`, unless the mask hides all of it.
-void add_items(std::vector<WorkItem>& work, const Setting& setting, WorkItem item, const Progression& q_rows, const Progression& k_rows) {
-  if (q_rows.empty() || k_rows.empty()) { return; }
+/// Whether some query of an item with a place has keys of it from its own block down, and whether some has keys above its own block.
+bool any_down(const WorkItem& item) {
+  const kernels::SegmentPlace& place = item.place;
+  return place.k_first / place.block_rows <= (place.q_first + item.q_global.count() - 1) / place.block_rows;
+}
+bool any_above(const WorkItem& item) {
+  const kernels::SegmentPlace& place = item.place;
+  return (place.k_first + item.k_global.count() - 1) / place.block_rows > place.q_first / place.block_rows;
+}
+
+/// Whether rows have an order of keys in which they come to those above their own block: a causal mask hides what lies there.
+bool looks_up(const Setting& setting) { return setting.routing.key_order == KeyOrder::cyclic && !setting.problem.causal; }
+
+/// The attention of a run of queries to a run of keys, which lie in `block` if there is one; nothing if the mask hides all of it.
+std::optional<WorkItem> make_item(const Setting& setting, WorkItem item, const Progression& q_rows, const Progression& k_rows,
+                                  const KvBlock* block) {
   const bool causal = setting.problem.causal;
-  if (causal && k_rows.first > q_rows.last()) { return; }
+  if (causal && k_rows.first > q_rows.last()) { return std::nullopt; }
   item.mask = causal && k_rows.last() > q_rows.first ? kernels::Mask::causal : kernels::Mask::none;
   item.q_global = Rows<Global>(q_rows);
   item.q_local = local_rows(setting.shard, item.q_global);
   item.k_global = Rows<Global>(k_rows);
   if (setting.routing.key_order == KeyOrder::cyclic) { item.place = place_of(setting, item); }
-  if (item.keys.block < 0) {
+  if (block != nullptr) {
+    item.k_packed = packed_rows(block->rows_global, item.k_global);
+  } else {
     item.k_local = local_rows(setting.shard, item.k_global);
     item.keys.offset_bytes = resident_offset(setting.problem, piece_at(setting.shard, item.k_local.only().first));
   }
   if (q_rows == k_rows) {
     item.zero_keys = zero_keys(setting.problem, setting.pattern, item.branch, setting.rows_of(item.branch, item.head_class, item.segment));
   }
-  for (const HeadSet& set : setting.heads(item.branch, item.head_class).head_sets) {
-    item.heads = set;
-    work.push_back(item);
+  return item;
+}
+
+/// The attention of a run of queries to `k_rows`, as many items as it takes, in the order in which the rows meet their keys: the later runs
+/// come first, except for what lies above a row's own block, which comes last.
+std::vector<WorkItem> make_items(const Setting& setting, const WorkItem& item, const Progression& q_rows, const Rows<Global>& k_rows,
+                                 const KvBlock* block) {
+  std::vector<WorkItem> items;
+  std::vector<WorkItem> above;
+  for (std::int64_t run = k_rows.runs() - 1; run >= 0; --run) {
+    std::optional<WorkItem> made = make_item(setting, item, q_rows, k_rows.run(run), block);
+    if (!made) { continue; }
+    const bool cut = k_rows.runs() > 1 && looks_up(setting) && any_above(*made);
+    if (!cut) {
+      items.push_back(std::move(*made));
+      continue;
+    }
+    if (any_down(*made)) {
+      items.push_back(*made);
+      items.back().place.part = kernels::KeyPart::down;
+      made->place.part = kernels::KeyPart::above;
+      made->zero_keys = 0;
+    }
+    above.push_back(std::move(*made));
+  }
+  items.insert(items.end(), above.begin(), above.end());
+  return items;
+}
+
+/// Appends the attention of `q_rows` (of one piece of the shard) to `k_rows` (of one piece, or of `block` if there is one).
+void add_items(std::vector<WorkItem>& work, const Setting& setting, const WorkItem& item, const Rows<Global>& q_rows,
+               const Rows<Global>& k_rows, const KvBlock* block) {
+  for (std::int64_t run = 0; run < q_rows.runs(); ++run) {
+    for (WorkItem& made : make_items(setting, item, q_rows.run(run), k_rows, block)) {
+      for (const HeadSet& set : setting.heads(item.branch, item.head_class).head_sets) {
+        made.heads = set;
+        work.push_back(made);
+      }
+    }
   }
 }
 
@@ -51,20 +104,20 @@ void attend_whole_segments(std::vector<WorkItem>& work, const Setting& setting, 
     item.segment = segments.first + lead;
     item.segments = (segments.count - 1 - lead) / period + 1;
     item.segment_stride = period * setting.branch(item.branch).segment_length;
-    const Progression rows = setting.rows_of(item.branch, item.head_class, item.segment);
-    add_items(work, setting, item, rows, rows);
+    const Rows<Global> rows = setting.rows_of(item.branch, item.head_class, item.segment);
+    add_items(work, setting, item, rows, rows, nullptr);
   }
 }
 
 void attend_cut_segment(std::vector<WorkItem>& work, const Setting& setting, WorkItem item, std::int64_t segment) {
-  const Progression rows = setting.rows_of(item.branch, item.head_class, segment);
+  const Rows<Global> rows = setting.rows_of(item.branch, item.head_class, segment);
   item.segment = segment;
   const bool keeps_order = setting.routing.key_order == KeyOrder::cyclic;
   for (const ShardPiece& q_piece : setting.shard.pieces) {
     for (const ShardPiece& k_piece : setting.shard.pieces) {
       // Keys of another piece have their turn in the walk.
       if (keeps_order && q_piece != k_piece) { continue; }
-      add_items(work, setting, item, intersect(rows, q_piece.global), intersect(rows, k_piece.global));
+      add_items(work, setting, item, intersect(rows, q_piece.global), intersect(rows, k_piece.global), nullptr);
     }
   }
 }
@@ -81,14 +134,13 @@ void attend_resident(std::vector<WorkItem>& work, const Setting& setting) {
 }
 
 /// Queries of the shard, or of one piece of it, in one segment to `k_rows`, which lie in `block`.
-void attend_block(std::vector<WorkItem>& work, const Setting& setting, WorkItem item, const KvBlock& block, const Progression& k_rows,
-                  std::int64_t q_piece) {
+void attend_block(std::vector<WorkItem>& work, const Setting& setting, const WorkItem& item, const KvBlock& block,
+                  const Rows<Global>& k_rows, std::int64_t q_piece) {
   if (k_rows.empty()) { return; }
-  item.k_packed = packed_rows(block.rows_global, Rows<Global>(k_rows));
-  const Progression rows = setting.rows_of(item.branch, item.head_class, item.segment);
+  const Rows<Global> rows = setting.rows_of(item.branch, item.head_class, item.segment);
   for (std::int64_t piece = 0; piece < std::ssize(setting.shard.pieces); ++piece) {
     if (q_piece >= 0 && piece != q_piece) { continue; }
-    add_items(work, setting, item, intersect(rows, setting.shard.pieces[static_cast<std::size_t>(piece)].global), k_rows);
+    add_items(work, setting, item, intersect(rows, setting.shard.pieces[static_cast<std::size_t>(piece)].global), k_rows, &block);
   }
 }
 
@@ -100,20 +152,19 @@ void attend_used(std::vector<Step>& steps, const Setting& setting, const Routes&
       item.branch = use.branch;
       item.head_class = use.head_class;
       item.segment = use.segment;
-      const Progression rows = setting.rows_of(item.branch, item.head_class, item.segment);
+      const Rows<Global> rows = setting.rows_of(item.branch, item.head_class, item.segment);
       const std::vector<ShardPiece>& pieces = setting.shard.pieces;
-      add_items(work, setting, item, intersect(rows, pieces[1].global), intersect(rows, pieces[0].global));
+      add_items(work, setting, item, intersect(rows, pieces[1].global), intersect(rows, pieces[0].global), nullptr);
       continue;
     }
     const KvBlock& block = routes.blocks[static_cast<std::size_t>(use.block)];
-    const Progression& held = block.rows_global.only();
     const BlockPlace& place = places[static_cast<std::size_t>(use.block)];
     item.keys = {use.block, place.buffer, place.offset_bytes};
     if (block.branch >= 0) {
       item.branch = block.branch;
       item.head_class = block.head_class;
       item.segment = block.segment;
-      attend_block(work, setting, item, block, held, use.q_piece);
+      attend_block(work, setting, item, block, block.rows_global, use.q_piece);
       continue;
     }
     setting.for_each_class([&](std::int64_t branch, std::int64_t head_class) {
@@ -121,7 +172,8 @@ void attend_used(std::vector<Step>& steps, const Setting& setting, const Routes&
       item.head_class = head_class;
       for (const std::int64_t segment : cut_segments(setting, branch)) {
         item.segment = segment;
-        attend_block(work, setting, item, block, intersect(setting.rows_of(branch, head_class, segment), held), use.q_piece);
+        attend_block(work, setting, item, block, intersect(setting.rows_of(branch, head_class, segment), block.rows_global.only()),
+                     use.q_piece);
       }
     });
   }
@@ -134,28 +186,34 @@ void put_off_keys_above(std::vector<Step>& steps) {
   for (std::size_t step = 1; step < steps.size(); ++step) {
     for (const WorkItem& item : steps[step].work) { last_step[{item.branch, item.head_class, item.segment}] = step; }
   }
+  std::vector<WorkItem> at_once;
   for (WorkItem& item : steps.front().work) {
     const auto last = last_step.find({item.branch, item.head_class, item.segment});
-    const kernels::SegmentPlace& place = item.place;
-    const std::int64_t first_block_end = (place.q_first / place.block_rows + 1) * place.block_rows;
-    const bool any_above = place.k_first + item.k_global.count() > first_block_end;
-    if (last == last_step.end() || item.segments > 1 || !any_above) { continue; }
+    if (last == last_step.end() || item.segments > 1 || !any_above(item) || item.place.part == kernels::KeyPart::down) {
+      at_once.push_back(std::move(item));
+      continue;
+    }
     WorkItem above = item;
+    if (item.place.part == kernels::KeyPart::all && any_down(item)) {
+      item.place.part = kernels::KeyPart::down;
+      at_once.push_back(std::move(item));
+      above.zero_keys = 0;
+    }
     above.place.part = kernels::KeyPart::above;
-    above.zero_keys = 0;
     steps[last->second].work.push_back(std::move(above));
-    item.place.part = kernels::KeyPart::down;
   }
+  steps.front().work = std::move(at_once);
 }
 
 /// Numbers the waves of one step: an item comes one wave after the last before it that folds into rows of the same partial, which those
-/// of the same branch, heads and segment do, and where branches share a partial all of another branch. Then orders the items by wave.
+/// of the same branch, heads, segment and first query row do, and where branches share a partial all of another branch. Then orders the
+/// items by wave.
 void number_waves(std::vector<WorkItem>& work, bool branches_share) {
-  using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+  using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
   std::map<Key, std::int64_t> next_of_rows;
   std::map<std::int64_t, std::int64_t> next_of_branch;
   for (WorkItem& item : work) {
-    const Key key{item.branch, item.head_class, item.segment, item.heads.q_first};
+    const Key key{item.branch, item.head_class, item.segment, item.heads.q_first, item.q_local.only().first};
     const auto found = next_of_rows.find(key);
     item.wave = found == next_of_rows.end() ? 0 : found->second;
     if (branches_share) {
@@ -180,9 +238,7 @@ std::int64_t partials_of(const Setting& setting) {
 void add_work(const Setting& setting, const Routes& routes, Layout& layout) {
   attend_resident(layout.steps.front().work, setting);
   attend_used(layout.steps, setting, routes, layout.places);
-  // A causal mask hides what lies above.
-  const bool looks_up = setting.routing.key_order == KeyOrder::cyclic && !setting.problem.causal;
-  if (looks_up) { put_off_keys_above(layout.steps); }
+  if (looks_up(setting)) { put_off_keys_above(layout.steps); }
   const bool one_for_all = partials_of(setting) == 1;
   for (Step& step : layout.steps) {
     for (WorkItem& item : step.work) { item.partial = one_for_all ? 0 : item.branch; }

@@ -110,7 +110,7 @@ class RowCounter {
 
   /// A key of zeros scores 0, so each takes exp(0 - LSE) of the row's softmax.
   void add_zero_keys(std::int64_t head, std::int64_t row, float lse) {
-    covered_.for_each_branch(head, row, [&](std::int64_t branch, const Progression& rows) {
+    covered_.for_each_branch(head, row, [&](std::int64_t branch, const Rows<Global>& rows) {
       ZeroKeys& sums = zero_keys_[static_cast<std::size_t>(branch)];
       sums.shares += static_cast<double>(zero_keys(problem_, pattern_, branch, rows)) * std::exp(-static_cast<double>(lse));
       ++sums.rows;

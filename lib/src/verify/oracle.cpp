@@ -63,6 +63,17 @@ std::int64_t offset_of(const Problem& problem, const Pattern& pattern, std::int6
   ANNULUS_ASSERT(false, "offset rule {} is unknown to the oracle", static_cast<int>(pattern.offset));
 }
 
+/// Whether a place is (offset + t * rate) mod length, for one of the ceil(length / rate) first numbers t: seen from the place, some whole
+/// number of lengths further on lies a step that is taken.
+bool is_wrapped_to(std::int64_t length, std::int64_t rate, std::int64_t offset, std::int64_t place) {
+  if (rate >= length) { return offset % length == place; }  // one step
+  const std::int64_t steps = (length - 1) / rate + 1;
+  for (std::int64_t unrolled = place; unrolled <= offset + (steps - 1) * rate; unrolled += length) {
+    if (unrolled >= offset && (unrolled - offset) % rate == 0) { return true; }
+  }
+  return false;
+}
+
 bool is_selected(const Problem& problem, const Pattern& pattern, const Branch& branch, std::int64_t segment, std::int64_t offset,
                  std::int64_t token) {
   if (token / branch.segment_length != segment) { return false; }
@@ -70,12 +81,16 @@ bool is_selected(const Problem& problem, const Pattern& pattern, const Branch& b
   const std::int64_t place = token - begin;
   const bool in_tail = branch.segment_length > problem.seq_len - begin;
   if (pattern.ragged == Ragged::dense_tail && in_tail) { return true; }
+  if (pattern.ragged == Ragged::wrap) {
+    return is_wrapped_to(std::min(branch.segment_length, problem.seq_len - begin), branch.dilation_rate, offset, place);
+  }
   if (place < offset || (place - offset) % branch.dilation_rate != 0) { return false; }
   switch (pattern.ragged) {
     case Ragged::short_stride:
     case Ragged::dense_tail:
     case Ragged::zero_keys:
     case Ragged::reject:
+    case Ragged::wrap:  // it has its own rule, above
       return true;
     case Ragged::truncate:
       break;

@@ -12,6 +12,7 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <string_view>
 #include <vector>
 
 namespace annulus {
@@ -25,6 +26,9 @@ class Random {
     state_ = next() + static_cast<std::uint64_t>(number) * 0xd1342543de82ef95ULL;
     next();
   }
+
+  /// A stream of its own for a choice that came later, so that all others stay as they were.
+  Random(std::uint64_t seed, std::int64_t number, std::string_view choice) : Random(seed ^ hash(choice), number) {}
 
   std::uint64_t next() { return splitmix64(state_); }
 
@@ -46,6 +50,13 @@ class Random {
   }
 
  private:
+  /// FNV-1a.
+  static std::uint64_t hash(std::string_view text) {
+    std::uint64_t value = 0xcbf29ce484222325ULL;
+    for (const char letter : text) { value = (value ^ static_cast<unsigned char>(letter)) * 0x100000001b3ULL; }
+    return value;
+  }
+
   std::uint64_t state_;
 };
 
@@ -201,6 +212,7 @@ RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<st
   constexpr std::array<Schedule, 4> kSchedules{Schedule::ring, Schedule::ring_full, Schedule::direct, Schedule::allgather};
   result.schedule = random.one_of(kSchedules);
   result.data_seed = random.next() >> 32U;
+  if (Random(seed, number, "wrap").chance(20)) { pattern.ragged = Ragged::wrap; }
   result.partition = random.chance(50) ? PartitionKind::zigzag : PartitionKind::contiguous;
   return result;
 }

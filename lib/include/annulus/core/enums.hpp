@@ -38,7 +38,8 @@ enum class Mixing {
 /// What happens where the dilation rate does not divide the segment or the segment does not divide the sequence.
 enum class Ragged {
   short_stride,  ///< plain stride, short last segment
-  truncate,      ///< the same, but no segment of L rows has more than floor(L / r) of them: every offset takes equally many
+  wrap,          ///< rows (o + t r) mod L of a segment of L rows, t < ceil(L / r): every offset takes equally many, one may turn over
+  truncate,      ///< plain stride, but no segment of L rows has more than floor(L / r) of them
   dense_tail,    ///< plain stride, and the rows past the last whole segment attend each other undilated
   zero_keys,     ///< plain stride, and every segment has the ceil(w / r) keys of a whole one: what it lacks are keys and values of zeros
   reject,        ///< neither happens: a pattern in which it would is refused
@@ -109,7 +110,8 @@ struct EnumNames<Mixing> {
 };
 template <>
 struct EnumNames<Ragged> {
-  static constexpr std::array<std::pair<Ragged, std::string_view>, 5> values{{{Ragged::short_stride, "short"},
+  static constexpr std::array<std::pair<Ragged, std::string_view>, 6> values{{{Ragged::short_stride, "short"},
+                                                                              {Ragged::wrap, "wrap"},
                                                                               {Ragged::truncate, "truncate"},
                                                                               {Ragged::dense_tail, "dense-tail"},
                                                                               {Ragged::zero_keys, "zero-keys"},

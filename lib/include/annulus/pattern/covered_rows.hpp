@@ -22,7 +22,7 @@ class CoveredRows {
   template <class Visit>
   void for_each_branch(std::int64_t head, std::int64_t row, Visit&& visit) const {
     for (const Selection& selection : by_head_[static_cast<std::size_t>(head)]) {
-      const Progression rows = segment_of(selection, row);
+      const Rows<Global> rows = segment_of(selection, row);
       if (rows.contains(row)) { visit(selection.branch, rows); }
     }
   }
@@ -34,7 +34,7 @@ class CoveredRows {
   };
 
   /// Rows of the segment that `row` lies in.
-  Progression segment_of(const Selection& selection, std::int64_t row) const;
+  Rows<Global> segment_of(const Selection& selection, std::int64_t row) const;
 
   std::int64_t seq_len_;
   Pattern pattern_;

@@ -60,6 +60,9 @@ class Rows {
     return false;
   }
 
+  /// The largest row of a non-empty set whose runs ascend.
+  std::int64_t last() const { return run(runs_ - 1).last(); }
+
   bool operator==(const Rows&) const = default;
 
  private:
@@ -67,5 +70,13 @@ class Rows {
   std::vector<Progression> more_;
   std::int64_t runs_ = 0;
 };
+
+/// The rows of `rows` that lie in `other`, run by run.
+template <class Space>
+Rows<Space> intersect(const Rows<Space>& rows, const Progression& other) {
+  Rows<Space> common;
+  for (std::int64_t i = 0; i < rows.runs(); ++i) { common.append(intersect(rows.run(i), other)); }
+  return common;
+}
 
 }  // namespace annulus

@@ -65,7 +65,7 @@ struct PackItem {
   std::int64_t block = 0;
   BufferId from = BufferId::resident;
   std::int64_t from_offset_bytes = 0;  ///< in a slot; unused for resident
-  Rows<Local> from_rows;               ///< of the resident shard, one run; empty where a whole block is moved out of a slot
+  Rows<Local> from_rows;               ///< of one piece of the shard; empty where a whole block is moved out of a slot
   BufferId to = BufferId::send_0;
   std::int64_t to_offset_bytes = 0;
   bool operator==(const PackItem&) const = default;

@@ -20,8 +20,7 @@ void route_segment(Routes& routes, const Setting& setting, std::int64_t branch, 
   const auto step_of = [&](const Walk::Member& member, std::int64_t number) { return gathers ? 1 : walk.step(member, number); };
   const auto block_of = [&](std::int64_t number) {
     const Walk::Part& part = walk.part(number);
-    return add_block(routes, setting.problem,
-                     {branch, head_class, segment, part.rank, Rows<Global>(part.rows), setting.heads(branch, head_class).kv, 0});
+    return add_block(routes, setting.problem, {branch, head_class, segment, part.rank, part.rows, setting.heads(branch, head_class).kv, 0});
   };
 
   // Two pieces of the shard walk apart under a causal mask.

@@ -17,9 +17,9 @@ void pass_segment(Routes& routes, const Setting& setting, std::int64_t branch, s
   const std::int64_t self_index = self - members.begin();
   const auto member = [&](std::int64_t index) -> const Member& { return members[static_cast<std::size_t>(index)]; };
   for (std::int64_t owner = 0; owner < size; ++owner) {
-    for (const Progression& owned : member(owner).owned) {
+    for (const Rows<Global>& owned : member(owner).owned) {
       const auto needs = [&](std::int64_t index) {
-        return index != owner && (!setting.problem.causal || member(index).last_row >= owned.first);
+        return index != owner && (!setting.problem.causal || member(index).last_row >= owned[0]);
       };
       if (self_index != owner && !needs(self_index)) { continue; }
       // Walk the cyclic order from the owner: who hands the block to this rank, in which step, and who gets it next.
@@ -40,8 +40,7 @@ void pass_segment(Routes& routes, const Setting& setting, std::int64_t branch, s
       }
       if (self_index == owner && !next) { continue; }
       const Progression& kv_heads = setting.heads(branch, head_class).kv;
-      const std::int64_t block =
-          add_block(routes, setting.problem, {branch, head_class, segment, member(owner).rank, Rows<Global>(owned), kv_heads, 0});
+      const std::int64_t block = add_block(routes, setting.problem, {branch, head_class, segment, member(owner).rank, owned, kv_heads, 0});
       if (self_index != owner) { routes.receives.push_back({block, arrival, previous}); }
       if (next) { routes.sends.push_back({block, arrival + 1, *next}); }
     }

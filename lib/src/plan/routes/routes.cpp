@@ -30,17 +30,17 @@ Routes unsorted_routes(const Setting& setting, Schedule schedule) {
 
 }  // namespace
 
-std::vector<Member> members_of(const Setting& setting, std::int64_t branch, std::int64_t segment, const Progression& rows) {
+std::vector<Member> members_of(const Setting& setting, std::int64_t branch, std::int64_t segment, const Rows<Global>& rows) {
   std::vector<Member> members;
   const Progression tokens = segment_range(setting.problem.seq_len, setting.branch(branch), segment);
   for (const std::int64_t rank : setting.partition.ranks_touching(tokens.first, tokens.last() + 1)) {
     Member member;
     member.rank = rank;
     for (const ShardPiece& piece : setting.partition.shard(rank).pieces) {
-      const Progression owned = intersect(rows, piece.global);
+      Rows<Global> owned = intersect(rows, piece.global);
       if (owned.empty()) { continue; }
-      member.owned.push_back(owned);
       member.last_row = std::max(member.last_row, owned.last());
+      member.owned.push_back(std::move(owned));
     }
     if (!member.owned.empty()) { members.push_back(std::move(member)); }
   }

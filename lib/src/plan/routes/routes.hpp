@@ -52,12 +52,12 @@ Routes routes_of(const Setting& setting, Schedule schedule);
 /// A rank that owns rows of a segment's row set.
 struct Member {
   std::int64_t rank = 0;
-  std::vector<Progression> owned;  ///< by piece of its shard
-  std::int64_t last_row = -1;      ///< largest owned row: the query that sees most under `causal`
+  std::vector<Rows<Global>> owned;  ///< by piece of its shard, none empty
+  std::int64_t last_row = -1;       ///< largest owned row: the query that sees most under `causal`
 };
 
 /// The ranks that own some of `rows`, which are those of a segment; ascending.
-std::vector<Member> members_of(const Setting& setting, std::int64_t branch, std::int64_t segment, const Progression& rows);
+std::vector<Member> members_of(const Setting& setting, std::int64_t branch, std::int64_t segment, const Rows<Global>& rows);
 
 /// Appends a block and returns its number.
 std::int64_t add_block(Routes& routes, const Problem& problem, KvBlock block);

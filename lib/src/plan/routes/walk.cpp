@@ -9,13 +9,13 @@
 
 namespace annulus::planning {
 
-Walk::Walk(const Setting& setting, std::int64_t branch, std::int64_t segment, const Progression& rows) : causal_(setting.problem.causal) {
+Walk::Walk(const Setting& setting, std::int64_t branch, std::int64_t segment, const Rows<Global>& rows) : causal_(setting.problem.causal) {
   for (const planning::Member& owner : members_of(setting, branch, segment, rows)) {
     ANNULUS_ASSERT(owner.owned.size() <= 2, "rank {} owns {} parts of a segment", owner.rank, owner.owned.size());
-    for (const Progression& owned : owner.owned) { parts_.push_back({owner.rank, owned}); }
+    for (const Rows<Global>& owned : owner.owned) { parts_.push_back({owner.rank, owned}); }
     members_.push_back({owner.rank, -1, -1});
   }
-  std::sort(parts_.begin(), parts_.end(), [](const Part& a, const Part& b) { return a.rows.first < b.rows.first; });
+  std::sort(parts_.begin(), parts_.end(), [](const Part& a, const Part& b) { return a.rows[0] < b.rows[0]; });
   for (std::int64_t number = 0; number < parts(); ++number) {
     const auto found = std::lower_bound(members_.begin(), members_.end(), part(number).rank,
                                         [](const Member& member, std::int64_t rank) { return member.rank < rank; });

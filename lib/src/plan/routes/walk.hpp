@@ -14,7 +14,7 @@ class Walk {
  public:
   struct Part {
     std::int64_t rank = 0;
-    Progression rows;
+    Rows<Global> rows;
   };
   /// A rank that owns parts, by number: one, or two.
   struct Member {
@@ -24,7 +24,7 @@ class Walk {
   };
 
   /// Of the segment whose rows, for one head class, are `rows`. The same for all ranks.
-  Walk(const Setting& setting, std::int64_t branch, std::int64_t segment, const Progression& rows);
+  Walk(const Setting& setting, std::int64_t branch, std::int64_t segment, const Rows<Global>& rows);
 
   std::int64_t parts() const { return std::ssize(parts_); }
   const Part& part(std::int64_t number) const { return parts_[static_cast<std::size_t>(number)]; }
