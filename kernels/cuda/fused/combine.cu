@@ -4,6 +4,7 @@
 
 #include "check.hpp"
 #include "element.cuh"
+#include "zero_keys.cuh"
 
 #include <cstdint>
 #include <stdexcept>
@@ -82,12 +83,7 @@ __device__ __forceinline__ Statistics statistics(const RowPlace& place, int grou
   sum += __shfl_xor_sync(kAllLanes, sum, 1);
   sum += __shfl_xor_sync(kAllLanes, sum, 2);
   Statistics all{upper ? four.y : four.x, sum};
-  if (place.zero_keys > 0.0F) {
-    const float max = fmaxf(all.max, 0.0F);
-    all.factor = exp2_fast(all.max - max);
-    all.sum = all.sum * all.factor + place.zero_keys * exp2_fast(-max);
-    all.max = max;
-  }
+  if (place.zero_keys > 0.0F) { all.factor = add_zero_keys(all.max, all.sum, place.zero_keys); }
   return all;
 }
 

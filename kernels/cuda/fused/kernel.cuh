@@ -21,6 +21,7 @@
 #include "ptx.cuh"
 #include "tensor_maps.hpp"
 #include "wgmma.cuh"
+#include "zero_keys.cuh"
 
 #include <cuda_runtime.h>
 
@@ -36,15 +37,6 @@ inline constexpr float kSumLimit<__half> = 0x1p14F;
 template <class Element>
 __device__ __forceinline__ bool within(float sum) {
   return sum >= 0.0F && sum <= kSumLimit<Element>;
-}
-
-/// A row's maximum (times c) and sum with `count` keys of score 0 besides; returns the factor that O takes for the new maximum.
-__device__ __forceinline__ float add_zero_keys(float& max, float& sum, int count) {
-  const float larger = fmaxf(max, 0.0F);
-  const float factor = exp2_fast(max - larger);
-  sum = sum * factor + static_cast<float>(count) * exp2_fast(-larger);
-  max = larger;
-  return factor;
 }
 
 /// Constants of a shape, and its shared memory: Q of each warpgroup, stages of K, stages of V, work slots, barriers. Operands lie in panels
@@ -606,8 +598,9 @@ __device__ __forceinline__ void consume(const Arguments& args, const Places<kInd
       float factor0 = 1.0F;
       float factor1 = 1.0F;
       if (tile.zero_keys > 0) {
-        factor0 = add_zero_keys(b0, l0, tile.zero_keys);
-        factor1 = add_zero_keys(b1, l1, tile.zero_keys);
+        const auto zeros = static_cast<float>(tile.zero_keys);
+        factor0 = add_zero_keys(b0, l0, zeros);
+        factor1 = add_zero_keys(b1, l1, zeros);
       }
       // Read anew, and unsigned below: the assembler would keep both in registers through the loop, and head_dim 256 has none left.
       const int quad_again = lane_number() % 4;
