@@ -4,6 +4,8 @@
 #include <annulus/core/error.hpp>
 #include <annulus/core/text.hpp>
 
+#include "old_names.hpp"
+
 #include <toml++/toml.h>
 
 #include <algorithm>
@@ -177,11 +179,15 @@ std::vector<std::string> preset_names(const std::filesystem::path& folder) {
 
 }  // namespace
 
-std::string preset_path(const std::string& name) {
+std::string preset_path(const std::string& asked) {
+  const std::string name(preset_of_class(asked).value_or(asked));
   const std::filesystem::path folder = preset_folder();
   const std::vector<std::string> names = preset_names(folder);
-  ANNULUS_EXPECTS(std::find(names.begin(), names.end(), name) != names.end(), "--preset {} does not exist; there are {} in {}", name,
-                  fmt::join(names, ", "), folder.string());
+  if (std::find(names.begin(), names.end(), name) == names.end()) {
+    const std::string_view replacement = replacement_of(name);
+    ANNULUS_EXPECTS(replacement.empty(), "--preset {} is no preset here: it {}", name, replacement);
+    throw InvalidArgument(fmt::format("--preset {} does not exist; there are {} in {}", name, fmt::join(names, ", "), folder.string()));
+  }
   return (folder / (name + ".toml")).string();
 }
 

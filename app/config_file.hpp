@@ -20,8 +20,9 @@ std::string read_config(const std::string& path);
 /// @throws InvalidArgument
 void apply_config(Draft& draft, const std::string& text, const std::string& path);
 
-/// Path of a preset's file, beside an installed program or in the source tree. @throws InvalidArgument with the presets that exist
-std::string preset_path(const std::string& name);
+/// Path of a preset's file, beside an installed program or in the source tree; a class of old_names.hpp stands for its preset.
+/// @throws InvalidArgument with the presets that exist, or with what replaces an old name
+std::string preset_path(const std::string& asked);
 
 /// One line for each preset: its name, and what the first line of its file says.
 std::string preset_list();

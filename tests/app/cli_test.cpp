@@ -169,6 +169,25 @@ TEST_CASE("--preset list names every preset with one line, and every preset plan
             .out.find("partition zigzag, schedule direct") != std::string::npos);
 }
 
+TEST_CASE("--preset takes the names that users of the Python modules know, or says what replaces them") {
+  const std::vector<std::string> rest{"--seq-len", "9000", "--heads", "7", "--ranks", "2"};
+  const auto plan_of = [&](const std::string& preset) {
+    std::vector<std::string> arguments{"plan", "--preset", preset};
+    arguments.insert(arguments.end(), rest.begin(), rest.end());
+    const ProcessResult planned = annulus_with(arguments);
+    CHECK(planned.exit_code == 0);
+    return planned.out;
+  };
+  CHECK(plan_of("RingDilatedAttentionProduction") == plan_of("production"));
+  for (const char* name : {"RingDilatedAttentionHybrid", "RingDilatedAttentionTrue", "true"}) { CHECK(plan_of(name) == plan_of("hybrid")); }
+  CHECK(plan_of("hybrid") != plan_of("production"));
+  expect_refusal({"plan", "--preset", "ring_dilated_attention_hybrid_fixed.py"}, "is preset hybrid-group-plus-segment");
+  expect_refusal({"plan", "--preset", "RingDilatedAttentionV3"}, "preset production has its groups");
+  expect_refusal({"plan", "--preset", "ring_dilated_attention_simple_triton"}, "--mixing mean");
+  expect_refusal({"plan", "--preset", "TrueRingDilatedAttention"}, "preset dense is the ring");
+  expect_refusal({"plan", "--preset", "RingDistributedDilatedAttention"}, "preset hybrid is its attention");
+}
+
 TEST_CASE("unknown flags, commands and presets are refused") {
   expect_refusal({"run", "--sequence", "5"}, "--sequence");
   expect_refusal({"plan", "--virtual-ranks", "4"}, "--virtual-ranks");

@@ -18,6 +18,12 @@ TEST_CASE("the transfer of a step starts before the work of the step before it e
     return;
   }
   const bool alone = comm.size() == 1;
+  const std::int64_t gpus = std::ssize(visible_gpus());
+  if (!alone && gpus > 1 && gpus < comm.host_size()) {
+    // A rank that has a GPU to itself is done with its work before one that shares comes to send.
+    test::skip("some ranks share a GPU and others do not");
+    return;
+  }
   const std::int64_t ranks = alone ? 8 : comm.size();
   Config config;
   // Long enough work that ranks which take turns on one GPU get to their transfers meanwhile.
