@@ -221,6 +221,11 @@ std::vector<Option> make_options() {
                                [](Config& c) -> auto& { return c.pattern.mixing; }));
   all.push_back(choice<Ragged>("ragged", Scope::pattern, "rows of a segment that a rate or the sequence cuts short", kPlanning,
                                [](Config& c) -> auto& { return c.pattern.ragged; }));
+  all.push_back(
+      choice<SequenceOrder>("order", Scope::pattern,
+                            "permutes the sequence before segments are cut and the result back; all but linear are another operator, "
+                            "in which other tokens share a segment",
+                            kPlanning, [](Config& c) -> auto& { return c.pattern.order; }));
   all.push_back(boolean("scale-by-branches", Scope::pattern, "divide the output by the number of branches", kPlanning,
                         [](Config& c) -> auto& { return c.pattern.scale_by_branches; }));
 

@@ -40,7 +40,10 @@ std::string describe(const Pattern& pattern) {
     rates += fmt::format("{}{}", rates.empty() ? "" : ",", branch.dilation_rate);
   }
   return fmt::format("segments {}, rates {}, offset {}, head-split {}, mixing {}{}", lengths, rates, to_string(pattern.offset),
-                     to_string(pattern.head_split), to_string(pattern.mixing), pattern.scale_by_branches ? ", scaled by branches" : "");
+                     to_string(pattern.head_split), to_string(pattern.mixing), pattern.scale_by_branches ? ", scaled by branches" : "") +
+         (pattern.order == SequenceOrder::linear
+              ? std::string()
+              : fmt::format(", order {} (another operator: the sequence is permuted)", to_string(pattern.order)));
 }
 
 Json count_in_json(Int128 count) {

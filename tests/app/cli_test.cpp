@@ -80,6 +80,7 @@ TEST_CASE("every option out of range is refused with one sentence and exit code 
       {"head-split", "none", "not one of first"},
       {"mixing", "max", "not one of lse"},
       {"ragged", "wraps", "not one of short, wrap, truncate, dense-tail, zero-keys, reject"},
+      {"order", "random", "not one of linear, hilbert, hilbert-inverse, bit-reversal"},
       {"scale-by-branches", "2", "neither true nor false"},
       {"partition", "striped", "not one of auto, contiguous, zigzag"},
       {"schedule", "random", "not one of auto, ring, ring-full, direct, allgather"},
@@ -102,6 +103,9 @@ TEST_CASE("every option out of range is refused with one sentence and exit code 
   expect_refusal({"run", "--ragged", "reject", "--seq-len", "64", "--segment-lengths", "16", "--dilation-rates", "3"},
                  "rate 3 does not divide");
   expect_refusal({"plan", "--ragged", "reject", "--seq-len", "60", "--segment-lengths", "16"}, "16 does not divide seq-len 60");
+  for (const std::string command : {"run", "check", "bench", "plan"}) {
+    expect_refusal({command, "--order", "hilbert", "--causal"}, "--order hilbert moves later tokens before earlier ones");
+  }
   expect_refusal({"run", "--partition", "zigzag", "--key-order", "cyclic"}, "needs --causal and --schedule direct or allgather");
   expect_refusal({"check", "--rows", "0"}, "below 1");
   expect_refusal({"check", "--cases", "0"}, "below 1");

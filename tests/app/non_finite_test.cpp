@@ -68,6 +68,27 @@ TEST_CASE("the running output is a sum: large values overflow it, from the first
   }
 }
 
+TEST_CASE("the first row that is not finite is named as it stands in the input, whatever the order of the sequence") {
+  const TemporaryFolder folder;
+  const std::string input = folder / "i.h5";
+  std::vector<float> v(2 * 16, 1.0F);
+  for (const std::size_t row : {2, 3}) { v[2 * row + 1] = 3e38F; }
+  write_input(input, 16, v);
+  const std::string path = folder / "o.h5";
+  // Along the curve the last segment is {7, 6, 2, 3}.
+  for (const ProcessResult& result : run_everywhere({"run", "--input", input, "--segment-lengths", "4", "--order", "hilbert", "--threads",
+                                                     "1", "--json", "--force", "--output", path})) {
+    INFO(result.out << result.err);
+    CHECK(result.exit_code == 1);
+    CHECK(number_in(path, "/rows/non_finite") == 4);
+    const RawDataset first(path, "/rows/first_non_finite");
+    CHECK(std::vector<std::int64_t>(first.as<std::int64_t>(), first.as<std::int64_t>() + 3) == std::vector<std::int64_t>{0, 0, 2});
+    const RawDataset out(path, "/o");
+    for (const std::size_t row : {2, 3, 6, 7}) { CHECK(std::isinf(out.as<float>()[2 * row + 1])); }
+    for (const std::size_t row : {1, 4, 5, 8, 15}) { CHECK(out.as<float>()[2 * row + 1] == 1.0F); }
+  }
+}
+
 TEST_CASE("a row whose only key has the score minus infinity is not taken for one that no branch covers") {
   // One key a row: whatever the sign of its score, the softmax of infinity is no number.
   const ProcessResult result =

@@ -69,7 +69,23 @@ std::vector<Case> cases() {
   add("fp16, every head in every branch", problem_of(41, 2, 2, DType::fp16, false), dilated,
       {"--segment-lengths", "7,19,41", "--dilation-rates", "1,2,3", "--offset", "head", "--head-split", "all", "--mixing", "mean"});
   add("zigzag", problem_of(53, 4, 2, DType::fp32, true), dense_pattern(53), {"--partition", "zigzag", "--schedule", "ring-full"});
+  for (const auto& [order, name] : EnumNames<SequenceOrder>::values) {
+    if (order == SequenceOrder::linear) { continue; }
+    Pattern permuted = dilated;
+    permuted.order = order;
+    add("order " + std::string(name), problem_of(41, 2, 1, DType::fp16, false), permuted,
+        {"--segment-lengths", "7,19,41", "--dilation-rates", "1,2,3", "--offset", "head", "--head-split", "all", "--mixing", "mean",
+         "--order", std::string(name)});
+  }
+  Pattern zigzag = dense_pattern(53);
+  zigzag.branches = {{20, 3}};
+  zigzag.order = SequenceOrder::hilbert;
+  add("order hilbert, zigzag", problem_of(53, 4, 2, DType::fp32, false), zigzag,
+      {"--segment-lengths", "20", "--dilation-rates", "3", "--order", "hilbert", "--partition", "zigzag"});
   // Fewer rows than ranks.
+  Pattern short_one = dense_pattern(3);
+  short_one.order = SequenceOrder::bit_reversal;
+  add("three rows in another order", problem_of(3, 2, 2, DType::fp32, false), short_one, {"--order", "bit-reversal"});
   add("three rows", problem_of(3, 2, 2, DType::fp32, false), dense_pattern(3), {});
   return all;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/core/error.hpp>
+#include <annulus/pattern/permutation.hpp>
 #include <annulus/session/check.hpp>
 #include <annulus/session/session.hpp>
 #include <annulus_test.hpp>
@@ -143,6 +144,38 @@ TEST_CASE("changing future keys leaves causal outputs unchanged, bit for bit, on
     const auto kept = static_cast<std::ptrdiff_t>(70 * 2 * 24 * 4);
     CHECK(std::equal(results[0].begin(), results[0].begin() + kept, results[1].begin()));
     CHECK_FALSE(std::equal(results[0].begin() + kept, results[0].end(), results[1].begin() + kept));
+  }
+}
+
+TEST_CASE("an order of the sequence is the linear operator on a permuted input, bit for bit") {
+  const Communicator comm = Communicator::single();
+  const test::MemorySource::Value values = test::scattered_values(3);
+  for (const auto& [kind, name] : EnumNames<SequenceOrder>::values) {
+    for (const PartitionKind partition : {PartitionKind::contiguous, PartitionKind::zigzag}) {
+      for (const std::int64_t ranks : {1, 4, 7}) {
+        Config config = config_of(531, ranks, DType::bf16, BackendKind::cpu);
+        config.problem.batch = 2;
+        config.partition = partition;
+        config.pattern.branches = {{32, 1}, {128, 3}};
+        config.pattern.head_split = HeadSplit::all;
+        const auto run = [&](SequenceOrder order, const test::MemorySource::Value& value) {
+          config.pattern.order = order;
+          ResolvedConfig resolved = resolve(config, comm);
+          resolved.source = std::make_shared<test::MemorySource>(resolved.source->problem(), value);
+          Session session(resolved, comm);
+          session.load();
+          session.run();
+          return outputs(session);
+        };
+        const Permutation order(kind, 531);
+        const auto permuted = [&](Tensor tensor, std::int64_t batch, std::int64_t token, std::int64_t head, std::int64_t dim) {
+          return values(tensor, batch, order.row_at(token), head, dim);
+        };
+
+        INFO(name << ", " << to_string(partition) << ", " << ranks << " ranks");
+        CHECK(run(kind, values) == run(SequenceOrder::linear, permuted));
+      }
+    }
   }
 }
 

@@ -3,6 +3,7 @@
 #include "attention/host_load.hpp"
 
 #include <annulus/core/error.hpp>
+#include <annulus/session/check.hpp>
 #include <annulus/session/session.hpp>
 #include <annulus_test.hpp>
 
@@ -129,13 +130,39 @@ TEST_CASE("a session decodes each chunk once on its host, alone and in virtual r
   }
 }
 
+TEST_CASE("a permuted sequence is read from such inputs, each chunk by the ranks whose rows of the file are in it", "[attention][io]") {
+  const test::RegisteredFilter filter(kFilter, "annulus test filter", count_decoding);
+  for (const Case& what : kCases) {
+    const SharedFile file(what);
+    Config config;
+    config.input = file.path();
+    config.threads = 1;
+    config.pattern.branches = {{32, 2}};
+    config.pattern.order = SequenceOrder::hilbert;
+    if (world().size() == 1) { config.virtual_ranks = 3; }
+    const ResolvedConfig resolved = resolve(config, world());
+    Session session(resolved, world());
+    decoded = 0;
+
+    session.load();
+
+    const std::int64_t chunks = chunks_of(what, what.extents[what.extents.size() - 2]) + 2 * chunks_of(what, what.kv_heads);
+    CHECK(world().sum(decoded) >= chunks);
+    CHECK(world().sum(decoded) <= chunks * world().size());
+    session.run();
+    CHECK(check_session(session, 50).verdict.passed);
+  }
+}
+
 TEST_CASE("a chunk that cannot be decoded on one rank ends all with its message", "[attention][io]") {
   const test::RegisteredFilter filter(kFilter, "annulus test filter", count_decoding);
-  for (std::int64_t failing = 0; failing < world().size(); ++failing) {
+  for (std::int64_t number = 0; number < 2 * world().size(); ++number) {
+    const std::int64_t failing = number / 2;
     const SharedFile file(kCases[1]);
     Config config;
     config.input = file.path();
     config.threads = 1;
+    config.pattern.order = number % 2 == 0 ? SequenceOrder::linear : SequenceOrder::hilbert;
     const ResolvedConfig resolved = resolve(config, world());
     Session session(resolved, world());
     decoded = 0;

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <span>
 #include <vector>
 
 using namespace annulus;
@@ -38,5 +39,25 @@ TEST_CASE("a message of more than 2 GiB between two ranks arrives intact") {
   CHECK(transport->traffic(1).bytes_received == (comm.rank() == 1 ? words * 8 : 0));
   std::int64_t wrong = 0;
   for (std::int64_t i = 0; i < words; ++i) { wrong += data[static_cast<std::size_t>(i)] == value(i) ? 0 : 1; }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("an all-to-all of more than 2 GiB between two ranks arrives intact") {
+  const Communicator& comm = test::world();
+  REQUIRE(comm.size() == 2);
+  const std::int64_t words = ((std::int64_t{1} << 31) + 4096) / 8 + 3;
+  const auto value = [](std::int64_t i) { return static_cast<std::uint64_t>(i) * 0x9e3779b97f4a7c15U; };
+  std::vector<std::uint64_t> data;
+  for (std::int64_t i = 0; comm.rank() == 0 && i < words; ++i) { data.push_back(value(i)); }
+
+  const FromAll from = comm.all_to_all(std::as_bytes(std::span(data)), std::vector<std::int64_t>{0, comm.rank() == 0 ? words * 8 : 0});
+
+  CHECK(from.bytes == std::vector<std::int64_t>{comm.rank() == 1 ? words * 8 : 0, 0});
+  std::int64_t wrong = 0;
+  for (std::int64_t i = 0; comm.rank() == 1 && i < words; ++i) {
+    std::uint64_t came = 0;
+    std::memcpy(&came, from.data.data() + i * 8, 8);
+    wrong += came == value(i) ? 0 : 1;
+  }
   CHECK(wrong == 0);
 }

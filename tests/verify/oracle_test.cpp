@@ -2,6 +2,7 @@
 #include <annulus/verify/oracle.hpp>
 
 #include <annulus/core/error.hpp>
+#include <annulus/pattern/permutation.hpp>
 #include <annulus/verify/random_problem.hpp>
 #include <annulus_test.hpp>
 
@@ -85,12 +86,16 @@ Listed attention_by_lists(const MemorySource& source, const Problem& problem, co
   const std::int64_t heads = problem.heads;
   const std::int64_t head_dim = problem.head_dim;
   const auto branches = static_cast<std::int64_t>(pattern.branches.size());
+  const Permutation order(pattern.order, problem.seq_len);
   const auto load = [&](Tensor tensor, std::int64_t batch) {
     const std::int64_t count = problem.seq_len * (tensor == Tensor::q ? heads : problem.kv_heads) * head_dim;
     std::vector<float> values(static_cast<std::size_t>(count));
     kernels::with_element(problem.dtype, [&](auto tag) {
       std::vector<decltype(tag)> raw(values.size());
-      source.read(tensor, batch, 0, problem.seq_len, problem.dtype, raw.data());
+      const std::int64_t row_elements = count / problem.seq_len;
+      for (std::int64_t position = 0; position < problem.seq_len; ++position) {
+        source.read(tensor, batch, order.row_at(position), 1, problem.dtype, raw.data() + position * row_elements);
+      }
       std::transform(raw.begin(), raw.end(), values.begin(), [](auto element) { return kernels::to_float(element); });
     });
     return std::vector<double>(values.begin(), values.end());
@@ -164,7 +169,7 @@ Listed attention_by_lists(const MemorySource& source, const Problem& problem, co
           lists.resize(1);
         }
         double denominator_of_all = 0;
-        const std::int64_t row_head = (batch * problem.seq_len + row) * heads + head;
+        const std::int64_t row_head = (batch * problem.seq_len + order.row_at(row)) * heads + head;
         for (const auto& list : lists) {
           double denominator = 0;
           std::vector<double> numerator(static_cast<std::size_t>(head_dim), 0.0);
@@ -197,6 +202,35 @@ Listed attention_by_lists(const MemorySource& source, const Problem& problem, co
     }
   }
   return result;
+}
+
+TEST_CASE("a segment of a permuted sequence averages the tokens that stand in it, each at its place in the input") {
+  const auto outputs_in = [](SequenceOrder order, std::int64_t seq_len) {
+    Problem problem = make_problem(seq_len, 1, 1, 1);
+    Pattern pattern = make_pattern({{4, 1}});
+    pattern.order = order;
+    const MemorySource source(problem, token_number_values());
+    return head_outputs(problem, oracle_of_all(source, problem, pattern), 0);
+  };
+
+  // Segments {0 4 2 6}, {1 5 3 7}.
+  CHECK(outputs_in(SequenceOrder::bit_reversal, 8) == std::vector<double>{3, 4, 3, 4, 3, 4, 3, 4});
+  // {0 1 5 4}, {8 12 13 9}, {10 14 15 11}, {7 6 2 3}: the quarters of a square.
+  CHECK(outputs_in(SequenceOrder::hilbert, 16) ==
+        std::vector<double>{2.5, 2.5, 4.5, 4.5, 2.5, 2.5, 4.5, 4.5, 10.5, 10.5, 12.5, 12.5, 10.5, 10.5, 12.5, 12.5});
+  // {0 1 14 15}, {3 2 13 12}, {4 7 8 11}, {5 6 9 10}: every mean is that of the whole.
+  CHECK(outputs_in(SequenceOrder::hilbert_inverse, 16) == std::vector<double>(16, 7.5));
+  // {0 1 5 4}, {8 9 7 6}, {2 3}: cells of a square of side 4, those past the ninth left out.
+  CHECK(outputs_in(SequenceOrder::hilbert, 10) == std::vector<double>{2.5, 2.5, 2.5, 2.5, 2.5, 2.5, 7.5, 7.5, 7.5, 7.5});
+}
+
+TEST_CASE("an order of the sequence and a causal mask do not go together") {
+  Problem problem = make_problem(8, 1, 1, 1);
+  problem.causal = true;
+  Pattern pattern = make_pattern({{4, 1}});
+  pattern.order = SequenceOrder::hilbert;
+  const MemorySource source(problem, token_number_values());
+  CHECK_THROWS_AS(oracle_of_all(source, problem, pattern), InvalidArgument);
 }
 
 TEST_CASE("a dilated segment averages its own selected tokens and leaves the others uncovered") {

@@ -42,6 +42,7 @@ TEST_CASE("every case is valid and small") {
     INFO("case " << number << ": " << random.describe());
     CHECK_NOTHROW(validate(random.problem));
     CHECK_NOTHROW(validate(random.pattern));
+    CHECK_NOTHROW(validate(random.problem, random.pattern));
     CHECK(random.ranks >= 1);
     CHECK(random.ranks <= 16);
     CHECK(random.problem.seq_len <= 700);
@@ -106,6 +107,10 @@ TEST_CASE("2000 cases hold every kind of shape and every choice many times") {
     }
     for (const Ragged rule : {Ragged::short_stride, Ragged::wrap, Ragged::truncate, Ragged::dense_tail, Ragged::zero_keys}) {
       note(pattern.ragged == rule, "ragged " + std::string(to_string(rule)));
+    }
+    for (const auto& [value, name] : EnumNames<SequenceOrder>::values) {
+      note(pattern.order == value, "order " + std::string(name));
+      note(pattern.order == value && random.partition == PartitionKind::zigzag, "order " + std::string(name) + " with zigzag");
     }
     for (const auto& [value, name] : EnumNames<Schedule>::values) {
       if (value != Schedule::automatic) { note(random.schedule == value, "schedule " + std::string(name)); }

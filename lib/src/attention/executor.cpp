@@ -74,21 +74,28 @@ void RingExecutor::load(const TensorSource& source, Tensor tensor) {
   }
 }
 
-void RingExecutor::load_rows(const TensorSource& source, Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count) {
+std::int64_t RingExecutor::row_bytes(Tensor tensor) const {
   const Problem& problem = plan_.problem;
-  const std::int64_t row_bytes = (tensor == Tensor::q ? problem.heads : problem.kv_heads) * problem.head_dim * size_of(problem.dtype);
+  return (tensor == Tensor::q ? problem.heads : problem.kv_heads) * problem.head_dim * size_of(problem.dtype);
+}
+
+RingExecutor::InputPlace RingExecutor::input_place(Tensor tensor, std::int64_t batch, std::int64_t row) const {
+  const Problem& problem = plan_.problem;
   const auto owner = std::find_if(plan_.shard.pieces.begin(), plan_.shard.pieces.end(),
-                                  [&](const ShardPiece& piece) { return piece.global.contains(first); });
+                                  [&](const ShardPiece& piece) { return piece.global.contains(row); });
+  ANNULUS_ASSERT(owner != plan_.shard.pieces.end(), "row {} is not of this rank", row);
+  const std::int64_t in_piece = row - owner->global.first;
+  const std::int64_t left = owner->global.count - in_piece;
+  if (tensor == Tensor::q) { return {q_.get() + (batch * plan_.local_rows + owner->local_first + in_piece) * row_bytes(tensor), left}; }
+  const std::int64_t rows_before = ((tensor == Tensor::k ? 0 : problem.batch) + batch) * owner->global.count + in_piece;
+  return {resident_.get() + resident_offset(problem, *owner) + rows_before * row_bytes(tensor), left};
+}
+
+void RingExecutor::load_rows(const TensorSource& source, Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count) {
   if (count == 0) { return; }
-  ANNULUS_ASSERT(owner != plan_.shard.pieces.end(), "row {} is not of this rank", first);
-  const std::int64_t in_piece = first - owner->global.first;
-  std::byte* target = nullptr;
-  if (tensor == Tensor::q) {
-    target = q_.get() + (batch * plan_.local_rows + owner->local_first + in_piece) * row_bytes;
-  } else {
-    const std::int64_t rows_before = ((tensor == Tensor::k ? 0 : problem.batch) + batch) * owner->global.count + in_piece;
-    target = resident_.get() + resident_offset(problem, *owner) + rows_before * row_bytes;
-  }
+  const Problem& problem = plan_.problem;
+  const std::int64_t row_bytes = this->row_bytes(tensor);
+  std::byte* target = input_place(tensor, batch, first).address;
   const std::int64_t staged_rows = std::max<std::int64_t>(1, kStagingBytes / row_bytes);
   const auto bands = source.bands(tensor);
   std::vector<std::byte> staging(backend_.host_memory() ? 0 : static_cast<std::size_t>(std::min(staged_rows, count) * row_bytes));
@@ -105,6 +112,29 @@ void RingExecutor::load_rows(const TensorSource& source, Tensor tensor, std::int
     }
     watchdog_.progress();
   }
+}
+
+namespace {
+
+/// Neighbours among `numbers` from the place `begin` on, at most `most`.
+std::int64_t neighbours(std::span<const std::int64_t> numbers, std::size_t begin, std::int64_t most) {
+  std::size_t end = begin + 1;
+  while (end < numbers.size() && static_cast<std::int64_t>(end - begin) < most && numbers[end] == numbers[end - 1] + 1) { ++end; }
+  return static_cast<std::int64_t>(end - begin);
+}
+
+}  // namespace
+
+void RingExecutor::place_rows(Tensor tensor, std::int64_t batch, std::span<const std::int64_t> numbers, const std::byte* rows) {
+  std::int64_t count = 0;
+  for (std::size_t at = 0; at < numbers.size(); at += static_cast<std::size_t>(count)) {
+    const InputPlace place = input_place(tensor, batch, numbers[at]);
+    count = neighbours(numbers, at, place.rows);
+    backend_.upload(queue_, place.address, rows, count * row_bytes(tensor));
+    rows += count * row_bytes(tensor);
+  }
+  queue_.synchronize();
+  watchdog_.progress();
 }
 
 void RingExecutor::warm_up() {
@@ -255,6 +285,18 @@ void RingExecutor::read_output(std::int64_t batch, std::int64_t first, std::int6
   const std::int64_t row_bytes = plan_.problem.heads * plan_.problem.head_dim * size_of(plan_.problem.dtype);
   backend_.download(queue_, rows, out_.get() + (batch * plan_.local_rows + first) * row_bytes, count * row_bytes);
   queue_.synchronize();
+}
+
+void RingExecutor::fetch_output(std::int64_t batch, std::span<const std::int64_t> numbers, std::byte* rows) {
+  std::int64_t count = 0;
+  for (std::size_t at = 0; at < numbers.size(); at += static_cast<std::size_t>(count)) {
+    const InputPlace query = input_place(Tensor::q, batch, numbers[at]);  // O lies as Q does
+    count = neighbours(numbers, at, query.rows);
+    backend_.download(queue_, rows, out_.get() + (query.address - q_.get()), count * row_bytes(Tensor::q));
+    rows += count * row_bytes(Tensor::q);
+  }
+  queue_.synchronize();
+  watchdog_.progress();
 }
 
 void RingExecutor::read_lse(std::int64_t batch, std::int64_t first, std::int64_t count, float* lse) {

@@ -55,6 +55,8 @@ void validate(const Pattern& pattern) {
 }
 
 void validate(const Problem& problem, const Pattern& pattern) {
+  ANNULUS_EXPECTS(!problem.causal || pattern.order == SequenceOrder::linear,
+                  "--order {} moves later tokens before earlier ones, so that --causal has no meaning", to_string(pattern.order));
   switch (pattern.ragged) {
     case Ragged::short_stride:
     case Ragged::wrap:

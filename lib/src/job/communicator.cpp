@@ -8,11 +8,13 @@
 
 #include "job/message_chunks.hpp"
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <numeric>
 #include <thread>
@@ -308,6 +310,84 @@ void Communicator::receive(std::span<std::byte> data, std::int64_t peer, int tag
     ANNULUS_MPI(MPI_Recv(data.data() + offset, count, MPI_BYTE, checked_narrow<int>(peer), tag, get(), MPI_STATUS_IGNORE));
     watchdog_->progress();
   });
+}
+
+namespace {
+
+/// Parts of all ranks, which are moved a piece of each at a time: MPI-3 counts and displacements are int.
+class Pieces {
+ public:
+  Pieces(std::span<const std::int64_t> parts, std::int64_t piece) : parts_(parts), piece_(piece) {}
+
+  /// Makes room for the next piece of every part.
+  void next() {
+    ++turn_;
+    counts_.clear();
+    places_.clear();
+    int sum = 0;
+    for (const std::int64_t part : parts_) {
+      counts_.push_back(checked_narrow<int>(std::clamp<std::int64_t>(part - turn_ * piece_, 0, piece_)));
+      places_.push_back(sum);
+      sum += counts_.back();
+    }
+    buffer_.resize(static_cast<std::size_t>(sum));
+  }
+
+  /// Calls copy(place among all parts, buffer, bytes) for the pieces.
+  template <class Copy>
+  void for_each(Copy&& copy) {
+    std::int64_t part_begin = 0;
+    for (std::size_t rank = 0; rank < parts_.size(); ++rank) {
+      const auto bytes = static_cast<std::size_t>(counts_[rank]);
+      if (bytes > 0) { copy(part_begin + turn_ * piece_, buffer_.data() + places_[rank], bytes); }
+      part_begin += parts_[rank];
+    }
+  }
+
+  std::byte* data() { return buffer_.data(); }
+  const int* counts() const { return counts_.data(); }
+  const int* places() const { return places_.data(); }
+  std::int64_t bytes() const { return static_cast<std::int64_t>(buffer_.size()); }
+
+ private:
+  std::span<const std::int64_t> parts_;
+  std::int64_t piece_;
+  std::int64_t turn_ = -1;
+  std::vector<int> counts_;
+  std::vector<int> places_;
+  std::vector<std::byte> buffer_;
+};
+
+}  // namespace
+
+FromAll Communicator::all_to_all(std::span<const std::byte> data, std::span<const std::int64_t> bytes, std::int64_t most_bytes) const {
+  ANNULUS_EXPECTS(static_cast<std::int64_t>(bytes.size()) == size_, "{} parts for {} ranks", bytes.size(), size_);
+  ANNULUS_EXPECTS(std::accumulate(bytes.begin(), bytes.end(), std::int64_t{0}) == static_cast<std::int64_t>(data.size()),
+                  "the parts for {} ranks are not the {} bytes that there are", size_, data.size());
+  if (size_ == 1) { return {{data.begin(), data.end()}, {bytes.begin(), bytes.end()}}; }
+  FromAll from;
+  from.bytes.resize(bytes.size());
+  {
+    const Watchdog::Wait wait = watchdog_->waiting("the sizes of an all-to-all");
+    ANNULUS_MPI(MPI_Alltoall(bytes.data(), 1, MPI_INT64_T, from.bytes.data(), 1, MPI_INT64_T, get()));
+  }
+  from.data.resize(static_cast<std::size_t>(std::accumulate(from.bytes.begin(), from.bytes.end(), std::int64_t{0})));
+  const std::int64_t piece = std::max<std::int64_t>(1, most_bytes / size_);
+  const std::int64_t turns = max((*std::max_element(bytes.begin(), bytes.end()) + piece - 1) / piece);
+  Pieces outgoing(bytes, piece);
+  Pieces incoming(from.bytes, piece);
+  for (std::int64_t turn = 0; turn < turns; ++turn) {
+    outgoing.next();
+    incoming.next();
+    outgoing.for_each([&](std::int64_t place, std::byte* buffer, std::size_t count) { std::memcpy(buffer, data.data() + place, count); });
+    const Watchdog::Wait wait = watchdog_->waiting("an all-to-all", -1, outgoing.bytes());
+    ANNULUS_MPI(MPI_Alltoallv(outgoing.data(), outgoing.counts(), outgoing.places(), MPI_BYTE, incoming.data(), incoming.counts(),
+                              incoming.places(), MPI_BYTE, get()));
+    incoming.for_each(
+        [&](std::int64_t place, std::byte* buffer, std::size_t count) { std::memcpy(from.data.data() + place, buffer, count); });
+    watchdog_->progress();
+  }
+  return from;
 }
 
 void Communicator::agree(const std::exception_ptr& failure) const {

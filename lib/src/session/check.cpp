@@ -5,6 +5,7 @@
 #include <annulus/verify/oracle.hpp>
 #include <annulus/verify/random_problem.hpp>
 
+#include "verify/order_table.hpp"
 #include "verify/splitmix64.hpp"
 
 #include <fmt/format.h>
@@ -42,7 +43,8 @@ std::vector<RowId> rows_to_check(const Problem& problem, std::int64_t wanted, st
   return rows;
 }
 
-/// Where a rank keeps a row, from the partition's definition and not from the plan that is being checked; negative if it does not own it.
+/// Where a rank keeps a row, which is at `row` of the order, from the partition's definition and not from the plan that is being checked;
+/// negative if it does not own it.
 std::int64_t local_row(PartitionKind partition, std::int64_t seq_len, std::int64_t ranks, std::int64_t rank, std::int64_t row) {
   std::int64_t pieces = ranks;
   std::vector<std::int64_t> owned{rank};
@@ -66,6 +68,15 @@ std::int64_t local_row(PartitionKind partition, std::int64_t seq_len, std::int64
   return -1;
 }
 
+/// Where the rows stand in the order of the sequence, by the checker's own account of it.
+std::vector<std::int64_t> positions_of(const std::vector<RowId>& rows, const Session& session) {
+  std::vector<std::int64_t> positions;
+  std::vector<std::int64_t> table;
+  if (session.is_permuted()) { table = position_table(session.pattern().order, session.problem().seq_len); }
+  for (const RowId& row : rows) { positions.push_back(table.empty() ? row.row : table[static_cast<std::size_t>(row.row)]); }
+  return positions;
+}
+
 /// What the session's kernel does to probabilities.
 PlainProbabilities plain_probabilities(const Session& session) {
   if (!session.backend().rounds_probabilities(session.problem().dtype)) { return PlainProbabilities::kept; }
@@ -79,15 +90,17 @@ PlainProbabilities plain_probabilities(const Session& session) {
   return PlainProbabilities::rounded;
 }
 
-/// Compares the rows that one executor's rank owns.
-ErrorSums compare_owned(RingExecutor& executor, const std::vector<RowId>& rows, const Session& session) {
+/// Compares the rows that one executor's rank owns. `positions` are those of the rows in the order of the sequence.
+ErrorSums compare_owned(RingExecutor& executor, const std::vector<RowId>& rows, const std::vector<std::int64_t>& positions,
+                        const Session& session) {
   const Problem& problem = session.problem();
   std::vector<RowId> owned;
   std::vector<std::int64_t> local;
-  for (const RowId& row : rows) {
-    const std::int64_t at = local_row(session.resolved().config.partition, problem.seq_len, session.ranks(), executor.plan().rank, row.row);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::int64_t at =
+        local_row(session.resolved().config.partition, problem.seq_len, session.ranks(), executor.plan().rank, positions[i]);
     if (at < 0) { continue; }
-    owned.push_back(row);
+    owned.push_back(rows[i]);
     local.push_back(at);
   }
   if (owned.empty()) { return {}; }
@@ -123,7 +136,8 @@ CaseReport check_session(Session& session, std::int64_t rows) {
   const std::vector<RowId> chosen = rows_to_check(problem, rows, session.resolved().config.seed);
   ErrorSums own;
   together(comm, [&] {
-    for (const auto& executor : session.executors()) { own.add(compare_owned(*executor, chosen, session)); }
+    const std::vector<std::int64_t> positions = positions_of(chosen, session);
+    for (const auto& executor : session.executors()) { own.add(compare_owned(*executor, chosen, positions, session)); }
   });
   // Sums of all ranks in rank order, so that every rank comes to the same verdict.
   ErrorSums sums;

@@ -3,8 +3,10 @@
 
 #include <annulus/core/error.hpp>
 #include <annulus/pattern/covered_rows.hpp>
+#include <annulus/pattern/permutation.hpp>
 
 #include "io/element_convert.hpp"
+#include "permuted_rows.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -23,14 +25,9 @@ constexpr int kLseTag = 12;
 
 std::int64_t row_bytes(const Problem& problem) { return problem.heads * problem.head_dim * size_of(problem.dtype); }
 
-/// Rows of O and LSE of one batch entry.
-struct Chunk {
-  std::int64_t batch = 0;
-  std::int64_t first = 0;        ///< global
-  std::int64_t local_first = 0;  ///< on their rank
-  std::int64_t count = 0;
-  std::vector<std::byte> output;  ///< [count, heads, head_dim]
-  std::vector<float> lse;         ///< [heads, count]
+/// Rows of a rank, by their numbers in the plan.
+struct Chunk : ResultRows {
+  std::int64_t local_first = 0;
 
   void read(RingExecutor& executor) {
     executor.read_output(batch, local_first, count, output.data());
@@ -53,8 +50,7 @@ void for_each_chunk(const Session& session, std::int64_t rank, Visit&& visit) {
         chunk.first = piece.global.first + done;
         chunk.local_first = piece.local_first + done;
         chunk.count = std::min(most, piece.global.count - done);
-        chunk.output.resize(static_cast<std::size_t>(chunk.count * row_bytes(problem)));
-        chunk.lse.resize(static_cast<std::size_t>(chunk.count * problem.heads));
+        chunk.resize(problem);
         visit(chunk);
       }
     }
@@ -65,7 +61,11 @@ void for_each_chunk(const Session& session, std::int64_t rank, Visit&& visit) {
 class RowCounter {
  public:
   explicit RowCounter(const Session& session)
-      : problem_(session.problem()), pattern_(session.pattern()), covered_(problem_, pattern_), zero_keys_(zero_key_branches()) {}
+      : problem_(session.problem()),
+        pattern_(session.pattern()),
+        order_(pattern_.order, problem_.seq_len),
+        covered_(problem_, pattern_),
+        zero_keys_(zero_key_branches()) {}
 
   void look_at(const Chunk& chunk) {
     const bool all_finite =
@@ -78,7 +78,7 @@ class RowCounter {
         uncovered_ += uncovered ? 1 : 0;
         if ((uncovered || std::isfinite(lse)) && (all_finite || output_is_finite(chunk, head, i))) { continue; }
         ++non_finite_;
-        first_ = std::min(first_, (chunk.batch * problem_.heads + head) * problem_.seq_len + chunk.first + i);
+        first_ = std::min(first_, (chunk.batch * problem_.heads + head) * problem_.seq_len + order_.row_at(chunk.first + i));
       }
     }
   }
@@ -124,6 +124,7 @@ class RowCounter {
 
   const Problem& problem_;
   const Pattern& pattern_;
+  Permutation order_;
   CoveredRows covered_;
   std::vector<ZeroKeys> zero_keys_;  ///< by branch, or none
   std::int64_t uncovered_ = 0;
@@ -177,26 +178,35 @@ void write_result(const Session& session, ResultFile* file, const std::vector<st
       write();
     } catch (...) { failure = std::current_exception(); }
   };
-  for (std::int64_t rank = 0; rank < session.ranks(); ++rank) {
-    RingExecutor* executor = local_executor(session, rank);
-    if (executor == nullptr && comm.rank() != 0) { continue; }
-    for_each_chunk(session, rank, [&](Chunk& chunk) {
-      if (executor != nullptr) { chunk.read(*executor); }
-      comm.watchdog().progress();
-      if (comm.rank() != 0) {
-        comm.send(chunk.output, 0, kOutputTag);
-        comm.send(std::as_bytes(std::span(chunk.lse)), 0, kLseTag);
-        return;
-      }
-      if (executor == nullptr) {
-        comm.receive(chunk.output, rank, kOutputTag);
-        comm.receive(std::as_writable_bytes(std::span(chunk.lse)), rank, kLseTag);
-      }
-      guarded([&] {
-        file->write_output(chunk.batch, chunk.first, chunk.count, chunk.output.data());
-        file->write_lse(chunk.batch, chunk.first, chunk.count, chunk.lse.data());
-      });
+  // Takes rows from `process`, which has them, to the file.
+  const auto pass = [&](std::int64_t process, ResultRows& rows) {
+    comm.watchdog().progress();
+    if (comm.rank() != 0) {
+      if (comm.rank() != process) { return; }
+      comm.send(rows.output, 0, kOutputTag);
+      comm.send(std::as_bytes(std::span(rows.lse)), 0, kLseTag);
+      return;
+    }
+    if (process != 0) {
+      comm.receive(rows.output, process, kOutputTag);
+      comm.receive(std::as_writable_bytes(std::span(rows.lse)), process, kLseTag);
+    }
+    guarded([&] {
+      file->write_output(rows.batch, rows.first, rows.count, rows.output.data());
+      file->write_lse(rows.batch, rows.first, rows.count, rows.lse.data());
     });
+  };
+  if (session.is_permuted()) {
+    collect_permuted(session, pass);
+  } else {
+    for (std::int64_t rank = 0; rank < session.ranks(); ++rank) {
+      RingExecutor* executor = local_executor(session, rank);
+      if (executor == nullptr && comm.rank() != 0) { continue; }
+      for_each_chunk(session, rank, [&](Chunk& chunk) {
+        if (executor != nullptr) { chunk.read(*executor); }
+        pass(comm.size() == 1 ? 0 : rank, chunk);
+      });
+    }
   }
   if (comm.rank() == 0) {
     guarded([&] {

@@ -43,6 +43,7 @@ std::vector<Fact> facts_of(const ResolvedConfig& resolved) {
       {"head-split", text(to_string(pattern.head_split))},
       {"mixing", text(to_string(pattern.mixing))},
       {"ragged", text(to_string(pattern.ragged))},
+      {"order", text(to_string(pattern.order))},
       {"scale-by-branches", text(pattern.scale_by_branches)},
       {"partition", text(to_string(config.partition))},
       {"schedule", text(to_string(config.schedule))},

@@ -16,6 +16,7 @@
 
 #include "attention/host_load.hpp"
 #include "backend/host_memory.hpp"
+#include "permuted_rows.hpp"
 #include "same_problem.hpp"
 
 #include <spdlog/spdlog.h>
@@ -239,8 +240,9 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
     std::int64_t reading = 0;
     for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
       if (const auto bands = resolved.source->bands(tensor)) { reading += bands->bytes(); }
-      if (comm.host_size() > 1) { reading += host_load_bytes(*resolved.source, tensor); }
+      if (comm.host_size() > 1 && !is_permuted()) { reading += host_load_bytes(*resolved.source, tensor); }
     }
+    if (is_permuted()) { reading += permuted_bytes(config.problem, comm, plans); }
     if (backend_->host_memory()) {
       predicted_bytes_ += reading;
     } else {
@@ -281,8 +283,20 @@ Session::~Session() {
 
 const Problem& Session::problem() const { return resolved_.config.problem; }
 const Pattern& Session::pattern() const { return resolved_.config.pattern; }
+bool Session::is_permuted() const { return pattern().order != SequenceOrder::linear; }
 
 void Session::load() {
+  if (is_permuted()) {
+    load_permuted(*this);
+  } else {
+    load_ranges();
+  }
+  together(comm_, [&] {
+    for (const auto& executor : executors_) { executor->warm_up(); }
+  });
+}
+
+void Session::load_ranges() {
   together(comm_, [&] {
     const TensorSource& source = *resolved_.source;
     const Partition partition(resolved_.config.partition, problem().seq_len, resolved_.ranks);
@@ -305,7 +319,6 @@ void Session::load() {
     }
     source.release_buffers();
     if (failure) { std::rethrow_exception(failure); }
-    for (const auto& executor : executors_) { executor->warm_up(); }
   });
 }
 

@@ -5,6 +5,8 @@
 #include <annulus/core/error.hpp>
 #include <annulus/kernels/dtype.hpp>
 
+#include "order_table.hpp"
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -632,6 +634,42 @@ class Oracle {
   std::int64_t value_count_ = 0;
 };
 
+/// A source whose rows are taken in another order.
+class InOrder final : public TensorSource {
+ public:
+  InOrder(const TensorSource& source, SequenceOrder order) : source_(source), rows_(order_table(order, source.problem().seq_len)) {}
+
+  const Problem& problem() const override { return source_.problem(); }
+  std::string describe() const override { return source_.describe(); }
+  std::string identity() const override { return source_.identity(); }
+  std::uint64_t fingerprint(Tensor tensor, std::int64_t part, std::int64_t parts) const override {
+    return source_.fingerprint(tensor, part, parts);
+  }
+
+  /// In the order in which they are stored, neighbours together: a file may have to decode much for each row that is asked for.
+  void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override {
+    const Problem& held = problem();
+    const std::int64_t row_bytes = (tensor == Tensor::q ? held.heads : held.kv_heads) * held.head_dim * size_of(dtype);
+    const auto stored = [&](std::int64_t place) { return rows_[static_cast<std::size_t>(first + place)]; };
+    std::vector<std::int64_t> places(static_cast<std::size_t>(count));
+    std::iota(places.begin(), places.end(), std::int64_t{0});
+    std::sort(places.begin(), places.end(), [&](std::int64_t a, std::int64_t b) { return stored(a) < stored(b); });
+    std::vector<std::byte> some;
+    for (auto begin = places.begin(), end = begin; begin != places.end(); begin = end) {
+      while (end != places.end() && stored(*end) - stored(*begin) == end - begin) { ++end; }
+      some.resize(static_cast<std::size_t>((end - begin) * row_bytes));
+      source_.read(tensor, batch, stored(*begin), end - begin, dtype, some.data());
+      for (auto place = begin; place != end; ++place) {
+        std::copy_n(some.data() + (place - begin) * row_bytes, row_bytes, static_cast<std::byte*>(out) + *place * row_bytes);
+      }
+    }
+  }
+
+ private:
+  const TensorSource& source_;
+  std::vector<std::int64_t> rows_;  // at each position
+};
+
 }  // namespace
 
 OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows,
@@ -649,7 +687,13 @@ OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const
     ANNULUS_EXPECTS(id.batch >= 0 && id.batch < problem.batch && id.row >= 0 && id.row < problem.seq_len,
                     "row {} of batch {} lies outside batch {} x seq_len {}", id.row, id.batch, problem.batch, problem.seq_len);
   }
-  return Oracle(source, problem, pattern, rows, probabilities, threads, progress).compute();
+  if (pattern.order == SequenceOrder::linear) { return Oracle(source, problem, pattern, rows, probabilities, threads, progress).compute(); }
+  ANNULUS_EXPECTS(!problem.causal, "a causal mask has no meaning in the order {}", to_string(pattern.order));
+  const std::vector<std::int64_t> positions = position_table(pattern.order, problem.seq_len);
+  std::vector<RowId> permuted(rows.begin(), rows.end());
+  for (RowId& id : permuted) { id.row = positions[static_cast<std::size_t>(id.row)]; }
+  const InOrder in_order(source, pattern.order);
+  return Oracle(in_order, problem, pattern, permuted, probabilities, threads, progress).compute();
 }
 
 }  // namespace annulus

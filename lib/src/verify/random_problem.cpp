@@ -153,12 +153,13 @@ BranchLists branch_lists(const Pattern& pattern) {
 std::string RandomCase::describe() const {
   const BranchLists lists = branch_lists(pattern);
   return fmt::format(
-      "ranks {}, batch {}, seq_len {}, heads {}/{}, head_dim {}, {}{}, w {}, r {}, offset {}, head-split {}, mixing {}{}, ragged {}, {}, "
+      "ranks {}, batch {}, seq_len {}, heads {}/{}, head_dim {}, {}{}, w {}, r {}, offset {}, head-split {}, mixing {}{}, ragged {}{}, {}, "
       "{}",
       ranks, problem.batch, problem.seq_len, problem.heads, problem.kv_heads, problem.head_dim, to_string(problem.dtype),
       problem.causal ? ", causal" : "", lists.segment_lengths, lists.dilation_rates, to_string(pattern.offset),
       to_string(pattern.head_split), to_string(pattern.mixing), pattern.scale_by_branches ? ", scaled by branches" : "",
-      to_string(pattern.ragged), to_string(partition), to_string(schedule));
+      to_string(pattern.ragged), pattern.order == SequenceOrder::linear ? "" : fmt::format(", order {}", to_string(pattern.order)),
+      to_string(partition), to_string(schedule));
 }
 
 std::string RandomCase::flags() const {
@@ -171,6 +172,7 @@ std::string RandomCase::flags() const {
       to_string(pattern.ragged), to_string(partition), to_string(schedule), ranks);
   if (problem.causal) { text += " --causal"; }
   if (pattern.scale_by_branches) { text += " --scale-by-branches"; }
+  if (pattern.order != SequenceOrder::linear) { text += fmt::format(" --order {}", to_string(pattern.order)); }
   return text;
 }
 
@@ -214,6 +216,10 @@ RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<st
   result.data_seed = random.next() >> 32U;
   if (Random(seed, number, "wrap").chance(20)) { pattern.ragged = Ragged::wrap; }
   result.partition = random.chance(50) ? PartitionKind::zigzag : PartitionKind::contiguous;
+
+  Random order(seed, number, "order");
+  if (order.chance(30)) { pattern.order = order.any_of<SequenceOrder>(); }
+  if (problem.causal) { pattern.order = SequenceOrder::linear; }  // is refused otherwise
   return result;
 }
 

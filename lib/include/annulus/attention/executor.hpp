@@ -38,6 +38,11 @@ class RingExecutor {
   /// Of one tensor, rows [first, first + count) of one batch entry, all of them this rank's.
   void load_rows(const TensorSource& source, Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count);
 
+  /// Takes rows of one tensor that are not read in order: those of one batch entry with the global numbers `numbers`, all of them this
+  /// rank's, from `rows` [numbers, heads of that tensor, head_dim] in the problem's dtype. Neighbours go together. Returns when they are in
+  /// place.
+  void place_rows(Tensor tensor, std::int64_t batch, std::span<const std::int64_t> numbers, const std::byte* rows);
+
   /// Lets a device load the code that the steps will need, by a small part of their work whose result begin() wipes out: the first run's
   /// times are then of the work, and no code is loaded while transfers are open. Between load() and begin(); waits for the queue.
   void warm_up();
@@ -67,10 +72,20 @@ class RingExecutor {
 
   /// Local rows [first, first+count) of one batch entry of O, [count, heads, head_dim] in the problem's dtype, to host memory.
   void read_output(std::int64_t batch, std::int64_t first, std::int64_t count, void* rows);
-  /// The same rows of LSE, [heads, count].
+  /// Rows of O as place_rows() takes rows of Q.
+  void fetch_output(std::int64_t batch, std::span<const std::int64_t> numbers, std::byte* rows);
+  /// Local rows of LSE, [heads, count].
   void read_lse(std::int64_t batch, std::int64_t first, std::int64_t count, float* lse);
 
  private:
+  /// Where a row of an input lies, and how many rows lie there one after the other.
+  struct InputPlace {
+    std::byte* address = nullptr;
+    std::int64_t rows = 0;
+  };
+  InputPlace input_place(Tensor tensor, std::int64_t batch, std::int64_t row) const;
+  std::int64_t row_bytes(Tensor tensor) const;
+
   struct StepEvents {
     std::shared_ptr<Event> wait_begin, wait_end, work_begin, work_end;
   };

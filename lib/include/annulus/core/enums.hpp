@@ -45,6 +45,15 @@ enum class Ragged {
   reject,        ///< neither happens: a pattern in which it would is refused
 };
 
+/// The order in which the operator takes the sequence, before segments are cut. All but `linear` are other operators: other tokens share a
+/// segment. The result comes back in the order of the input.
+enum class SequenceOrder {
+  linear,           ///< as it is
+  hilbert,          ///< along a Hilbert curve through the rows of tokens in a square: position i holds the i-th token of the curve
+  hilbert_inverse,  ///< the inverse: position i holds the token that token i's place on the curve names
+  bit_reversal,     ///< position i holds the i-th of the tokens 0, 1, 2, .. with their bits reversed
+};
+
 /// Which tokens a rank owns.
 enum class PartitionKind {
   automatic,   ///< zigzag where it balances a causal problem, else contiguous
@@ -116,6 +125,13 @@ struct EnumNames<Ragged> {
                                                                               {Ragged::dense_tail, "dense-tail"},
                                                                               {Ragged::zero_keys, "zero-keys"},
                                                                               {Ragged::reject, "reject"}}};
+};
+template <>
+struct EnumNames<SequenceOrder> {
+  static constexpr std::array<std::pair<SequenceOrder, std::string_view>, 4> values{{{SequenceOrder::linear, "linear"},
+                                                                                     {SequenceOrder::hilbert, "hilbert"},
+                                                                                     {SequenceOrder::hilbert_inverse, "hilbert-inverse"},
+                                                                                     {SequenceOrder::bit_reversal, "bit-reversal"}}};
 };
 template <>
 struct EnumNames<PartitionKind> {

@@ -42,6 +42,9 @@ struct Pattern {
   Mixing mixing = Mixing::lse;
   Ragged ragged = Ragged::short_stride;
   bool scale_by_branches = false;  ///< divide O (not LSE) by the number of branches
+  /// Of the sequence. Everything that knows segments and shards works on positions in this order; rows are moved where they enter and
+  /// leave.
+  SequenceOrder order = SequenceOrder::linear;
   bool operator==(const Pattern&) const = default;
 };
 
@@ -53,7 +56,8 @@ void validate(const Problem& problem);
 void validate(const Pattern& pattern);
 
 /// That the pattern can be that of the problem; each of them valid by itself.
-/// @throws InvalidArgument if Ragged::reject is asked for and a rate does not divide its segment, or a segment the sequence
+/// @throws InvalidArgument if Ragged::reject is asked for and a rate does not divide its segment, or a segment the sequence; or if a causal
+/// mask meets an order of the sequence in which earlier tokens do not come first
 void validate(const Problem& problem, const Pattern& pattern);
 
 }  // namespace annulus

@@ -49,6 +49,12 @@ class MpiEnvironment {
   Unwinding unwinding_;
 };
 
+/// What an all-to-all brought: bytes[r] bytes of rank r, in rank order in `data`.
+struct FromAll {
+  std::vector<std::byte> data;
+  std::vector<std::int64_t> bytes;
+};
+
 /// The processes of a job, for start-up and host scalars. Every collective counts as waiting for the watchdog. One process without MPI is
 /// a communicator of size 1 on which everything is local. Not copied: share() and duplicate() say which of the two is meant.
 class Communicator {
@@ -93,6 +99,11 @@ class Communicator {
   /// Blocking, any size (split below 2 GiB); `tag` separates streams.
   void send(std::span<const std::byte> data, std::int64_t peer, int tag) const;
   void receive(std::span<std::byte> data, std::int64_t peer, int tag) const;
+
+  /// Sends bytes[r] bytes of `data`, which lie in rank order, to every rank r. Any size: one call of MPI moves `most_bytes` from a rank, or
+  /// a byte to each other, and takes as many. Collective.
+  FromAll all_to_all(std::span<const std::byte> data, std::span<const std::int64_t> bytes, std::int64_t most_bytes = kAllToAllBytes) const;
+  static constexpr std::int64_t kAllToAllBytes = std::int64_t{1} << 28;
 
   /// Agrees on a failure before anything is sent: if any rank passes an exception, every rank throws; the lowest failing rank's message and
   /// code win, and `reporter` tells the one rank that should print it. Collective.

@@ -68,6 +68,8 @@ class Session {
 
   const Problem& problem() const;
   const Pattern& pattern() const;
+  /// Whether positions of the plan are not rows of the input.
+  bool is_permuted() const;
   const ResolvedConfig& resolved() const { return resolved_; }
   Backend& backend() const { return *backend_; }
   const Communicator& comm() const { return comm_; }
@@ -83,6 +85,9 @@ class Session {
   std::int64_t predicted_bytes() const { return predicted_bytes_; }
 
  private:
+  /// load() of a sequence in its own order.
+  void load_ranges();
+
   const ResolvedConfig& resolved_;
   const Communicator& comm_;
   Unwinding unwinding_;

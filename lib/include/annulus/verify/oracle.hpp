@@ -44,10 +44,11 @@ struct RowId {
 /// Computes the rows from the definition. `problem` gives dtype, causal and scale; extents must be the source's. Inputs are converted to
 /// problem.dtype once.
 ///
+/// `pattern.order` permutes the sequence first and the result back: rows are those of the source.
 /// Pure: nothing is in flight at return. Rows may come in any order and repeat; a row's result does not depend on the other rows or on
-/// `threads`. Memory: the rows asked for and 64 MiB of K and V, whatever seq_len; only segments that hold a row are read, from one thread.
-/// Maxima are found in a first pass over the keys and sums in a second, in key order, both in fp64 and for the plain run in fp32.
-/// Adds to `progress`, unless it is null, while it works.
+/// `threads`. Memory: the rows asked for and 64 MiB of K and V, whatever seq_len (in a permuted order 16 bytes for every token); only
+/// segments that hold a row are read, from one thread. Maxima are found in a first pass over the keys and sums in a second, in key order,
+/// both in fp64 and for the plain run in fp32. Adds to `progress`, unless it is null, while it works.
 /// @throws InvalidArgument if the extents are not the source's, a row lies outside, or problem or pattern is not valid
 OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows,
                        PlainProbabilities probabilities, int threads, std::atomic<std::uint64_t>* progress = nullptr);

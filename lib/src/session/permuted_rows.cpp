@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "permuted_rows.hpp"
+
+#include "row_exchange.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace annulus {
+
+namespace {
+
+constexpr auto kLseBytes = static_cast<std::int64_t>(sizeof(float));
+
+std::int64_t input_row_bytes(const Problem& problem, Tensor tensor) {
+  return (tensor == Tensor::q ? problem.heads : problem.kv_heads) * problem.head_dim * size_of(problem.dtype);
+}
+
+/// A row of O, and its LSE of all heads.
+std::int64_t result_row_bytes(const Problem& problem) { return input_row_bytes(problem, Tensor::q) + problem.heads * kLseBytes; }
+
+/// What the exchange needs, of a session.
+struct Permuted {
+  explicit Permuted(const Session& session)
+      : order(session.pattern().order, session.problem().seq_len),
+        partition(session.resolved().config.partition, session.problem().seq_len, session.ranks()),
+        exchange(session.comm(), order, partition) {}
+  Permuted(const Permuted&) = delete;
+  Permuted& operator=(const Permuted&) = delete;
+
+  Permutation order;
+  Partition partition;
+  RowExchange exchange;
+};
+
+/// Calls body(index of the executor, begin, count) for stretches of positions that one executor of this process owns.
+template <class Body>
+void for_each_executor(const Session& session, const Partition& partition, std::span<const std::int64_t> positions, Body&& body) {
+  const auto executor_of = [&](std::int64_t position) {
+    return session.executors().size() == 1 ? std::int64_t{0} : partition.owner(position);
+  };
+  for (std::size_t begin = 0, end = 0; begin < positions.size(); begin = end) {
+    const std::int64_t index = executor_of(positions[begin]);
+    for (end = begin + 1; end < positions.size() && executor_of(positions[end]) == index;) { ++end; }
+    body(static_cast<std::size_t>(index), begin, end - begin);
+  }
+}
+
+/// O and LSE of positions of this process, in one batch entry. All its LSE is held: of a device it would come a number at a time.
+class Results {
+ public:
+  Results(const Session& session, const Partition& partition, std::int64_t batch)
+      : session_(session), partition_(partition), batch_(batch) {
+    for (const auto& executor : session.executors()) {
+      const std::int64_t rows = executor->plan().local_rows;
+      std::vector<float>& lse = lse_.emplace_back(static_cast<std::size_t>(session.problem().heads * rows));
+      if (rows > 0) { executor->read_lse(batch, 0, rows, lse.data()); }
+    }
+  }
+
+  /// Rows of result_row_bytes().
+  void fetch(std::span<const std::int64_t> positions, std::byte* rows) {
+    const Problem& problem = session_.problem();
+    const std::int64_t output_bytes = input_row_bytes(problem, Tensor::q);
+    for_each_executor(session_, partition_, positions, [&](std::size_t index, std::size_t begin, std::size_t count) {
+      RingExecutor& executor = *session_.executors()[index];
+      const std::span<const std::int64_t> some = positions.subspan(begin, count);
+      output_.resize(count * static_cast<std::size_t>(output_bytes));
+      executor.fetch_output(batch_, some, output_.data());
+      for (std::size_t i = 0; i < count; ++i, rows += result_row_bytes(problem)) {
+        std::memcpy(rows, output_.data() + static_cast<std::int64_t>(i) * output_bytes, static_cast<std::size_t>(output_bytes));
+        const std::int64_t local = local_rows(executor.plan().shard, Rows<Global>(range(some[i], some[i] + 1))).only().first;
+        for (std::int64_t head = 0; head < problem.heads; ++head) {
+          const auto at = static_cast<std::size_t>(head * executor.plan().local_rows + local);
+          std::memcpy(rows + output_bytes + head * kLseBytes, &lse_[index][at], static_cast<std::size_t>(kLseBytes));
+        }
+      }
+    });
+  }
+
+ private:
+  const Session& session_;
+  const Partition& partition_;
+  std::int64_t batch_;
+  std::vector<std::vector<float>> lse_;  ///< by executor [heads, local rows]
+  std::vector<std::byte> output_;
+};
+
+/// Takes rows of result_row_bytes() apart.
+void take_apart(const Problem& problem, const std::byte* rows, ResultRows& result) {
+  const std::int64_t output_bytes = input_row_bytes(problem, Tensor::q);
+  for (std::int64_t i = 0; i < result.count; ++i, rows += result_row_bytes(problem)) {
+    std::memcpy(result.output.data() + i * output_bytes, rows, static_cast<std::size_t>(output_bytes));
+    for (std::int64_t head = 0; head < problem.heads; ++head) {
+      std::memcpy(&result.lse[static_cast<std::size_t>(head * result.count + i)], rows + output_bytes + head * kLseBytes,
+                  static_cast<std::size_t>(kLseBytes));
+    }
+  }
+}
+
+}  // namespace
+
+void ResultRows::resize(const Problem& problem) {
+  output.resize(static_cast<std::size_t>(count * input_row_bytes(problem, Tensor::q)));
+  lse.resize(static_cast<std::size_t>(count * problem.heads));
+}
+
+void load_permuted(const Session& session) {
+  const TensorSource& source = *session.resolved().source;
+  const Problem& problem = session.problem();
+  const Permuted permuted(session);
+  for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
+    const std::int64_t row_bytes = input_row_bytes(problem, tensor);
+    for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
+      const auto read = [&](std::int64_t first, std::int64_t count, std::byte* rows) {
+        source.read(tensor, batch, first, count, problem.dtype, rows);
+        session.comm().watchdog().progress();
+      };
+      const auto place = [&](std::span<const std::int64_t> positions, const std::byte* rows) {
+        for_each_executor(session, permuted.partition, positions, [&](std::size_t index, std::size_t begin, std::size_t count) {
+          session.executors()[index]->place_rows(tensor, batch, positions.subspan(begin, count),
+                                                 rows + static_cast<std::int64_t>(begin) * row_bytes);
+        });
+      };
+      permuted.exchange.spread(row_bytes, read, place);
+    }
+  }
+  source.release_buffers();
+}
+
+void collect_permuted(const Session& session, const std::function<void(std::int64_t process, ResultRows& rows)>& take) {
+  const Problem& problem = session.problem();
+  const Communicator& comm = session.comm();
+  const std::int64_t row_bytes = result_row_bytes(problem);
+  const Permuted permuted(session);
+  ResultRows result;
+  for (result.batch = 0; result.batch < problem.batch; ++result.batch) {
+    std::unique_ptr<Results> own;
+    together(comm, [&] { own = std::make_unique<Results>(session, permuted.partition, result.batch); });
+    permuted.exchange.collect(
+        row_bytes, [&](std::span<const std::int64_t> positions, std::byte* rows) { own->fetch(positions, rows); },
+        [&](std::int64_t round, const std::byte* rows) {
+          for (std::int64_t process = 0; process < comm.size(); ++process) {
+            const Progression part = permuted.exchange.part(process, round, row_bytes);
+            if (part.empty()) { continue; }
+            result.first = part.first;
+            result.count = part.count;
+            result.resize(problem);
+            if (process == comm.rank()) { take_apart(problem, rows, result); }
+            take(process, result);
+          }
+        });
+  }
+}
+
+std::int64_t permuted_bytes(const Problem& problem, const Communicator& comm, std::span<const std::shared_ptr<const RingPlan>> plans) {
+  std::int64_t lse = 0;
+  for (const auto& plan : plans) { lse += plan->local_rows * problem.heads * kLseBytes; }
+  // Results are taken apart once on their way in and once on their way out.
+  const std::int64_t results = RowExchange::bytes(comm, problem.seq_len, result_row_bytes(problem));
+  return results + results / 2 + lse;
+}
+
+}  // namespace annulus

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// A session whose sequence is permuted: how its rows come from the input and go to the result.
+#pragma once
+
+#include <annulus/plan/plan.hpp>
+#include <annulus/session/session.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+namespace annulus {
+
+/// Neighbouring rows of O and LSE of one batch entry.
+struct ResultRows {
+  std::int64_t batch = 0;
+  std::int64_t first = 0;
+  std::int64_t count = 0;
+  std::vector<std::byte> output;  ///< [count, heads, head_dim]
+  std::vector<float> lse;         ///< [heads, count]
+
+  /// Makes room for them.
+  void resize(const Problem& problem);
+};
+
+/// Reads Q, K and V, each process a contiguous range of the input, and brings the rows to the ranks that own their positions. Collective.
+/// @throws AgreedError as TensorSource::read()
+void load_permuted(const Session& session);
+
+/// Brings O and LSE back into the order of the input, each process a contiguous range of it. `take` is called on every process for the rows
+/// of all of them, in one order, so that it may send them from one to another: on `process` with the rows, on the others with room for
+/// them. It must not throw. Collective.
+void collect_permuted(const Session& session, const std::function<void(std::int64_t process, ResultRows& rows)>& take);
+
+/// Host memory that both take at most on this process, which runs these plans.
+std::int64_t permuted_bytes(const Problem& problem, const Communicator& comm, std::span<const std::shared_ptr<const RingPlan>> plans);
+
+}  // namespace annulus
