@@ -12,9 +12,10 @@ namespace {
 
 using Entry = std::pair<std::string_view, std::string_view>;
 
-constexpr std::array<Entry, 4> kClasses{{
+constexpr std::array<Entry, 5> kClasses{{
     {"RingDilatedAttentionProduction", "production"},
     {"RingDilatedAttentionHybrid", "hybrid"},
+    {"RingDilatedAttentionHilbertOptimized", "hilbert-permuted"},
     {"RingDilatedAttentionTrue", "hybrid"},
     {"true", "hybrid"},
 }};
@@ -23,10 +24,11 @@ constexpr std::string_view kSlices =
     "attended slices of the sequence, each once, to strided keys of all of it; preset hybrid attends inside the segments";
 constexpr std::string_view kResidues =
     "attended keys of the whole sequence by their residue; preset hybrid-group-plus-segment has its offsets, inside the segments";
+constexpr std::string_view kReversed = "meant to permute by reversed bits; preset hybrid with --order bit-reversal does";
 constexpr std::string_view kHybrid = "meant to compute what preset hybrid does";
 
 /// By module, without .py; of a class the words of its name.
-constexpr std::array<Entry, 26> kReplaced{{
+constexpr std::array<Entry, 32> kReplaced{{
     {"ring_dilated_attention_production", "is preset production"},
     {"ring_dilated_attention_hybrid", "is preset hybrid"},
     {"ring_dilated_attention_fixed", kSlices},
@@ -43,6 +45,13 @@ constexpr std::array<Entry, 26> kReplaced{{
     {"ring_dilated_attention_hybrid_optimized_v2", "took keys that depended on the number of ranks; preset hybrid does not"},
     {"ring_dilated_attention_hybrid_optimized_v2_refactored", kHybrid},
     {"ring_dilated_attention_hybrid_hilbert", "scrambled its keys; preset hybrid with --scale-by-branches is what it meant to reorder"},
+    {"ring_dilated_attention_hilbert_fixed",
+     "permuted by reversed bits, or at random, and attended slices; preset hybrid with --order bit-reversal attends inside the segments"},
+    {"ring_dilated_attention_hilbert_optimized", "is preset hilbert-permuted"},
+    {"ring_dilated_attention_hilbert_optimized_fixed", "could not run; preset hilbert-permuted is what it meant to compute"},
+    {"ring_dilated_attention_hilbert_optimized_proper", kReversed},
+    {"ring_dilated_attention_hilbert_refactored", kReversed},
+    {"ring_dilated_attention_hilbert_v2", "reordered nothing on one device, where it computed what preset hybrid does"},
     {"ring_dilated_attention_simple_triton",
      "averaged its branches; --offset segment --head-split all --mixing mean does, on any number of ranks"},
     {"ring_dilated_attention_triton_integrated",

@@ -184,7 +184,11 @@ TEST_CASE("--preset takes the names that users of the Python modules know, or sa
   };
   CHECK(plan_of("RingDilatedAttentionProduction") == plan_of("production"));
   for (const char* name : {"RingDilatedAttentionHybrid", "RingDilatedAttentionTrue", "true"}) { CHECK(plan_of(name) == plan_of("hybrid")); }
+  CHECK(plan_of("RingDilatedAttentionHilbertOptimized") == plan_of("hilbert-permuted"));
+  CHECK(plan_of("hilbert-permuted").find("order hilbert-inverse (another operator: the sequence is permuted)") != std::string::npos);
   CHECK(plan_of("hybrid") != plan_of("production"));
+  expect_refusal({"plan", "--preset", "hilbert-permuted", "--causal"}, "--causal has no meaning");
+  expect_refusal({"plan", "--preset", "ring_dilated_attention_hilbert_refactored"}, "--order bit-reversal");
   expect_refusal({"plan", "--preset", "ring_dilated_attention_hybrid_fixed.py"}, "is preset hybrid-group-plus-segment");
   expect_refusal({"plan", "--preset", "RingDilatedAttentionV3"}, "preset production has its groups");
   expect_refusal({"plan", "--preset", "ring_dilated_attention_simple_triton"}, "--mixing mean");
