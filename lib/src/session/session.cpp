@@ -248,7 +248,7 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
     } else {
       const std::int64_t free = available_host_memory() / comm.host_size();
       ANNULUS_EXPECTS(reading <= free,
-                      "rank {} on {} needs {} bytes of host memory to read {}, whose chunks are that large, and {} are free", comm.rank(),
+                      "rank {} on {} needs {} bytes of host memory to read {} in chunks and to move its rows, and {} are free", comm.rank(),
                       comm.host(), reading, resolved.source->describe(), free);
     }
     const std::int64_t available = backend_->available_bytes() / sharing;
