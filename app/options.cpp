@@ -105,6 +105,26 @@ Option list(std::string_view name, std::string help, std::vector<std::int64_t> D
   return option;
 }
 
+Option kv_lengths_option() {
+  Option option{"kv-lengths",
+                Scope::problem,
+                "keys of a batch entry from this token on are seen by no query, one number for each entry; by default the input's "
+                "/kv_lengths, else none are hidden",
+                ValueKind::integers,
+                kShaping,
+                {},
+                {}};
+  option.set = [](Draft& draft, const Value& value) {
+    draft.config.problem.kv_lengths = std::get<std::vector<std::int64_t>>(value);
+    ANNULUS_EXPECTS(!draft.config.problem.kv_lengths.empty(), "--kv-lengths is empty");
+  };
+  option.get = [](const Config& config, Value& value) {
+    value = config.problem.kv_lengths;
+    return !config.problem.kv_lengths.empty();
+  };
+  return option;
+}
+
 Option scale_option() {
   Option option{"scale",
                 Scope::problem,
@@ -206,6 +226,7 @@ std::vector<Option> make_options() {
   all.push_back(boolean("causal", Scope::problem, "a query sees no key after itself", kPlanning,
                         [](Config& c) -> auto& { return c.problem.causal; }));
   all.push_back(scale_option());
+  all.push_back(kv_lengths_option());
   all.push_back(integer("seed", Scope::problem, "of generated input, sampled rows and random cases", kShaping, 0, kMax,
                         [](Config& c) -> auto& { return c.seed; }));
 

@@ -27,8 +27,13 @@ std::string human_bytes(std::int64_t bytes) {
 }
 
 std::string describe(const Problem& problem) {
-  return fmt::format("batch {}, seq-len {}, heads {}, kv-heads {}, head-dim {}, {}{}, scale {:.6g}", problem.batch, problem.seq_len,
-                     problem.heads, problem.kv_heads, problem.head_dim, to_string(problem.dtype), problem.causal ? ", causal" : "",
+  std::string lengths;
+  if (!problem.kv_lengths.empty()) {
+    const auto [least, most] = std::minmax_element(problem.kv_lengths.begin(), problem.kv_lengths.end());
+    lengths = *least == *most ? fmt::format(", kv-lengths {}", *least) : fmt::format(", kv-lengths {} to {}", *least, *most);
+  }
+  return fmt::format("batch {}, seq-len {}, heads {}, kv-heads {}, head-dim {}, {}{}{}, scale {:.6g}", problem.batch, problem.seq_len,
+                     problem.heads, problem.kv_heads, problem.head_dim, to_string(problem.dtype), problem.causal ? ", causal" : "", lengths,
                      problem.scale);
 }
 
@@ -52,8 +57,10 @@ Json count_in_json(Int128 count) {
 }
 
 Json to_json(const Problem& problem) {
-  return {{"batch", problem.batch},       {"seq-len", problem.seq_len},        {"heads", problem.heads},   {"kv-heads", problem.kv_heads},
-          {"head-dim", problem.head_dim}, {"dtype", to_string(problem.dtype)}, {"causal", problem.causal}, {"scale", problem.scale}};
+  Json json{{"batch", problem.batch},       {"seq-len", problem.seq_len},        {"heads", problem.heads},   {"kv-heads", problem.kv_heads},
+            {"head-dim", problem.head_dim}, {"dtype", to_string(problem.dtype)}, {"causal", problem.causal}, {"scale", problem.scale}};
+  if (!problem.kv_lengths.empty()) { json["kv-lengths"] = problem.kv_lengths; }
+  return json;
 }
 
 Json to_json(const CaseReport& report) {

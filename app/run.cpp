@@ -120,7 +120,7 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
   print_timings(timings);
   say("time {:.3f} ms (slowest rank), {:.4g} TFLOP/s over all ranks{}\n", ms, flops / ms / 1e9,
       resolved.config.share_gpu ? "; ranks share a GPU, so times mean nothing" : "");
-  say("received {} bytes, as planned; rows that no branch covers: {} (batch, head, row)\n", received, counts.uncovered);
+  say("received {} bytes, as planned; rows that see no key: {} (batch, head, row)\n", received, counts.uncovered);
   if (!counts.zero_key_shares.empty()) { say("{}\n", zero_keys_line(counts)); }
   if (counts.non_finite > 0) { say("{}\n", line_of(counts)); }
   say("memory of the largest rank: {} at most, {} planned\n", human_bytes(high_water), human_bytes(predicted));

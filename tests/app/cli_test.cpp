@@ -67,6 +67,9 @@ TEST_CASE("every option out of range is refused with one sentence and exit code 
       {"head-dim", "257", "above 256"},
       {"dtype", "fp64", "not one of fp32, fp16, bf16"},
       {"causal", "maybe", "neither true nor false"},
+      {"kv-lengths", "0", "kv-lengths: 0 is outside 1..8192"},
+      {"kv-lengths", "5,6", "kv-lengths has 2 numbers, and batch is 1"},
+      {"kv-lengths", "8193", "outside 1..8192"},
       {"scale", "nan", "not a finite number"},
       {"scale", "inf", "not a finite number"},
       {"scale", "x", "not a finite number"},
@@ -107,6 +110,8 @@ TEST_CASE("every option out of range is refused with one sentence and exit code 
     expect_refusal({command, "--order", "hilbert", "--causal"}, "--order hilbert moves later tokens before earlier ones");
   }
   expect_refusal({"run", "--partition", "zigzag", "--key-order", "cyclic"}, "needs --causal and --schedule direct or allgather");
+  expect_refusal({"run", "--ragged", "zero-keys", "--kv-lengths", "5"}, "cannot have kv-lengths");
+  expect_refusal({"run", "--order", "hilbert", "--kv-lengths", "5"}, "so that kv-lengths cannot hide them");
   expect_refusal({"check", "--rows", "0"}, "below 1");
   expect_refusal({"check", "--cases", "0"}, "below 1");
   expect_refusal({"bench", "--repetitions", "0"}, "below 1");
@@ -466,6 +471,35 @@ TEST_CASE("generate writes what run and check then read, the same for any number
   CHECK(result.exit_code == 0);
   expect_refusal({"run", "--input", path, "--heads", "8"}, "contradicts");
   CHECK(annulus_with({"check", "--input", path, "--dtype", "fp32", "--threads", "1"}).exit_code == 0);
+}
+
+TEST_CASE("lengths of keys come from the file or a flag, and one that contradicts the file is refused") {
+  const TemporaryFolder folder;
+  const std::string path = folder / "input.h5";
+  const std::string plain = folder / "plain.h5";
+  const std::vector<std::string> shape{"generate", "--batch", "2", "--seq-len", "60", "--heads", "2", "--head-dim", "8", "--output"};
+  const auto generated = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), shape.begin(), shape.end());
+    return annulus_with(more).exit_code;
+  };
+  REQUIRE(generated({path, "--kv-lengths", "33,5"}) == 0);
+  REQUIRE(generated({plain}) == 0);
+  const std::vector<std::string> pattern{"--segment-lengths", "20", "--threads", "1", "--virtual-ranks", "3"};
+  const auto with_pattern = [&](std::vector<std::string> line) {
+    line.insert(line.end(), pattern.begin(), pattern.end());
+    return annulus_with(line);
+  };
+  // Of 60 rows of each entry and head, 20 and 40 are in segments whose keys are all hidden.
+  const ProcessResult run = with_pattern({"run", "--input", path});
+  INFO(run.out << run.err);
+  CHECK(run.out.find("kv-lengths 5 to 33") != std::string::npos);
+  CHECK(run.out.find("rows that see no key: 120 (batch, head, row)") != std::string::npos);
+  CHECK(with_pattern({"check", "--input", path}).exit_code == 0);
+  CHECK(with_pattern({"check", "--input", path, "--kv-lengths", "33,5"}).exit_code == 0);
+  CHECK(with_pattern({"check", "--input", plain, "--kv-lengths", "60,1", "--causal"}).exit_code == 0);
+  expect_refusal({"run", "--input", path, "--kv-lengths", "33,6"}, "--kv-lengths 33,6 contradicts /kv_lengths of the input file");
+  expect_refusal({"run", "--input", plain, "--kv-lengths", "3"}, "kv-lengths has 1 numbers, and batch is 2");
+  expect_refusal({"plan", "--input", path, "--ragged", "zero-keys"}, "cannot have kv-lengths");
 }
 
 TEST_CASE("bench prints one header and one line for each combination, the last sweep's values fastest") {

@@ -74,21 +74,14 @@ void generate(const std::string& path, const Arguments& more) {
 
 TEST_CASE("an option that shapes the plan or the numbers and differs is named with both ranks and both values") {
   const std::vector<Arguments> differences{
-      {"seq-len", "100", "200"},
-      {"heads", "2", "4"},
-      {"head-dim", "16", "32"},
-      {"batch", "1", "2"},
-      {"scale", "0.25", "0.5"},
-      {"seed", "1", "2"},
-      {"mixing", "lse", "mean"},
-      {"offset", "group", "head"},
-      {"dtype", "fp16", "bf16"},
-      {"causal", "false", "true"},
-      {"head-split", "first", "all"},
-      {"segment-lengths", "32", "64"},
-      {"schedule", "ring", "ring-full"},
-      {"backend", "reference", "cpu"},
-      {"scale-by-branches", "false", "true"},
+      {"seq-len", "100", "200"},       {"heads", "2", "4"},
+      {"head-dim", "16", "32"},        {"batch", "1", "2"},
+      {"scale", "0.25", "0.5"},        {"seed", "1", "2"},
+      {"mixing", "lse", "mean"},       {"offset", "group", "head"},
+      {"dtype", "fp16", "bf16"},       {"causal", "false", "true"},
+      {"kv-lengths", "50", "51"},      {"head-split", "first", "all"},
+      {"segment-lengths", "32", "64"}, {"schedule", "ring", "ring-full"},
+      {"backend", "reference", "cpu"}, {"scale-by-branches", "false", "true"},
       {"tile-rows", "8", "16"},
   };
   for (const Arguments& entry : differences) {

@@ -60,6 +60,8 @@ Meetings meetings_of(const RingPlan& plan) {
                 const QueryRow row{item.branch, b, item.q_local[q] + s * item.segment_stride, head};
                 auto& keys = meetings[{static_cast<std::int64_t>(step), row}];
                 for (std::int64_t k = 0; k < item.k_global.count(); ++k) {
+                  const bool hidden = item.k_global[k] + s * item.segment_stride >= plan.problem.kv_length(b);
+                  if (hidden) { continue; }
                   const std::int64_t stored =
                       (resident ? item.k_local[k] - first_of_piece(plan, item.k_local[0]) : item.k_packed[k]) + s * item.segment_stride;
                   // Rows that wrap turned over have no distance in tokens; without a mask and an order of keys nobody asks.

@@ -2,6 +2,7 @@
 #include <annulus/attention/lower.hpp>
 
 #include <annulus/core/error.hpp>
+#include <annulus/plan/item_parts.hpp>
 #include <annulus/verify/random_problem.hpp>
 #include <annulus_test.hpp>
 
@@ -67,8 +68,9 @@ Piece piece_of(const RingPlan& plan, std::int64_t local) {
 
 /// Checks one task against its item, element by element, from the layouts that plan.hpp names.
 void check_task(const RingPlan& plan, const TensorAddresses& addresses, const kernels::PartialPointers& partial, const WorkItem& item,
-                const kernels::AttendTask& task) {
+                const ItemPart& part, const kernels::AttendTask& task) {
   const Problem& problem = plan.problem;
+  REQUIRE((task.batch == part.entries && task.segments == part.segments && task.k_rows == part.keys));
   const std::int64_t size = size_of(problem.dtype);
   const bool resident = item.keys.block < 0;
   const Progression stored_heads = resident ? range(0, problem.kv_heads) : plan.blocks[static_cast<std::size_t>(item.keys.block)].kv_heads;
@@ -76,11 +78,12 @@ void check_task(const RingPlan& plan, const TensorAddresses& addresses, const ke
   const std::int64_t stored_rows = resident ? piece.rows : plan.blocks[static_cast<std::size_t>(item.keys.block)].rows_global.count();
   const std::byte* keys =
       resident ? addresses.resident + piece.offset_bytes : slot_of(addresses, item.keys.buffer) + item.keys.offset_bytes;
-  for (std::int64_t b = 0; b < task.batch; ++b) {
-    for (std::int64_t s = 0; s < task.segments; ++s) {
+  for (std::int64_t b = part.first_entry; b < part.first_entry + part.entries; ++b) {
+    for (std::int64_t s = part.first_segment; s < part.first_segment + part.segments; ++s) {
       for (std::int64_t j = 0; j < task.kv_heads; ++j) {
         const auto at = [&](const kernels::TaskStrides& strides, std::int64_t row, std::int64_t i) {
-          return b * strides.batch + s * strides.segment + row * strides.row + j * strides.kv_head + i * strides.head;
+          return (b - part.first_entry) * strides.batch + (s - part.first_segment) * strides.segment + row * strides.row +
+                 j * strides.kv_head + i * strides.head;
         };
         for (std::int64_t i = 0; i < task.q_per_kv; ++i) {
           const std::int64_t head = item.heads.q_first + j * item.heads.kv.stride * problem.group_size() + i;
@@ -172,12 +175,16 @@ TEST_CASE("lowered tasks of random plans name the elements that their items name
         const Step& from = plan.steps[step];
         const LoweredTransfers& to = transfers[step];
         const std::vector<kernels::AttendTask>& attend = lowered.attend[step];
-        REQUIRE(attend.size() == from.work.size());
         REQUIRE(to.outgoing.size() == from.sends.size());
         REQUIRE(to.incoming.size() == from.receives.size());
-        for (std::size_t i = 0; i < from.work.size(); ++i) {
-          check_task(plan, addresses, partials[static_cast<std::size_t>(from.work[i].partial)], from.work[i], attend[i]);
+        std::size_t next = 0;
+        for (const WorkItem& item : from.work) {
+          for (const ItemPart& part : parts_of(plan.problem, item)) {
+            REQUIRE(next < attend.size());
+            check_task(plan, addresses, partials[static_cast<std::size_t>(item.partial)], item, part, attend[next++]);
+          }
         }
+        REQUIRE(next == attend.size());
         std::span<const kernels::PackTask> packs_left(to.pack);
         for (const PackItem& item : from.packs) {
           const bool apart = item.from == BufferId::resident && item.from_rows.runs() > 1;

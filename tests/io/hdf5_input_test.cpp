@@ -86,6 +86,36 @@ TEST_CASE("rows read alone equal the same rows of the whole dataset, in every dt
   CHECK(equal);
 }
 
+TEST_CASE("lengths of keys are int64, one for each batch entry, inside the sequence", "[io][input]") {
+  const TemporaryFolder folder;
+  const std::string path = folder / "lengths.h5";
+  const auto write = [&](hid_t type, const std::vector<hsize_t>& extents, const void* lengths) {
+    test::FileWriter file(path);
+    for (const char* name : {"q", "k", "v"}) { file.dataset(name, H5T_IEEE_F32LE, {2, 5, 1, 4}); }
+    file.dataset("kv_lengths", type, extents, lengths);
+  };
+  const std::vector<std::int64_t> lengths{5, 2};
+  write(H5T_STD_I64LE, {2}, lengths.data());
+  CHECK(open_input(path)->problem().kv_lengths == lengths);
+  const std::vector<std::int64_t> swapped{big_endian(lengths[0]), big_endian(lengths[1])};
+  write(H5T_STD_I64BE, {2}, swapped.data());
+  CHECK(open_input(path)->problem().kv_lengths == lengths);
+
+  const std::vector<std::int64_t> outside{5, 6};
+  write(H5T_STD_I64LE, {2}, outside.data());
+  CHECK_THAT(test::refusal(path), test::contains_text("kv-lengths: 6 is outside 1..5"));
+  write(H5T_STD_I64LE, {2}, nullptr);
+  CHECK_THAT(test::refusal(path), test::contains_text("kv-lengths: 0 is outside 1..5"));
+  write(H5T_STD_I64LE, {1, 2}, nullptr);
+  CHECK_THAT(test::refusal(path), test::contains_text("/kv_lengths is [1, 2]; it must be [2], one number for each batch entry"));
+  write(H5T_STD_I64LE, {3}, nullptr);
+  CHECK_THAT(test::refusal(path), test::contains_text("/kv_lengths is [3]"));
+  for (const hid_t type : {H5T_STD_U64LE, H5T_STD_I32LE, H5T_IEEE_F64LE}) {
+    write(type, {2}, nullptr);
+    CHECK_THAT(test::refusal(path), test::contains_text("allowed is int64"));
+  }
+}
+
 TEST_CASE("several threads read one source at once", "[io][input]") {
   const auto source = open_input(kSample);
   const test::RawDataset whole(kSample, "/q");

@@ -205,12 +205,40 @@ TEST_CASE("a launch has no more maps than fit, and no record is lost") {
   CHECK(std::adjacent_find(met.begin(), met.end()) == met.end());
 }
 
+TEST_CASE("a record that has no key left streams none, and begins and ends its rows all the same") {
+  for (const KeyOrder order : {KeyOrder::cyclic, KeyOrder::arrival}) {
+    for (const KeyPart part : {KeyPart::all, KeyPart::down, KeyPart::above}) {
+      for (const kernels::Mask mask : kernels::kMasks) {
+        Record record;
+        record.q_rows = 300;
+        record.k_rows = 0;
+        record.k_first = 90;
+        record.kv_heads = 1;
+        record.kv = 1;
+        record.diagonal = 40;
+        record.order = order;
+        record.part = part;
+        record.mask = mask;
+        const TileList list = one_list({record}, operands(300, 1, 1, 128), 128);
+        REQUIRE(list.tiles.size() == 3);
+        for (const Tile& tile : list.tiles) {
+          CHECK(tile.length == 0);
+          CHECK((tile.flags & (kFirst | kLast)) == (kFirst | kLast));
+          for (const std::int32_t count : tile.count) { CHECK(count == 0); }
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("records outside their operands are refused") {
   Record record;
   record.q_rows = 101;
   record.k_rows = 100;
   record.kv_heads = 1;
   record.kv = 1;
+  CHECK_THROWS_AS(make_tiles(std::vector<Record>{record}, operands(100, 1, 1, 64), 64), std::invalid_argument);
+  record.q_rows = 0;
   CHECK_THROWS_AS(make_tiles(std::vector<Record>{record}, operands(100, 1, 1, 64), 64), std::invalid_argument);
   record.q_rows = 100;
   record.kv_heads = 2;

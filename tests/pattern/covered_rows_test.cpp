@@ -80,7 +80,7 @@ TEST_CASE("covered rows are those that the definition selects, for every offset,
             const bool expected = is_covered(problem, pattern, head, row);
             uncovered += expected ? 0 : 1;
             INFO(to_string(offset) << " " << to_string(split) << " kv " << kv_heads << " head " << head << " row " << row);
-            REQUIRE(covered.contains(head, row) == expected);
+            REQUIRE(covered.sees_key(0, head, row) == expected);
           }
         }
       }
@@ -93,5 +93,23 @@ TEST_CASE("a dense pattern covers every row") {
   Problem problem;
   problem.seq_len = 5;
   const CoveredRows covered(problem, dense_pattern(5));
-  for (std::int64_t row = 0; row < 5; ++row) { CHECK(covered.contains(7, row)); }
+  for (std::int64_t row = 0; row < 5; ++row) { CHECK(covered.sees_key(0, 7, row)); }
+}
+
+TEST_CASE("a row of which a batch entry hides all keys sees none") {
+  Problem problem;
+  problem.batch = 2;
+  problem.seq_len = 12;
+  problem.kv_lengths = {12, 6};
+  Pattern pattern;
+  pattern.branches = {{5, 2}, {5, 2}};  // head 0, in branch 0: 0, 2, 4 | 6, 8 | 10
+  pattern.offset = OffsetRule::group_plus_segment;
+  const CoveredRows covered(problem, pattern);
+  std::vector<std::int64_t> seeing;
+  for (std::int64_t row = 0; row < 12; ++row) {
+    if (covered.sees_key(1, 0, row)) { seeing.push_back(row); }
+    CHECK(covered.sees_key(0, 0, row) == (row < 5 ? row % 2 == 0 : row < 10 ? row % 2 == 0 : row == 10));
+  }
+  // Segment 1 holds 6 and 8, which are hidden.
+  CHECK(seeing == std::vector<std::int64_t>{0, 2, 4});
 }

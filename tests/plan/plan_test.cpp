@@ -5,6 +5,7 @@
 #include <annulus/plan/choice.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/plan/coverage.hpp>
+#include <annulus/plan/item_parts.hpp>
 #include <annulus/plan/key_order.hpp>
 #include <annulus/verify/random_problem.hpp>
 #include <annulus_test.hpp>
@@ -98,7 +99,7 @@ TEST_CASE("the plans of random problems attend every visible pair exactly once, 
     for (const auto& [partition, routing] : ways) {
       const std::vector<RingPlan> plans = plans_of(drawn.problem, drawn.pattern, routing, drawn.ranks, partition);
       const Coverage coverage = prove_coverage(plans);
-      REQUIRE(coverage.pairs * drawn.problem.batch == pairs_of(plans));
+      REQUIRE(coverage.pairs == pairs_of(plans));
       REQUIRE(coverage.bytes_moved == bytes_received(plans));
       for (const RingPlan& plan : plans) { fourth_slots += plan.slot_bytes[3] > 0 ? 1 : 0; }
     }
@@ -120,7 +121,7 @@ TEST_CASE("zigzag gives every rank the same work under a causal mask, in every s
       // Two pieces meet two pieces of the block in every step but the first, and one of the four pairs is hidden, or two are.
       for (std::size_t step = 1; step < plan.steps.size(); ++step) {
         Int128 of_step = 0;
-        for (const WorkItem& item : plan.steps[step].work) { of_step += visible_pairs(item); }
+        for (const WorkItem& item : plan.steps[step].work) { of_step += visible_pairs(plan.problem, item); }
         CHECK(of_step == Int128{2} * 40 * 40 * problem.heads);
       }
     }
@@ -440,7 +441,7 @@ TEST_CASE("under direct every rank of a causal zigzag does one piece against one
       for (std::int64_t number = 0; number < std::ssize(plan.steps); ++number) {
         const Step& step = plan.steps[static_cast<std::size_t>(number)];
         CHECK(step.receives.size() <= 1);
-        for (const WorkItem& item : step.work) { so_far += visible_pairs(item); }
+        for (const WorkItem& item : step.work) { so_far += visible_pairs(plan.problem, item); }
         CHECK(so_far == problem.heads * ((number + 1) * piece * piece + piece));
       }
       CHECK(so_far == problem.heads * (2 * ranks * piece * piece + piece));
@@ -482,7 +483,7 @@ double time_on_clock(const std::vector<RingPlan>& plans, double unit, double tra
     for (std::size_t rank = 0; rank < plans.size(); ++rank) {
       Int128 pairs = 0;
       if (step < plans[rank].steps.size()) {
-        for (const WorkItem& item : plans[rank].steps[step].work) { pairs += visible_pairs(item); }
+        for (const WorkItem& item : plans[rank].steps[step].work) { pairs += visible_pairs(plans[rank].problem, item); }
       }
       const double before = step == 0 ? 0.0 : work_end[rank][step - 1];
       work_end[rank].push_back(std::max(before, arrived[rank]) + static_cast<double>(pairs) / unit);
@@ -604,6 +605,24 @@ TEST_CASE("pairs of ranks are those of their plans") {
     REQUIRE(pairs.size() == plans.size());
     for (std::size_t rank = 0; rank < plans.size(); ++rank) { REQUIRE(pairs[rank] == plan_cost(plans[rank]).pairs); }
   }
+}
+
+TEST_CASE("the parts of an item hold the keys that each batch entry has left, segment by segment") {
+  Problem problem = problem_of(40, 1, 1, false);
+  problem.batch = 6;
+  WorkItem item;
+  item.segments = 3;
+  item.segment_stride = 12;
+  item.k_global = Rows<Global>(Progression{1, 3, 4});  // 1, 4, 7, 10, then 13 to 22 and 25 to 34
+  CHECK(parts_of(problem, item) == std::vector<ItemPart>{{0, 6, 0, 3, 4}});
+
+  problem.kv_lengths = {40, 40, 1, 2, 20, 34};
+
+  CHECK(parts_of(problem, item) ==
+        std::vector<ItemPart>{{0, 2, 0, 3, 4}, {3, 1, 0, 1, 1}, {4, 1, 0, 1, 4}, {4, 1, 1, 1, 3}, {5, 1, 0, 2, 4}, {5, 1, 2, 1, 3}});
+  CHECK(keys_left(problem, item, 2, 0) == 0);
+  CHECK(keys_left(problem, item, 4, 1) == 3);
+  CHECK(keys_left(problem, item, 4, 2) == 0);
 }
 
 TEST_CASE("the proof catches keys of zeros that are forgotten, counted twice or seen by a causal row") {

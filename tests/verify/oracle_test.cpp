@@ -154,9 +154,9 @@ Listed attention_by_lists(const MemorySource& source, const Problem& problem, co
           for (const std::int64_t row : members) {
             std::vector<std::int64_t> seen(static_cast<std::size_t>(padding), -1);  // -1: a key of zeros
             for (const std::int64_t key : members) {
-              if (!problem.causal || key <= row) { seen.push_back(key); }
+              if ((!problem.causal || key <= row) && key < problem.kv_length(batch)) { seen.push_back(key); }
             }
-            keys[static_cast<std::size_t>(row)].push_back(seen);
+            if (!seen.empty()) { keys[static_cast<std::size_t>(row)].push_back(seen); }
           }
         }
       }
@@ -266,6 +266,20 @@ TEST_CASE("keys of zeros weigh like any key of score 0 and add nothing") {
   pattern.branches = {{100, 2}, {4, 3}};  // cut to the sequence: tokens 0, 2, 4; then token 1 and an empty slot
   pattern.head_split = HeadSplit::all;
   CHECK(head_outputs(problem, oracle_of_all(source, problem, pattern), 0) == std::vector<double>{2, 0.5, 2, 0, 2});
+}
+
+TEST_CASE("keys past a batch entry's length are seen by nobody, rows past it are computed like any other") {
+  Problem problem = make_problem(6, 1, 1, 1);
+  problem.batch = 2;
+  problem.kv_lengths = {4, 1};
+  const MemorySource source(problem, token_number_values());
+  const OracleRows rows = oracle_of_all(source, problem, make_pattern({{3, 1}}));
+  CHECK(rows.out == std::vector<double>{1, 1, 1, 3, 3, 3, 0, 0, 0, 0, 0, 0});
+  CHECK(rows.lse[5] == 0);
+  CHECK(rows.lse[8] == 0);
+  CHECK(rows.lse[9] == kMinusInfinity);  // all keys of its segment are hidden
+  problem.causal = true;
+  CHECK(oracle_of_all(source, problem, make_pattern({{6, 1}})).out == std::vector<double>{0, 0.5, 1, 1.5, 1.5, 1.5, 0, 0, 0, 0, 0, 0});
 }
 
 TEST_CASE("a dense tail has every token, whole segments their stride") {

@@ -73,11 +73,12 @@ void check(const Record& record, std::span<const Operand> operands) {
     return operands[static_cast<std::size_t>(number)];
   };
   const auto inside = [](const Operand& operand, std::int64_t first, std::int64_t stride, std::int64_t count, const char* what) {
-    if (count < 1 || first < 0 || stride < 1 || first + (count - 1) * stride >= operand.rows) {
+    if (count < 0 || first < 0 || stride < 1 || first + (count - 1) * stride >= operand.rows) {
       throw std::invalid_argument(std::string(what) + " rows " + std::to_string(first) + " + i * " + std::to_string(stride) + ", i < " +
                                   std::to_string(count) + ", lie outside the operand's " + std::to_string(operand.rows));
     }
   };
+  if (record.q_rows < 1) { throw std::invalid_argument("a record of " + std::to_string(record.q_rows) + " query rows"); }
   inside(at(record.q), record.q_first, record.q_stride, record.q_rows, "query");
   inside(at(record.kv), record.k_first, record.k_stride, record.k_rows, "key");
   inside(at(record.kv + 1), record.k_first, record.k_stride, record.k_rows, "value");

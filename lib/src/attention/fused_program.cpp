@@ -2,6 +2,7 @@
 #include <annulus/attention/fused_program.hpp>
 
 #include <annulus/core/error.hpp>
+#include <annulus/plan/item_parts.hpp>
 
 #include <algorithm>
 #include <map>
@@ -95,7 +96,6 @@ class Maker {
     record.q_stride = q.stride;
     record.k_stride = k.stride;
     record.q_rows = narrow(q.count);
-    record.k_rows = narrow(k.count);
     record.q = 0;
     record.kv = narrow(1 + 2 * number_of(keys));
     record.q_head = narrow(item.heads.q_first);
@@ -117,6 +117,7 @@ class Maker {
         record.q_batch = record.k_batch = narrow(b);
         record.q_first = q.first + s * item.segment_stride;
         record.k_first = k_first + s * item.segment_stride;
+        record.k_rows = narrow(keys_left(plan_.problem, item, b, s));
         record.partial = partial;
         partial += heads_of(item) * units_of(item);
         launch.records.push_back(record);

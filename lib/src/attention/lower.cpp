@@ -2,6 +2,7 @@
 #include <annulus/attention/lower.hpp>
 
 #include <annulus/core/error.hpp>
+#include <annulus/plan/item_parts.hpp>
 
 #include <algorithm>
 
@@ -59,6 +60,24 @@ kernels::AttendTask attend_task(const RingPlan& plan, const TensorAddresses& add
   task.q_positions = {item.q_global.only().first, item.q_global.only().stride};
   task.k_positions = {item.k_global.only().first, item.k_global.only().stride};
   task.place = item.place;
+  return task;
+}
+
+/// The task of a part of an item, from that of the item.
+kernels::AttendTask task_of_part(kernels::AttendTask task, std::int64_t accumulator, const ItemPart& part) {
+  const auto offset = [&](const kernels::TaskStrides& strides) {
+    return part.first_entry * strides.batch + part.first_segment * strides.segment;
+  };
+  const std::int64_t element = size_of(task.dtype);
+  task.q = static_cast<const std::byte*>(task.q) + offset(task.q_strides) * element;
+  task.k = static_cast<const std::byte*>(task.k) + offset(task.kv_strides) * element;
+  task.v = static_cast<const std::byte*>(task.v) + offset(task.kv_strides) * element;
+  task.acc = static_cast<std::byte*>(task.acc) + offset(task.acc_strides) * accumulator;
+  task.max = static_cast<std::byte*>(task.max) + offset(task.stat_strides) * accumulator;
+  task.sum = static_cast<std::byte*>(task.sum) + offset(task.stat_strides) * accumulator;
+  task.batch = part.entries;
+  task.segments = part.segments;
+  task.k_rows = part.keys;
   return task;
 }
 
@@ -201,8 +220,10 @@ LoweredWork lower_work(const RingPlan& plan, const TensorAddresses& addresses, s
   for (const Step& step : plan.steps) {
     std::vector<kernels::AttendTask>& tasks = lowered.attend.emplace_back();
     for (const WorkItem& item : step.work) {
-      tasks.push_back(attend_task(plan, addresses, partials[static_cast<std::size_t>(item.partial)], accumulator_bytes, item));
-      if (item.zero_keys > 0) { lowered.zero_keys.push_back(zero_keys_task(tasks.back(), item.zero_keys)); }
+      const kernels::AttendTask task =
+          attend_task(plan, addresses, partials[static_cast<std::size_t>(item.partial)], accumulator_bytes, item);
+      for (const ItemPart& part : parts_of(plan.problem, item)) { tasks.push_back(task_of_part(task, accumulator_bytes, part)); }
+      if (item.zero_keys > 0) { lowered.zero_keys.push_back(zero_keys_task(task, item.zero_keys)); }
     }
   }
   lowered.finish = finish_task(plan, addresses, partials);

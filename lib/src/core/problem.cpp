@@ -40,6 +40,13 @@ void validate(const Problem& problem) {
   ANNULUS_EXPECTS(product_fits({problem.batch, problem.seq_len, problem.heads, problem.head_dim, 16}),
                   "batch {} x seq-len {} x heads {} x head-dim {} is beyond 2^58 elements", problem.batch, problem.seq_len, problem.heads,
                   problem.head_dim);
+  if (problem.kv_lengths.empty()) { return; }
+  ANNULUS_EXPECTS(std::ssize(problem.kv_lengths) == problem.batch, "kv-lengths has {} numbers, and batch is {}; one for each batch entry",
+                  problem.kv_lengths.size(), problem.batch);
+  for (const std::int64_t length : problem.kv_lengths) {
+    ANNULUS_EXPECTS(length >= 1 && length <= problem.seq_len, "kv-lengths: {} is outside 1..{}, the length of the sequence", length,
+                    problem.seq_len);
+  }
 }
 
 void validate(const Pattern& pattern) {
@@ -57,12 +64,19 @@ void validate(const Pattern& pattern) {
 void validate(const Problem& problem, const Pattern& pattern) {
   ANNULUS_EXPECTS(!problem.causal || pattern.order == SequenceOrder::linear,
                   "--order {} moves later tokens before earlier ones, so that --causal has no meaning", to_string(pattern.order));
+  ANNULUS_EXPECTS(problem.kv_lengths.empty() || pattern.order == SequenceOrder::linear,
+                  "--order {} spreads the last tokens over the sequence, so that kv-lengths cannot hide them", to_string(pattern.order));
   switch (pattern.ragged) {
     case Ragged::short_stride:
     case Ragged::wrap:
     case Ragged::truncate:
     case Ragged::dense_tail:
+      return;
     case Ragged::zero_keys:
+      ANNULUS_EXPECTS(
+          problem.kv_lengths.empty(),
+          "--ragged zero-keys pads segments with keys that have no place in the sequence, so that no length of keys hides them: "
+          "it cannot have kv-lengths");
       return;
     case Ragged::reject:
       break;

@@ -322,9 +322,34 @@ class Hdf5Input final : public TensorSource {
     ANNULUS_EXPECTS(problem_.heads % problem_.kv_heads == 0, "input file '{}': the {} heads of /k and /v do not divide the {} heads of /q",
                     path_, problem_.kv_heads, problem_.heads);
     problem_.scale = read_scale(file);
+    require_valid();
+    problem_.kv_lengths = read_kv_lengths(file);
+    require_valid();
+  }
+
+  void require_valid() const {
     try {
       validate(problem_);
     } catch (const InvalidArgument& error) { throw InvalidArgument(fmt::format("input file '{}': {}", path_, error.what())); }
+  }
+
+  /// /kv_lengths [batch], int64; none if there is no such dataset.
+  std::vector<std::int64_t> read_kv_lengths(hid_t file) {
+    const std::string what = fmt::format("input file '{}': /kv_lengths", path_);
+    const OpenedDataset opened = open_dataset(what, file, path_, "/kv_lengths", files_);
+    if (!opened.dataset) { return {}; }
+    const hid_t dataset = opened.dataset.get();
+    const Hdf5Handle type(check_h5(H5Dget_type(dataset), "H5Dget_type"));
+    const bool is_int64 =
+        H5Tget_class(type.get()) == H5T_INTEGER && H5Tget_size(type.get()) == sizeof(std::int64_t) && H5Tget_sign(type.get()) == H5T_SGN_2;
+    ANNULUS_EXPECTS(is_int64, "{} holds {} values; allowed is int64", what, describe_hdf5_type(type.get()));
+    const std::vector<hsize_t> extents = extents_of(dataset);
+    ANNULUS_EXPECTS(extents == std::vector<hsize_t>{static_cast<hsize_t>(problem_.batch)},
+                    "{} is {}; it must be [{}], one number for each batch entry", what, shape_text(extents), problem_.batch);
+    require_complete({dataset, opened.file, what}, files_);
+    std::vector<std::int64_t> lengths(static_cast<std::size_t>(problem_.batch));
+    if (H5Dread(dataset, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, lengths.data()) < 0) { refuse_unreadable(what); }
+    return lengths;
   }
 
   double read_scale(hid_t file) const {

@@ -131,6 +131,9 @@ void write_generated_input(const std::string& path, bool force, const Problem& p
     const Hdf5Handle type = make_hdf5_type(problem.dtype);
     write_attribute(file, "scale", H5T_IEEE_F64LE, &problem.scale);
     write_attribute(file, "seed", H5T_STD_U64LE, &seed);
+    if (!problem.kv_lengths.empty()) {
+      write_dataset(file, "kv_lengths", H5T_STD_I64LE, {extent_of(problem.batch)}, problem.kv_lengths.data());
+    }
     struct Target {
       Tensor tensor;
       std::int64_t heads;

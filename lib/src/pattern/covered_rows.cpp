@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/pattern/covered_rows.hpp>
 
-#include <algorithm>
 #include <cstddef>
 
 namespace annulus {
@@ -22,7 +21,7 @@ void for_each_head(const Problem& problem, const HeadClass& heads, Visit&& visit
 }  // namespace
 
 CoveredRows::CoveredRows(const Problem& problem, const Pattern& pattern)
-    : seq_len_(problem.seq_len), pattern_(pattern), by_head_(static_cast<std::size_t>(problem.heads)) {
+    : problem_(problem), pattern_(pattern), by_head_(static_cast<std::size_t>(problem.heads)) {
   for (std::int64_t branch = 0; branch < std::ssize(pattern.branches); ++branch) {
     for (const HeadClass& heads : head_classes(problem, pattern, branch)) {
       for_each_head(problem, heads, [&](std::int64_t head) { by_head_[static_cast<std::size_t>(head)].push_back({branch, heads}); });
@@ -30,15 +29,17 @@ CoveredRows::CoveredRows(const Problem& problem, const Pattern& pattern)
   }
 }
 
-bool CoveredRows::contains(std::int64_t head, std::int64_t row) const {
-  const std::vector<Selection>& selections = by_head_[static_cast<std::size_t>(head)];
-  return std::any_of(selections.begin(), selections.end(),
-                     [&](const Selection& selection) { return segment_of(selection, row).contains(row); });
+bool CoveredRows::sees_key(std::int64_t entry, std::int64_t head, std::int64_t row) const {
+  bool sees = false;
+  // The first key of a segment is the last to be hidden, and a causal mask does not hide it.
+  for_each_branch(head, row,
+                  [&](std::int64_t /*branch*/, const Rows<Global>& rows) { sees = sees || rows[0] < problem_.kv_length(entry); });
+  return sees;
 }
 
 Rows<Global> CoveredRows::segment_of(const Selection& selection, std::int64_t row) const {
   const std::int64_t length = pattern_.branches[static_cast<std::size_t>(selection.branch)].segment_length;
-  return segment_rows(seq_len_, pattern_, selection.branch, row / length, selection.heads);
+  return segment_rows(problem_.seq_len, pattern_, selection.branch, row / length, selection.heads);
 }
 
 }  // namespace annulus

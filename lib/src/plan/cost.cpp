@@ -2,6 +2,7 @@
 #include <annulus/plan/cost.hpp>
 
 #include <annulus/core/error.hpp>
+#include <annulus/plan/item_parts.hpp>
 
 #include "pairs.hpp"
 
@@ -16,10 +17,9 @@ using planning::floor_sum;
 namespace {
 
 /// Pairs of one segment and head, without a mask, whose key lies from the query's own block down.
-Int128 pairs_down(const WorkItem& item) {
+Int128 pairs_down(const WorkItem& item, std::int64_t k_rows) {
   const kernels::SegmentPlace& place = item.place;
   const std::int64_t q_rows = item.q_global.count();
-  const std::int64_t k_rows = item.k_global.count();
   // A query at place p has the keys before place (floor(p / block) + 1) * block: none for the first ones, all from `full` on.
   const auto first_with = [&](std::int64_t key_end) {
     return std::clamp<std::int64_t>((ceil_div(key_end, place.block_rows) - 1) * place.block_rows - place.q_first, 0, q_rows);
@@ -32,43 +32,47 @@ Int128 pairs_down(const WorkItem& item) {
 }
 
 /// Pairs of one segment and head, without a mask.
-Int128 unmasked_pairs(const WorkItem& item) {
-  const Int128 all = static_cast<Int128>(item.q_global.count()) * item.k_global.count();
+Int128 unmasked_pairs(const WorkItem& item, std::int64_t k_rows) {
+  const Int128 all = static_cast<Int128>(item.q_global.count()) * k_rows;
   switch (item.place.part) {
     case kernels::KeyPart::all:
       break;
     case kernels::KeyPart::down:
-      return pairs_down(item);
+      return pairs_down(item, k_rows);
     case kernels::KeyPart::above:
-      return all - pairs_down(item);
+      return all - pairs_down(item, k_rows);
   }
   return all;
 }
 
-/// Visible pairs of one segment and head.
-Int128 segment_pairs(const WorkItem& item) {
+/// Visible pairs of one segment and head with the keys `keys` of the item, its first ones.
+Int128 segment_pairs(const WorkItem& item, const Progression& keys) {
   switch (item.mask) {
     case kernels::Mask::none:
-      return unmasked_pairs(item);
+      return unmasked_pairs(item, keys.count);
     case kernels::Mask::causal:
       break;
   }
   ANNULUS_ASSERT(item.place.part == kernels::KeyPart::all, "a causal item with a part of its keys");
-  return causal_pairs(item.q_global.only(), item.k_global.only());
+  return causal_pairs(item.q_global.only(), keys);
 }
 
 }  // namespace
 
-Int128 visible_pairs(const WorkItem& item) {
+Int128 visible_pairs(const Problem& problem, const WorkItem& item) {
   const std::int64_t heads = item.heads.kv.count * item.heads.q_per_kv;
-  return segment_pairs(item) * item.segments * heads;
+  Int128 pairs = 0;
+  for (const ItemPart& part : parts_of(problem, item)) {
+    pairs += segment_pairs(item, item.k_global.only().first_ones(part.keys)) * part.segments * part.entries * heads;
+  }
+  return pairs;
 }
 
 PlanCost plan_cost(const RingPlan& plan) {
   PlanCost cost;
   std::map<std::int64_t, LinkBytes> links;
   for (const Step& step : plan.steps) {
-    for (const WorkItem& item : step.work) { cost.pairs += plan.problem.batch * visible_pairs(item); }
+    for (const WorkItem& item : step.work) { cost.pairs += visible_pairs(plan.problem, item); }
     for (const Message& message : step.sends) {
       links[message.peer].sent += message.bytes;
       cost.bytes_sent += message.bytes;

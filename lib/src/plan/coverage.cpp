@@ -2,6 +2,7 @@
 #include <annulus/plan/coverage.hpp>
 
 #include <annulus/core/error.hpp>
+#include <annulus/plan/item_parts.hpp>
 
 #include <algorithm>
 #include <map>
@@ -228,8 +229,10 @@ std::int64_t rate_at(const Pattern& pattern, std::size_t branch, std::int64_t se
 /// Counts how often each (branch, head, query, key) is attended.
 class PairCounter {
  public:
-  PairCounter(const Problem& problem, const Pattern& pattern, const Routing& routing)
+  /// @param entry  the batch entry whose pairs it counts
+  PairCounter(const Problem& problem, const Pattern& pattern, const Routing& routing, std::int64_t entry)
       : problem_(problem),
+        entry_(entry),
         pattern_(pattern),
         routing_(routing),
         walked_(pattern.branches.size() * static_cast<std::size_t>(problem.heads * problem.seq_len), -1),
@@ -238,13 +241,23 @@ class PairCounter {
 
   /// @param shard where the item's queries are
   void attend(const WorkItem& item, const Shard& shard) {
+    std::vector<std::int64_t> keys(static_cast<std::size_t>(item.segments), 0);  // of each segment that the entry has
+    for (const ItemPart& part : parts_of(problem_, item)) {
+      if (entry_ < part.first_entry || entry_ >= part.first_entry + part.entries) { continue; }
+      for (std::int64_t s = part.first_segment; s < part.first_segment + part.segments; ++s) {
+        ANNULUS_ASSERT(std::exchange(keys.at(static_cast<std::size_t>(s)), part.keys) == 0, "two parts of an item hold segment {}", s);
+      }
+    }
     for (std::int64_t s = 0; s < item.segments; ++s) {
+      ANNULUS_ASSERT(keys_left(problem_, item, entry_, s) == keys[static_cast<std::size_t>(s)],
+                     "segment {} has {} keys left and is given {}", s, keys_left(problem_, item, entry_, s),
+                     keys[static_cast<std::size_t>(s)]);
       const std::int64_t shift = s * item.segment_stride;
       for (std::int64_t j = 0; j < item.heads.kv.count; ++j) {
         for (std::int64_t i = 0; i < item.heads.q_per_kv; ++i) {
           const std::int64_t head = item.heads.q_first + j * item.heads.kv.stride * problem_.group_size() + i;
           ANNULUS_ASSERT(head / problem_.group_size() == item.heads.kv[j], "query head {} is given KV head {}", head, item.heads.kv[j]);
-          attend_head(item, shard, head, shift);
+          attend_head(item, shard, head, shift, keys[static_cast<std::size_t>(s)]);
         }
       }
     }
@@ -288,7 +301,7 @@ class PairCounter {
     return static_cast<std::size_t>((static_cast<std::int64_t>(branch) * problem_.heads + head) * problem_.seq_len + q);
   }
 
-  void attend_head(const WorkItem& item, const Shard& shard, std::int64_t head, std::int64_t shift) {
+  void attend_head(const WorkItem& item, const Shard& shard, std::int64_t head, std::int64_t shift, std::int64_t keys) {
     for (std::int64_t q = 0; q < item.q_global.count(); ++q) {
       zero_keys_[row_index(static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift)] += item.zero_keys;
       const Place place = routing_.key_order == KeyOrder::cyclic
@@ -296,7 +309,7 @@ class PairCounter {
                               : Place{};
       std::int64_t nearest = -1;
       std::int64_t farthest = -1;
-      for (std::int64_t k = 0; k < item.k_global.count(); ++k) {
+      for (std::int64_t k = 0; k < keys; ++k) {
         if (!sees(item.mask, item.q_global[q], item.k_global[k]) || !has_part(item, q, k)) { continue; }
         if (routing_.key_order == KeyOrder::cyclic) {
           const std::int64_t distance = walk_distance(place, item.k_global[k] + shift);
@@ -421,10 +434,12 @@ class PairCounter {
 
   bool visible(std::size_t branch, std::int64_t head, std::int64_t q, std::int64_t k) const {
     const std::int64_t w = pattern_.branches[branch].segment_length;
-    return runs(branch, head) && q / w == k / w && inside(branch, head, q) && inside(branch, head, k) && (!problem_.causal || k <= q);
+    return runs(branch, head) && q / w == k / w && inside(branch, head, q) && inside(branch, head, k) && (!problem_.causal || k <= q) &&
+           k < problem_.kv_length(entry_);
   }
 
   const Problem& problem_;
+  std::int64_t entry_;
   const Pattern& pattern_;
   const Routing& routing_;
   std::vector<std::int64_t> walked_;     ///< by branch, head and query: how far along its order of keys it has come
@@ -621,7 +636,12 @@ Coverage prove_coverage(std::span<const RingPlan> plans) {
   Coverage coverage;
   ANNULUS_EXPECTS(!plans.empty(), "no plans to prove");
   for (const RingPlan& plan : plans) { coverage.steps = std::max(coverage.steps, static_cast<std::int64_t>(plan.steps.size())); }
-  PairCounter pairs(plans.front().problem, plans.front().pattern, plans.front().routing);
+  const Problem& problem = plans.front().problem;
+  const std::int64_t alike = problem.kv_lengths.empty() ? problem.batch : 1;  // batch entries that one counter stands for
+  std::vector<PairCounter> pairs;
+  for (std::int64_t entry = 0; entry < problem.batch; entry += alike) {
+    pairs.emplace_back(problem, plans.front().pattern, plans.front().routing, entry);
+  }
   check_shards(plans);
   check_turns(plans);
   for (std::int64_t number = 0; number < coverage.steps; ++number) { check_messages_fit(plans, number); }
@@ -648,8 +668,8 @@ Coverage prove_coverage(std::span<const RingPlan> plans) {
           for (const WorkItem& item : step.work) {
             memory.read_keys(item, op.step);
             check_stored_rows(plan, item);
-            check_place(plan, pairs, item);
-            pairs.attend(item, plan.shard);
+            check_place(plan, pairs.front(), item);
+            for (PairCounter& of_entry : pairs) { of_entry.attend(item, plan.shard); }
           }
           break;
         case OpKind::finish:
@@ -659,7 +679,7 @@ Coverage prove_coverage(std::span<const RingPlan> plans) {
     }
     memory.check_sizes();
   }
-  coverage.pairs = pairs.check();
+  for (const PairCounter& of_entry : pairs) { coverage.pairs += alike * of_entry.check(); }
   return coverage;
 }
 

@@ -243,24 +243,27 @@ class Rings {
   std::shared_ptr<const Ring> all_;
 };
 
-/// Visible pairs of a rank's queries in one segment, for one head.
-Int128 pairs_in_segment(const Setting& setting, std::int64_t branch, std::int64_t head_class, std::int64_t segment) {
+/// Visible pairs of a rank's queries in one segment, for one head, with keys of tokens before `kv_length`.
+Int128 pairs_in_segment(const Setting& setting, std::int64_t branch, std::int64_t head_class, std::int64_t segment,
+                        std::int64_t kv_length) {
   const Rows<Global> rows = setting.rows_of(branch, head_class, segment);
+  const Rows<Global> keys = intersect(rows, range(0, kv_length));
   Int128 pairs = 0;
   for (const ShardPiece& piece : setting.shard.pieces) {
     const Rows<Global> queries = intersect(rows, piece.global);
     if (!setting.problem.causal) {
-      pairs += static_cast<Int128>(queries.count()) * rows.count();
+      pairs += static_cast<Int128>(queries.count()) * keys.count();
       continue;
     }
     for (std::int64_t q = 0; q < queries.runs(); ++q) {
-      for (std::int64_t k = 0; k < rows.runs(); ++k) { pairs += planning::causal_pairs(queries.run(q), rows.run(k)); }
+      for (std::int64_t k = 0; k < keys.runs(); ++k) { pairs += planning::causal_pairs(queries.run(q), keys.run(k)); }
     }
   }
   return pairs;
 }
 
-Int128 pairs_of(const Setting& setting) {
+/// The same of all segments and heads.
+Int128 pairs_of_entry(const Setting& setting, std::int64_t kv_length) {
   Int128 pairs = 0;
   setting.for_each_class([&](std::int64_t branch, std::int64_t head_class) {
     Int128 of_class = 0;
@@ -268,16 +271,29 @@ Int128 pairs_of(const Setting& setting) {
     for (const ShardPiece& piece : setting.shard.pieces) {
       const Progression whole = planning::whole_segments(setting, branch, piece);
       for (std::int64_t lead = 0; lead < std::min(period, whole.count); ++lead) {
-        const std::int64_t alike = (whole.count - 1 - lead) / period + 1;
-        of_class += alike * pairs_in_segment(setting, branch, head_class, whole.first + lead);
+        // Those whose keys are all seen, and the one, if it is among them, that has the last key that is.
+        const Progression alike{whole.first + lead, period, (whole.count - 1 - lead) / period + 1};
+        const std::int64_t cut = kv_length / setting.branch(branch).segment_length;
+        const std::int64_t seen = std::clamp<std::int64_t>(ceil_div(cut - alike.first, period), 0, alike.count);
+        of_class += seen * pairs_in_segment(setting, branch, head_class, alike.first, setting.problem.seq_len);
+        if (alike.contains(cut)) { of_class += pairs_in_segment(setting, branch, head_class, cut, kv_length); }
       }
     }
     for (const std::int64_t segment : planning::cut_segments(setting, branch)) {
-      of_class += pairs_in_segment(setting, branch, head_class, segment);
+      of_class += pairs_in_segment(setting, branch, head_class, segment, kv_length);
     }
     pairs += of_class * query_heads(setting.heads(branch, head_class));
   });
-  return pairs * setting.problem.batch;
+  return pairs;
+}
+
+Int128 pairs_of(const Setting& setting) {
+  std::map<std::int64_t, std::int64_t> entries;  // by the length of their keys
+  for (const std::int64_t length : setting.problem.kv_lengths) { ++entries[length]; }
+  if (entries.empty()) { entries[setting.problem.seq_len] = setting.problem.batch; }
+  Int128 pairs = 0;
+  for (const auto& [length, count] : entries) { pairs += count * pairs_of_entry(setting, length); }
+  return pairs;
 }
 
 std::vector<Stream> streams_of(const Setting& setting, Rings& rings) {

@@ -74,7 +74,7 @@ class RowCounter {
       for (std::int64_t i = 0; i < chunk.count; ++i) {
         const float lse = chunk.lse[static_cast<std::size_t>(head * chunk.count + i)];
         if (!zero_keys_.empty()) { add_zero_keys(head, chunk.first + i, lse); }
-        const bool uncovered = lse == -std::numeric_limits<float>::infinity() && !covered_.contains(head, chunk.first + i);
+        const bool uncovered = lse == -std::numeric_limits<float>::infinity() && !covered_.sees_key(chunk.batch, head, chunk.first + i);
         uncovered_ += uncovered ? 1 : 0;
         if ((uncovered || std::isfinite(lse)) && (all_finite || output_is_finite(chunk, head, i))) { continue; }
         ++non_finite_;

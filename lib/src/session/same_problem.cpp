@@ -5,6 +5,8 @@
 #include <annulus/job/agreement.hpp>
 #include <annulus/kernels/cpu.hpp>
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -37,6 +39,7 @@ std::vector<Fact> facts_of(const ResolvedConfig& resolved) {
       {"dtype", text(to_string(problem.dtype))},
       {"causal", text(problem.causal)},
       {"scale", text(problem.scale)},
+      {"kv-lengths", problem.kv_lengths.empty() ? "none" : fmt::format("{}", fmt::join(problem.kv_lengths, ","))},
       {"segment-lengths", list_of(pattern.branches, &Branch::segment_length)},
       {"dilation-rates", list_of(pattern.branches, &Branch::dilation_rate)},
       {"offset", text(to_string(pattern.offset))},

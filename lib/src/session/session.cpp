@@ -19,6 +19,7 @@
 #include "permuted_rows.hpp"
 #include "same_problem.hpp"
 
+#include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -62,6 +63,12 @@ std::shared_ptr<const TensorSource> open_source(Config& config) {
   take_extent(config, "heads", config.problem.heads, found.heads);
   take_extent(config, "kv-heads", config.problem.kv_heads, found.kv_heads);
   take_extent(config, "head-dim", config.problem.head_dim, found.head_dim);
+  if (!found.kv_lengths.empty()) {
+    ANNULUS_EXPECTS(!config.given.contains("kv-lengths") || config.problem.kv_lengths == found.kv_lengths,
+                    "--kv-lengths {} contradicts /kv_lengths of the input file {}, which is {}", fmt::join(config.problem.kv_lengths, ","),
+                    config.input, fmt::join(found.kv_lengths, ","));
+    config.problem.kv_lengths = found.kv_lengths;
+  }
   config.problem.dtype = found.dtype;
   config.problem.scale = found.scale;
   fill_defaults(config);

@@ -113,7 +113,11 @@ std::int64_t zero_slots(const Problem& problem, const Pattern& pattern, const Br
   return slots - filled;
 }
 
-bool is_masked(const Problem& problem, std::int64_t query, std::int64_t key) { return problem.causal && key > query; }
+/// Once a key is masked, all later ones are.
+bool is_masked(const Problem& problem, const RowId& query, std::int64_t key) {
+  if (problem.causal && key > query.row) { return true; }
+  return !problem.kv_lengths.empty() && key >= problem.kv_lengths[static_cast<std::size_t>(query.batch)];
+}
 
 // ---- Numbers ----
 
@@ -422,7 +426,7 @@ class Oracle {
         keys_end = segment_end(segment);
       }
       for (std::int64_t key = keys_begin; key < keys_end; key += window_.capacity()) {
-        if (is_masked(problem_, rows_[static_cast<std::size_t>(group_end - 1)].row, key)) { break; }
+        if (is_masked(problem_, rows_[static_cast<std::size_t>(group_end - 1)], key)) { break; }
         window_.load(rows_[static_cast<std::size_t>(first)].batch, key, std::min(window_.capacity(), keys_end - key), pass == Pass::sums);
         run_units(pass, branch, first, group_end);
       }
@@ -471,7 +475,7 @@ class Oracle {
     // Once for the segment, with its first keys.
     if (zeros > 0 && window_.first() <= unit.segment * branch.segment_length) { see_zero_keys(pass, unit.head, zeros, scratch); }
 
-    const std::int64_t last_row = rows_[static_cast<std::size_t>(scratch.rows.back())].row;
+    const RowId& last_row = rows_[static_cast<std::size_t>(scratch.rows.back())];
     scratch.tile_tokens.clear();
     for (std::int64_t token = window_.first(); token < window_.end(); ++token) {
       if (is_masked(problem_, last_row, token)) { break; }  // and so are all later ones, for all rows
@@ -523,7 +527,7 @@ class Oracle {
 
     for (std::size_t i = 0; i < scratch.rows.size(); ++i) {
       const std::int64_t place = scratch.rows[i];
-      const std::int64_t row = rows_[static_cast<std::size_t>(place)].row;
+      const RowId& row = rows_[static_cast<std::size_t>(place)];
       std::int64_t visible = 0;  // tokens ascend, so that the visible ones come first
       while (visible < count && !is_masked(problem_, row, scratch.tile_tokens[static_cast<std::size_t>(visible)])) { ++visible; }
       if (visible == 0) { continue; }

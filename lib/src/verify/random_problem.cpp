@@ -133,6 +133,16 @@ void fit_to_fused(Problem& problem) {
   }
 }
 
+/// Hides the last keys of some batch entries, in some cases.
+void add_kv_lengths(RandomCase& drawn, Random random) {
+  const bool refused = drawn.pattern.ragged == Ragged::zero_keys || drawn.pattern.order != SequenceOrder::linear;
+  if (!random.chance(25) || refused) { return; }
+  Problem& problem = drawn.problem;
+  for (std::int64_t entry = 0; entry < problem.batch; ++entry) {
+    problem.kv_lengths.push_back(random.chance(30) ? problem.seq_len : random.between(1, problem.seq_len));
+  }
+}
+
 struct BranchLists {
   std::string segment_lengths;
   std::string dilation_rates;
@@ -153,13 +163,16 @@ BranchLists branch_lists(const Pattern& pattern) {
 std::string RandomCase::describe() const {
   const BranchLists lists = branch_lists(pattern);
   return fmt::format(
-      "ranks {}, batch {}, seq_len {}, heads {}/{}, head_dim {}, {}{}, w {}, r {}, offset {}, head-split {}, mixing {}{}, ragged {}{}, {}, "
+      "ranks {}, batch {}, seq_len {}, heads {}/{}, head_dim {}, {}{}{}, w {}, r {}, offset {}, head-split {}, mixing {}{}, ragged {}{}, "
+      "{}, "
       "{}",
       ranks, problem.batch, problem.seq_len, problem.heads, problem.kv_heads, problem.head_dim, to_string(problem.dtype),
-      problem.causal ? ", causal" : "", lists.segment_lengths, lists.dilation_rates, to_string(pattern.offset),
-      to_string(pattern.head_split), to_string(pattern.mixing), pattern.scale_by_branches ? ", scaled by branches" : "",
-      to_string(pattern.ragged), pattern.order == SequenceOrder::linear ? "" : fmt::format(", order {}", to_string(pattern.order)),
-      to_string(partition), to_string(schedule));
+      problem.causal ? ", causal" : "",
+      problem.kv_lengths.empty() ? "" : fmt::format(", kv-lengths {}", fmt::join(problem.kv_lengths, ",")), lists.segment_lengths,
+      lists.dilation_rates, to_string(pattern.offset), to_string(pattern.head_split), to_string(pattern.mixing),
+      pattern.scale_by_branches ? ", scaled by branches" : "", to_string(pattern.ragged),
+      pattern.order == SequenceOrder::linear ? "" : fmt::format(", order {}", to_string(pattern.order)), to_string(partition),
+      to_string(schedule));
 }
 
 std::string RandomCase::flags() const {
@@ -171,6 +184,7 @@ std::string RandomCase::flags() const {
       lists.segment_lengths, lists.dilation_rates, to_string(pattern.offset), to_string(pattern.head_split), to_string(pattern.mixing),
       to_string(pattern.ragged), to_string(partition), to_string(schedule), ranks);
   if (problem.causal) { text += " --causal"; }
+  if (!problem.kv_lengths.empty()) { text += fmt::format(" --kv-lengths {}", fmt::join(problem.kv_lengths, ",")); }
   if (pattern.scale_by_branches) { text += " --scale-by-branches"; }
   if (pattern.order != SequenceOrder::linear) { text += fmt::format(" --order {}", to_string(pattern.order)); }
   return text;
@@ -220,6 +234,7 @@ RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<st
   Random order(seed, number, "order");
   if (order.chance(30)) { pattern.order = order.any_of<SequenceOrder>(); }
   if (problem.causal) { pattern.order = SequenceOrder::linear; }  // is refused otherwise
+  add_kv_lengths(result, Random(seed, number, "kv-lengths"));
   return result;
 }
 

@@ -41,9 +41,9 @@ struct Record {
   std::int64_t q_stride = 1;
   std::int64_t k_stride = 1;
   std::int32_t q_rows = 0;
-  std::int32_t k_rows = 0;
-  std::int32_t q = 0;   ///< number of the operand
-  std::int32_t kv = 0;  ///< number of K; V is the next
+  std::int32_t k_rows = 0;  ///< 0: its rows see none of them, and begin or end as `first` and `last` say
+  std::int32_t q = 0;       ///< number of the operand
+  std::int32_t kv = 0;      ///< number of K; V is the next
   std::int32_t q_batch = 0;
   std::int32_t k_batch = 0;
   std::int32_t q_head = 0;

@@ -22,8 +22,13 @@ struct Problem {
   DType dtype = DType::fp32;
   bool causal = false;
   double scale = 0.125;  ///< factor of <q, k> before the softmax
+  /// [batch], or empty: keys of a batch entry at and past its number are seen by no query. Queries there are computed like any other, and
+  /// segments are cut by seq_len. A row of which that hides every key has O = 0 and LSE = -inf.
+  std::vector<std::int64_t> kv_lengths = {};
 
   std::int64_t group_size() const { return heads / kv_heads; }  ///< query heads of one KV head
+  /// Tokens of a batch entry from the first on whose keys are seen.
+  std::int64_t kv_length(std::int64_t entry) const { return kv_lengths.empty() ? seq_len : kv_lengths[static_cast<std::size_t>(entry)]; }
   bool operator==(const Problem&) const = default;
 };
 
@@ -57,7 +62,8 @@ void validate(const Pattern& pattern);
 
 /// That the pattern can be that of the problem; each of them valid by itself.
 /// @throws InvalidArgument if Ragged::reject is asked for and a rate does not divide its segment, or a segment the sequence; or if a causal
-/// mask meets an order of the sequence in which earlier tokens do not come first
+/// mask meets an order of the sequence in which earlier tokens do not come first; or if kv_lengths meets such an order, or
+/// Ragged::zero_keys
 void validate(const Problem& problem, const Pattern& pattern);
 
 }  // namespace annulus

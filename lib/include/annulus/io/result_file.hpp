@@ -30,7 +30,7 @@ struct StepTiming {
 
 /// Rows of a result, each a (batch, head, row), that say something about it.
 struct RowCounts {
-  std::int64_t uncovered = 0;   ///< that no branch covers: O is 0 and LSE -inf
+  std::int64_t uncovered = 0;   ///< that see no key, as no branch covers them or kv_lengths hides all: O is 0 and LSE -inf
   std::int64_t non_finite = 0;  ///< with NaN or infinity in O, or an LSE that is no number though the row is covered
   std::array<std::int64_t, 3> first_non_finite{-1, -1, -1};  ///< the least (batch, head, row) of them; -1 if there is none
   /// Under Ragged::zero_keys, by branch: what share of the softmax over all branches' keys its keys of zeros took, a mean over the rows
@@ -86,7 +86,7 @@ void check_result_path(const std::string& path, bool force);
 void remove_unfinished_results() noexcept;
 
 /// Writes a Q, K, V input file with the generator's values, made by `threads` threads; same atomic rule as ResultFile. `scale` becomes its
-/// attribute.
+/// attribute, kv_lengths its dataset /kv_lengths.
 void write_generated_input(const std::string& path, bool force, const Problem& problem, std::uint64_t seed, int threads = 1);
 
 }  // namespace annulus

@@ -44,7 +44,7 @@ class TensorSource {
  public:
   virtual ~TensorSource() = default;
 
-  /// Extents and dtype of what it holds. causal is off; scale is the file's attribute or 1/sqrt(head_dim).
+  /// Extents and dtype of what it holds. causal is off; scale is the file's attribute or 1/sqrt(head_dim); kv_lengths are the file's.
   virtual const Problem& problem() const = 0;
 
   /// Rows [first, first+count) of one batch entry of `tensor` into `out` [count, heads of that tensor, head_dim], converted to `dtype` once
@@ -87,6 +87,7 @@ class TensorSource {
 std::unique_ptr<TensorSource> make_generator(const Problem& problem, std::uint64_t seed, int threads = 1);
 
 /// An HDF5 file with /q [batch, seq, heads, head_dim], /k and /v [batch, seq, kv_heads, head_dim] (or 3-D, batch 1); fp32, fp16 or bf16.
+/// It may hold /kv_lengths [batch], int64 in 1..seq.
 /// What it needs is asked for before anything is read: sources of virtual datasets, external storage, chunks, filters.
 /// @throws InvalidArgument naming file and dataset if it is absent, truncated, damaged, locked, foreign, incomplete, or shaped or typed
 /// otherwise

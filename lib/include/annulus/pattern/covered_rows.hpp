@@ -9,13 +9,15 @@
 
 namespace annulus {
 
-/// Which rows a pattern covers: those that some branch of their head selects. A covered row sees at least itself.
+/// Which rows a pattern covers: those that some branch of their head selects. A covered row sees at least itself, unless kv_lengths hides
+/// it.
 class CoveredRows {
  public:
   CoveredRows(const Problem& problem, const Pattern& pattern);
 
-  /// @param head a query head @param row a global row
-  bool contains(std::int64_t head, std::int64_t row) const;
+  /// Whether a row sees a key: a branch covers it, and kv_lengths does not hide all keys of its segment.
+  /// @param entry a batch entry @param head a query head @param row a global row
+  bool sees_key(std::int64_t entry, std::int64_t head, std::int64_t row) const;
 
   /// Calls visit(branch, rows) for every branch that selects the row; `rows` are those of its segment.
   /// @param head a query head @param row a global row
@@ -36,7 +38,7 @@ class CoveredRows {
   /// Rows of the segment that `row` lies in.
   Rows<Global> segment_of(const Selection& selection, std::int64_t row) const;
 
-  std::int64_t seq_len_;
+  Problem problem_;
   Pattern pattern_;
   std::vector<std::vector<Selection>> by_head_;
 };

@@ -23,6 +23,8 @@ struct Progression {
   constexpr bool empty() const { return count == 0; }
   constexpr std::int64_t last() const { return first + (count - 1) * stride; }  ///< of a non-empty one
   constexpr std::int64_t operator[](std::int64_t index) const { return first + index * stride; }
+  /// The first `number` rows, number <= count.
+  constexpr Progression first_ones(std::int64_t number) const { return {first, stride, number}; }
   constexpr bool contains(std::int64_t row) const { return count > 0 && row >= first && row <= last() && (row - first) % stride == 0; }
   friend constexpr bool operator==(const Progression& a, const Progression& b) {
     if (a.count != b.count) { return false; }

@@ -10,8 +10,8 @@
 
 namespace annulus {
 
-/// Visible (query, key) pairs of a work item, over all its segments and query heads, for one batch entry.
-Int128 visible_pairs(const WorkItem& item);
+/// Visible (query, key) pairs of a work item, over all its batch entries, segments and query heads.
+Int128 visible_pairs(const Problem& problem, const WorkItem& item);
 
 /// Traffic of one rank with one peer.
 struct LinkBytes {

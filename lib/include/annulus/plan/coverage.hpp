@@ -10,7 +10,7 @@ namespace annulus {
 
 /// What a proof found.
 struct Coverage {
-  std::int64_t pairs = 0;        ///< visible (branch, head, query, key) of one batch entry, each attended exactly once
+  std::int64_t pairs = 0;        ///< visible (batch entry, branch, head, query, key), each attended exactly once
   std::int64_t bytes_moved = 0;  ///< over all ranks
   std::int64_t steps = 0;        ///< of the longest plan
 };

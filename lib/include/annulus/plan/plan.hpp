@@ -81,7 +81,7 @@ struct KeyPlace {
 
 /// Attention of some query rows to some key rows of one branch, the same for `segments` segments that lie segment_stride tokens apart
 /// (in global and in local numbering; keys are resident when segments > 1). Each of its row sets is one run. Any kernel can take a flat
-/// list of these.
+/// list of these. An item is of all batch entries; item_parts.hpp says which of its keys Problem::kv_lengths leaves to each of them.
 struct WorkItem {
   std::int64_t branch = 0;
   std::int64_t head_class = 0;
