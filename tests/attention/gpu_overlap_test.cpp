@@ -49,7 +49,9 @@ TEST_CASE("the transfer of a step starts before the work of the step before it e
                    << timings[step + 1].transfer_begin_ms << " to " << timings[step + 1].transfer_end_ms << " ms");
       CHECK(timings[step + 1].bytes_received > 0);
       CHECK(timings[step + 1].transfer_begin_ms < timings[step].work_end_ms);
-      CHECK(timings[step + 1].transfer_end_ms <= timings[step + 1].work_begin_ms + 0.01);
+      // Two clocks, and ranks that take turns on one GPU: see CudaClock.
+      constexpr double kClocksAgreeMs = 0.05;
+      CHECK(timings[step + 1].transfer_end_ms <= timings[step + 1].work_begin_ms + kClocksAgreeMs);
     }
   }
 }

@@ -31,7 +31,7 @@ class CudaMoment {
 /// Reads the time at which one stream comes to its moments, and costs it nothing: between two kernels an event with timing takes 3 us of
 /// the stream, a word written to host memory as much, an event without timing none (measured on an H200). So the stream records the latter,
 /// and a stream of the clock's own does the rest behind it. All moments of a clock are of one stream: those of a stream that waits would
-/// keep the others'.
+/// keep the others'. Clocks of two streams agree to some microseconds, and to tens of them where processes take turns on a GPU.
 class CudaClock {
  public:
   void read(CudaMoment& moment, cudaStream_t stream) {

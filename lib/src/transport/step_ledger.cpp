@@ -114,9 +114,11 @@ StepTraffic StepLedger::traffic(std::int64_t step) {
   StepTraffic traffic;
   traffic.bytes_sent = asked.bytes_sent;
   traffic.bytes_received = counting_ == Counting::by_receipts ? receipts_.received(step) : asked.bytes_received;
-  traffic.communication_ms = asked.done.ms_since(asked.ready);
+  // The two moments are of two streams, read by two clocks, and may lie closer together than these agree.
+  traffic.communication_ms = std::max(0.0, asked.done.ms_since(asked.ready));
   traffic.end_ms = asked.done.ms_since(origin_);
   traffic.begin_ms = asked.begins_used == 0 ? asked.ready.ms_since(origin_) : traffic.end_ms;
+  traffic.begin_ms = std::min(traffic.begin_ms, traffic.end_ms);
   for (std::size_t index = 0; index < asked.begins_used; ++index) {
     traffic.begin_ms = std::min(traffic.begin_ms, asked.begins[index].ms_since(origin_));
   }
