@@ -73,15 +73,15 @@ struct Part {
   hsize_t rows;
 };
 
-void write_virtual(const std::string& path, hsize_t rows, const std::vector<Part>& parts) {
+void write_virtual(const std::string& path, hsize_t rows, const std::vector<Part>& parts, hsize_t dim = kDim) {
   FileWriter file(path);
-  const std::array<hsize_t, 4> extents{1, rows, kHeads, kDim};
+  const std::array<hsize_t, 4> extents{1, rows, kHeads, dim};
   for (const std::string& name : kNames) {
     const hid_t creation = H5Pcreate(H5P_DATASET_CREATE);
     const hid_t whole = H5Screate_simple(4, extents.data(), nullptr);
     for (const Part& part : parts) {
       const std::array<hsize_t, 4> start{0, part.first, 0, 0};
-      const std::array<hsize_t, 4> count{1, part.rows, kHeads, kDim};
+      const std::array<hsize_t, 4> count{1, part.rows, kHeads, dim};
       const hid_t source = H5Screate_simple(4, count.data(), nullptr);
       REQUIRE(H5Sselect_hyperslab(whole, H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr) >= 0);
       const std::string dataset = part.dataset.empty() ? name : part.dataset;
@@ -125,6 +125,30 @@ std::vector<float> read_all(const TensorSource& source) {
   return read;
 }
 
+/// A zlib stream (RFC 1950) of one stored block.
+std::string stored_blocks(const std::string& bytes) {
+  std::uint32_t a = 1;
+  std::uint32_t b = 0;
+  for (const char byte : bytes) {
+    a = (a + static_cast<unsigned char>(byte)) % 65521;
+    b = (b + a) % 65521;
+  }
+  const auto length = static_cast<std::uint16_t>(bytes.size());
+  const auto low = [](unsigned word) { return static_cast<char>(word & 0xffU); };
+  std::string stream{'\x78', '\x01', '\x01', low(length), low(length >> 8U), low(~length & 0xffffU), low((~length & 0xffffU) >> 8U)};
+  stream += bytes;
+  for (const std::uint32_t word : {b >> 8U, b, a >> 8U, a}) { stream += low(word); }
+  return stream;
+}
+
+int decoded_chunks = 0;
+
+std::size_t count_decoding(unsigned flags, std::size_t /*count*/, const unsigned* /*settings*/, std::size_t bytes,
+                           std::size_t* /*capacity*/, void** /*buffer*/) {
+  if ((flags & H5Z_FLAG_REVERSE) != 0) { ++decoded_chunks; }
+  return bytes;
+}
+
 /// Sets an environment variable for as long as it lives.
 class Environment {
  public:
@@ -153,6 +177,29 @@ TEST_CASE("a virtual dataset is read where all its parts are there, and its file
     CHECK(files.front() == folder.file(name));
     for (const char* part : {"a.h5", "b.h5"}) { CHECK(std::find(files.begin(), files.end(), folder.file(part)) != files.end()); }
   }
+}
+
+TEST_CASE("rows of a virtual dataset that are read in order decode each chunk of a part once", "[io][input]") {
+  const TemporaryFolder folder;
+  constexpr hsize_t kPartRows = 8192;
+  constexpr hsize_t kPartDim = 64;
+  const test::RegisteredFilter filter(411, "counts", count_decoding);
+  for (const char* part : {"a.h5", "b.h5"}) {
+    // 2 MiB a chunk, more than HDF5 keeps.
+    test::write_filtered(folder.file(part), 411, {1, kPartRows, kHeads, kPartDim}, kHeads, {1, kPartRows, 1, kPartDim});
+  }
+  const std::string path = folder.file("whole.h5");
+  write_virtual(path, 2 * kPartRows, {{"a.h5", "", 0, kPartRows}, {"b.h5", "", kPartRows, kPartRows}}, kPartDim);
+  const auto source = open_input(path);
+  decoded_chunks = 0;
+  constexpr std::int64_t kPiece = 1024;
+  std::vector<float> rows(static_cast<std::size_t>(kPiece) * kHeads * kPartDim);
+  for (std::int64_t row = 0; row < source->problem().seq_len; row += kPiece) {
+    source->read(Tensor::k, 0, row, kPiece, DType::fp32, rows.data());
+  }
+  CHECK(decoded_chunks == 4);
+  const std::size_t last = kPartRows * kHeads * kPartDim - 1;
+  CHECK(rows.back() == static_cast<float>(last % 4093) / 64.0F);
 }
 
 TEST_CASE("a virtual dataset of which something is missing is refused, naming the file or the place", "[io][input]") {
@@ -248,6 +295,52 @@ TEST_CASE("chunks that are larger than their dataset can ever be are refused", "
   std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
 
   CHECK_THAT(refusal(path), contains_text("is damaged: its chunks are [1, 259, 1, 2], and it can never be larger than [1, 8, 2, 3]"));
+}
+
+TEST_CASE("a chunk that decodes to another length than a chunk is refused, whatever its dataset may grow to", "[io][input]") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("short-chunk.h5");
+  constexpr hsize_t kRows = 8;
+  const std::vector<float> numbers = values(kRows, 1);
+  // Half a chunk, and one and a half, as no filter gives them; the last chunk lies partly outside the dataset.
+  const auto [bytes, corner, skipped] = GENERATE(
+      table<std::size_t, hsize_t, std::uint32_t>({{36, 0, 0}, {36, 6, 0}, {108, 3, 0}, {36, 3, 1}, {0, 3, 1}, {72, 0, 0}, {72, 3, 1}}));
+  const hsize_t most = GENERATE(H5S_UNLIMITED, hsize_t{8});
+  CAPTURE(bytes, corner, skipped, most);
+  {
+    FileWriter file(path);
+    const std::array<hsize_t, 4> extents{1, kRows, kHeads, kDim};
+    const std::array<hsize_t, 4> largest{1, most, kHeads, kDim};
+    const std::array<hsize_t, 4> chunk{1, 3, kHeads, kDim};
+    const hid_t creation = H5Pcreate(H5P_DATASET_CREATE);
+    REQUIRE(H5Pset_chunk(creation, 4, chunk.data()) >= 0);
+    REQUIRE(H5Pset_deflate(creation, 1) >= 0);
+    const hid_t space = H5Screate_simple(4, extents.data(), largest.data());
+    for (const std::string& name : kNames) {
+      const hid_t dataset = H5Dcreate2(file.get(), name.c_str(), H5T_IEEE_F32LE, space, H5P_DEFAULT, creation, H5P_DEFAULT);
+      REQUIRE(dataset >= 0);
+      REQUIRE(H5Dwrite(dataset, H5T_IEEE_F32LE, H5S_ALL, H5S_ALL, H5P_DEFAULT, numbers.data()) >= 0);
+      if (name == "k") {
+        const std::string decoded(std::max<std::size_t>(bytes, 1), '\0');
+        const std::string stored = skipped != 0 ? decoded : stored_blocks(decoded);
+        const std::array<hsize_t, 4> place{0, corner, 0, 0};
+        REQUIRE(H5Dwrite_chunk(dataset, H5P_DEFAULT, skipped, place.data(), stored.size(), stored.data()) >= 0);
+      }
+      H5Dclose(dataset);
+    }
+    H5Sclose(space);
+    H5Pclose(creation);
+  }
+  const auto source = open_input(path);
+  if (bytes == 72) {
+    CHECK(read_all(*source).size() == numbers.size());
+    CHECK_NOTHROW(source->fingerprint(Tensor::k, 0, 1));
+    return;
+  }
+  const std::string message = fmt::format("'{}': /k is damaged: its chunk at [0, {}, 0, 0] decodes to {} bytes, and a chunk is 72", path,
+                                          corner, std::max<std::size_t>(bytes, 1));
+  CHECK_THROWS_WITH(read_all(*source), contains_text(message));
+  CHECK_THROWS_WITH(source->fingerprint(Tensor::k, 0, 1), contains_text(message));
 }
 
 TEST_CASE("external storage that is missing or too short is refused with the numbers", "[io][input]") {

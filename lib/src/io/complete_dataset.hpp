@@ -26,6 +26,10 @@ void require_complete(const DatasetPlace& place, SourceFiles& files);
 /// As require_complete() for a virtual layout.
 void require_complete_parts(const DatasetPlace& place, hid_t creation, SourceFiles& files);
 
+/// The extents of a dataset's chunks if they went through filters and are decoded whole; of a virtual one the largest along each axis of
+/// all its parts' chunks, which lie as in the part. Empty where nothing is decoded. To be asked of a complete dataset.
+std::vector<hsize_t> decoded_unit(const DatasetPlace& place, SourceFiles& files);
+
 /// Those that a dataset has, or the largest it may ever grow to (H5S_UNLIMITED: any).
 enum class Extents { current, largest };
 

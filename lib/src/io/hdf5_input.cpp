@@ -5,6 +5,7 @@
 #include <annulus/io/source.hpp>
 #include <annulus/pattern/progression.hpp>
 
+#include "chunk_reader.hpp"
 #include "complete_dataset.hpp"
 #include "element_convert.hpp"
 #include "hdf5_handle.hpp"
@@ -101,8 +102,9 @@ class Hdf5Input final : public TensorSource {
 
   std::uint64_t fingerprint(Tensor tensor, std::int64_t part, std::int64_t parts) const override {
     const InputDataset& input = dataset(tensor);
+    std::optional<ChunkReader>& filtered = filtered_[static_cast<std::size_t>(tensor)];
     return sample_fingerprint({input.dataset.get(), input.type.get(), input.dtype, input.extents,
-                               fmt::format("input file '{}': {}", path_, dataset_name(tensor))},
+                               fmt::format("input file '{}': {}", path_, dataset_name(tensor)), filtered ? &*filtered : nullptr},
                               part, parts);
   }
 
@@ -147,7 +149,12 @@ class Hdf5Input final : public TensorSource {
       start.erase(start.begin());
       extent.erase(extent.begin());
     }
-    read_block(input, dataset_name(tensor), start, extent, out);
+    if (std::optional<ChunkReader>& filtered = filtered_[static_cast<std::size_t>(tensor)]) {
+      const Hdf5Lock lock;
+      filtered->read(start, extent, out);
+    } else {
+      read_block(input, dataset_name(tensor), start, extent, out);
+    }
   }
 
   void convert_stored(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, void* stored, DType dtype,
@@ -198,10 +205,11 @@ class Hdf5Input final : public TensorSource {
   void find_bands() {
     for (const Tensor tensor : kTensors) {
       const InputDataset& input = dataset(tensor);
+      const std::string what = fmt::format("input file '{}': {}", path_, dataset_name(tensor));
+      std::vector<hsize_t> chunk = decoded_unit({input.dataset.get(), input.file, what}, files_);
+      if (chunk.empty()) { continue; }
       const Hdf5Handle creation(check_h5(H5Dget_create_plist(input.dataset.get()), "H5Dget_create_plist"));
-      if (H5Pget_layout(creation.get()) != H5D_CHUNKED || H5Pget_nfilters(creation.get()) <= 0) { continue; }
-      std::vector<hsize_t> chunk(input.extents.size());
-      check_h5(H5Pget_chunk(creation.get(), static_cast<int>(chunk.size()), chunk.data()), "H5Pget_chunk");
+      if (H5Pget_layout(creation.get()) == H5D_CHUNKED) { filtered_[static_cast<std::size_t>(tensor)].emplace(input.dataset.get(), what); }
       // A chunk may be larger than a dataset that can grow.
       for (std::size_t axis = 0; axis < chunk.size(); ++axis) { chunk[axis] = std::min(chunk[axis], input.extents[axis]); }
       if (chunk.size() == 3) { chunk.insert(chunk.begin(), 1); }
@@ -211,6 +219,12 @@ class Hdf5Input final : public TensorSource {
       bands.chunk_heads = static_cast<std::int64_t>(chunk[2]);
       bands.chunk_dims = static_cast<std::int64_t>(chunk[3]);
       bands.row_bytes = heads_of(tensor) * problem_.head_dim * size_of(input.dtype.dtype);
+      if (problem_.batch * problem_.seq_len * bands.row_bytes <= kReadBytes) {
+        // One band: whoever comes back to an earlier batch entry, as virtual ranks do, finds it decoded.
+        bands.batches = problem_.batch;
+        bands.rows = problem_.seq_len;
+        continue;
+      }
       const std::int64_t chunks = kReadBytes / (bands.batches * bands.chunk_rows * bands.row_bytes);
       bands.rows = std::min(problem_.seq_len, bands.chunk_rows * std::max<std::int64_t>(1, chunks));
     }
@@ -392,8 +406,9 @@ class Hdf5Input final : public TensorSource {
   SourceFiles files_;
   std::array<InputDataset, 3> datasets_;  ///< by Tensor; closed before the files
   Problem problem_;
-  std::array<std::optional<RowBands>, 3> bands_;  ///< by Tensor
-  mutable std::array<Band, 3> held_;              ///< by Tensor
+  std::array<std::optional<RowBands>, 3> bands_;                ///< by Tensor
+  mutable std::array<std::optional<ChunkReader>, 3> filtered_;  ///< by Tensor; used under an Hdf5Lock
+  mutable std::array<Band, 3> held_;                            ///< by Tensor
 };
 
 }  // namespace

@@ -50,8 +50,8 @@ std::vector<Run> sampled_runs(std::int64_t total, std::int64_t row) {
   return runs;
 }
 
-/// Selects the values of `runs` in `space`, point by point.
-void select(hid_t space, std::span<const hsize_t> extents, std::span<const Run> runs, std::size_t values) {
+/// The places of the values of `runs`, [values, axes].
+std::vector<hsize_t> coordinates_of(std::span<const hsize_t> extents, std::span<const Run> runs, std::size_t values) {
   std::vector<hsize_t> coordinates;
   coordinates.reserve(values * extents.size());
   std::vector<hsize_t> place(extents.size());
@@ -65,7 +65,31 @@ void select(hid_t space, std::span<const hsize_t> extents, std::span<const Run> 
       coordinates.insert(coordinates.end(), place.begin(), place.end());
     }
   }
-  check_h5(H5Sselect_elements(space, H5S_SELECT_SET, values, coordinates.data()), "H5Sselect_elements");
+  return coordinates;
+}
+
+/// Reads the values of `runs` into `out`, as stored; `whole`: they are all.
+void read_runs(const SampledDataset& sampled, std::span<const Run> runs, std::size_t values, bool whole, void* out) {
+  const Hdf5Lock lock;
+  const std::vector<hsize_t> coordinates = whole ? std::vector<hsize_t>() : coordinates_of(sampled.extents, runs, values);
+  if (sampled.filtered != nullptr) {
+    if (whole) {
+      const std::vector<hsize_t> extents(sampled.extents.begin(), sampled.extents.end());
+      sampled.filtered->read(std::vector<hsize_t>(extents.size(), 0), extents, out);
+    } else {
+      sampled.filtered->read_elements(coordinates, out);
+    }
+    return;
+  }
+  const Hdf5Handle space(check_h5(H5Dget_space(sampled.dataset), "H5Dget_space"));
+  if (whole) {
+    check_h5(H5Sselect_all(space.get()), "H5Sselect_all");
+  } else {
+    check_h5(H5Sselect_elements(space.get(), H5S_SELECT_SET, values, coordinates.data()), "H5Sselect_elements");
+  }
+  const hsize_t length = values;
+  const Hdf5Handle memory(check_h5(H5Screate_simple(1, &length, nullptr), "H5Screate_simple"));
+  if (H5Dread(sampled.dataset, sampled.type, memory.get(), space.get(), H5P_DEFAULT, out) < 0) { refuse_unreadable(sampled.what); }
 }
 
 }  // namespace
@@ -85,20 +109,7 @@ std::uint64_t sample_fingerprint(const SampledDataset& sampled, std::int64_t par
   for (const Run& run : own) { values += static_cast<std::size_t>(run.count); }
   const auto size = static_cast<std::size_t>(size_of(sampled.dtype.dtype));
   std::vector<std::byte> stored(values * size);
-  {
-    const Hdf5Lock lock;
-    const Hdf5Handle space(check_h5(H5Dget_space(sampled.dataset), "H5Dget_space"));
-    if (static_cast<std::int64_t>(values) == total) {
-      check_h5(H5Sselect_all(space.get()), "H5Sselect_all");
-    } else {
-      select(space.get(), sampled.extents, own, values);
-    }
-    const hsize_t length = values;
-    const Hdf5Handle memory(check_h5(H5Screate_simple(1, &length, nullptr), "H5Screate_simple"));
-    if (H5Dread(sampled.dataset, sampled.type, memory.get(), space.get(), H5P_DEFAULT, stored.data()) < 0) {
-      refuse_unreadable(sampled.what);
-    }
-  }
+  read_runs(sampled, own, values, static_cast<std::int64_t>(values) == total, stored.data());
   if (sampled.dtype.byte_swapped) { swap_bytes(sampled.dtype.dtype, stored.data(), static_cast<std::int64_t>(values)); }
 
   std::uint64_t sum = 0;

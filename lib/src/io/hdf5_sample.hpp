@@ -2,6 +2,7 @@
 // Whether two files hold the same values, without reading all of them.
 #pragma once
 
+#include "chunk_reader.hpp"
 #include "hdf5_types.hpp"
 
 #include <cstdint>
@@ -16,7 +17,8 @@ struct SampledDataset {
   hid_t type = H5I_INVALID_HID;  ///< of the file, and of what is read
   FileDType dtype;
   std::span<const hsize_t> extents;
-  std::string what;  ///< for messages: "input file 'x.h5': /q"
+  std::string what;                 ///< for messages: "input file 'x.h5': /q"
+  ChunkReader* filtered = nullptr;  ///< reads it if its chunks went through filters
 };
 
 /// TensorSource::fingerprint() of a dataset. Values are compared as stored, but for the order of their bytes.

@@ -132,8 +132,13 @@ void require_covered(const std::vector<Block>& blocks, const std::vector<hsize_t
   throw InvalidArgument(fmt::format("{} is a virtual dataset, and no part of it holds the values from {} on", what, shape_text(corner)));
 }
 
-/// Requires that the source is there, of the dtype that is read, and as large as what is taken from it.
-void require_part(const DatasetPlace& place, hid_t creation, std::size_t index, hid_t taken_of_virtual, SourceFiles& files) {
+/// A dataset that a virtual one takes values from, and what messages call it.
+struct OpenedPart {
+  OpenedDataset dataset;
+  std::string what;
+};
+
+OpenedPart open_part(const DatasetPlace& place, hid_t creation, std::size_t index, SourceFiles& files) {
   const std::string file_name = text_of(H5Pget_virtual_filename, creation, index, place.what);
   const std::string dataset_name = text_of(H5Pget_virtual_dsetname, creation, index, place.what);
   ANNULUS_EXPECTS(file_name.find('%') == std::string::npos && dataset_name.find('%') == std::string::npos,
@@ -143,9 +148,16 @@ void require_part(const DatasetPlace& place, hid_t creation, std::size_t index, 
   const std::string path = file_name == "."
                                ? place.file
                                : SourceFiles::find(place.what + ", a virtual dataset,", SourceKind::virtual_source, place.file, file_name);
-  const std::string what = fmt::format("{}: its part {} in file '{}'", place.what, dataset_name, path);
-  const OpenedDataset part = open_dataset(what, files.open(what, path), path, dataset_name, files);
-  ANNULUS_EXPECTS(static_cast<bool>(part.dataset), "{} is missing", what);
+  OpenedPart part;
+  part.what = fmt::format("{}: its part {} in file '{}'", place.what, dataset_name, path);
+  part.dataset = open_dataset(part.what, files.open(part.what, path), path, dataset_name, files);
+  ANNULUS_EXPECTS(static_cast<bool>(part.dataset.dataset), "{} is missing", part.what);
+  return part;
+}
+
+/// Requires that the source is there, of the dtype that is read, and as large as what is taken from it.
+void require_part(const DatasetPlace& place, hid_t creation, std::size_t index, hid_t taken_of_virtual, SourceFiles& files) {
+  const auto [part, what] = open_part(place, creation, index, files);
 
   const Hdf5Handle own_type(check_h5(H5Dget_type(place.dataset), "H5Dget_type"));
   const Hdf5Handle part_type(check_h5(H5Dget_type(part.dataset.get()), "H5Dget_type"));
@@ -198,6 +210,34 @@ void require_complete_parts(const DatasetPlace& place, hid_t creation, SourceFil
     files.step();
   }
   require_covered(blocks, extents, place.what);
+}
+
+std::vector<hsize_t> decoded_unit(const DatasetPlace& place, SourceFiles& files) {
+  const Hdf5Handle creation(check_h5(H5Dget_create_plist(place.dataset), "H5Dget_create_plist"));
+  const std::size_t rank = extents_of(place.dataset).size();
+  const H5D_layout_t layout = H5Pget_layout(creation.get());
+  if (layout == H5D_CHUNKED && H5Pget_nfilters(creation.get()) > 0) {
+    std::vector<hsize_t> chunk(rank);
+    check_h5(H5Pget_chunk(creation.get(), static_cast<int>(rank), chunk.data()), "H5Pget_chunk");
+    return chunk;
+  }
+  std::vector<hsize_t> largest;
+  if (layout != H5D_VIRTUAL || place.depth >= kMostDepth) { return largest; }
+  std::size_t count = 0;
+  check_h5(H5Pget_virtual_count(creation.get(), &count), "H5Pget_virtual_count");
+  for (std::size_t index = 0; index < count; ++index) {
+    const OpenedPart part = open_part(place, creation.get(), index, files);
+    std::vector<hsize_t> unit = decoded_unit({part.dataset.dataset.get(), part.dataset.file, part.what, place.depth + 1}, files);
+    if (unit.empty()) { continue; }
+    // Axes are counted from the last: a part may lack the batch.
+    std::reverse(unit.begin(), unit.end());
+    unit.resize(rank, 1);
+    std::reverse(unit.begin(), unit.end());
+    largest.resize(rank, 1);
+    std::transform(unit.begin(), unit.end(), largest.begin(), largest.begin(), [](hsize_t a, hsize_t b) { return std::max(a, b); });
+    files.step();
+  }
+  return largest;
 }
 
 }  // namespace annulus
