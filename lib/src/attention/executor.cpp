@@ -74,11 +74,6 @@ void RingExecutor::load(const TensorSource& source, Tensor tensor) {
   }
 }
 
-std::int64_t RingExecutor::row_bytes(Tensor tensor) const {
-  const Problem& problem = plan_.problem;
-  return (tensor == Tensor::q ? problem.heads : problem.kv_heads) * problem.head_dim * size_of(problem.dtype);
-}
-
 RingExecutor::InputPlace RingExecutor::input_place(Tensor tensor, std::int64_t batch, std::int64_t row) const {
   const Problem& problem = plan_.problem;
   const auto owner = std::find_if(plan_.shard.pieces.begin(), plan_.shard.pieces.end(),
@@ -86,28 +81,29 @@ RingExecutor::InputPlace RingExecutor::input_place(Tensor tensor, std::int64_t b
   ANNULUS_ASSERT(owner != plan_.shard.pieces.end(), "row {} is not of this rank", row);
   const std::int64_t in_piece = row - owner->global.first;
   const std::int64_t left = owner->global.count - in_piece;
-  if (tensor == Tensor::q) { return {q_.get() + (batch * plan_.local_rows + owner->local_first + in_piece) * row_bytes(tensor), left}; }
+  const std::int64_t bytes = row_bytes(problem, tensor);
+  if (tensor == Tensor::q) { return {q_.get() + (batch * plan_.local_rows + owner->local_first + in_piece) * bytes, left}; }
   const std::int64_t rows_before = ((tensor == Tensor::k ? 0 : problem.batch) + batch) * owner->global.count + in_piece;
-  return {resident_.get() + resident_offset(problem, *owner) + rows_before * row_bytes(tensor), left};
+  return {resident_.get() + resident_offset(problem, *owner) + rows_before * bytes, left};
 }
 
 void RingExecutor::load_rows(const TensorSource& source, Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count) {
   if (count == 0) { return; }
   const Problem& problem = plan_.problem;
-  const std::int64_t row_bytes = this->row_bytes(tensor);
+  const std::int64_t bytes = row_bytes(problem, tensor);
   std::byte* target = input_place(tensor, batch, first).address;
-  const std::int64_t staged_rows = std::max<std::int64_t>(1, kStagingBytes / row_bytes);
+  const std::int64_t staged_rows = std::max<std::int64_t>(1, kStagingBytes / bytes);
   const auto bands = source.bands(tensor);
-  std::vector<std::byte> staging(backend_.host_memory() ? 0 : static_cast<std::size_t>(std::min(staged_rows, count) * row_bytes));
+  std::vector<std::byte> staging(backend_.host_memory() ? 0 : static_cast<std::size_t>(std::min(staged_rows, count) * bytes));
   for (std::int64_t done = 0, part = 0; done < count; done += part) {
     part = std::min(staged_rows, count - done);
     if (backend_.host_memory()) {
       // A whole band at a time is read to its place without a copy.
       if (bands) { part = std::min(count - done, bands->rows - (first + done) % bands->rows); }
-      source.read(tensor, batch, first + done, part, problem.dtype, target + done * row_bytes);
+      source.read(tensor, batch, first + done, part, problem.dtype, target + done * bytes);
     } else {
       source.read(tensor, batch, first + done, part, problem.dtype, staging.data());
-      backend_.upload(queue_, target + done * row_bytes, staging.data(), part * row_bytes);
+      backend_.upload(queue_, target + done * bytes, staging.data(), part * bytes);
       queue_.synchronize();
     }
     watchdog_.progress();
@@ -126,12 +122,13 @@ std::int64_t neighbours(std::span<const std::int64_t> numbers, std::size_t begin
 }  // namespace
 
 void RingExecutor::place_rows(Tensor tensor, std::int64_t batch, std::span<const std::int64_t> numbers, const std::byte* rows) {
+  const std::int64_t bytes = row_bytes(plan_.problem, tensor);
   std::int64_t count = 0;
   for (std::size_t at = 0; at < numbers.size(); at += static_cast<std::size_t>(count)) {
     const InputPlace place = input_place(tensor, batch, numbers[at]);
     count = neighbours(numbers, at, place.rows);
-    backend_.upload(queue_, place.address, rows, count * row_bytes(tensor));
-    rows += count * row_bytes(tensor);
+    backend_.upload(queue_, place.address, rows, count * bytes);
+    rows += count * bytes;
   }
   queue_.synchronize();
   watchdog_.progress();
@@ -282,18 +279,19 @@ void RingExecutor::check_traffic() {
 }
 
 void RingExecutor::read_output(std::int64_t batch, std::int64_t first, std::int64_t count, void* rows) {
-  const std::int64_t row_bytes = plan_.problem.heads * plan_.problem.head_dim * size_of(plan_.problem.dtype);
-  backend_.download(queue_, rows, out_.get() + (batch * plan_.local_rows + first) * row_bytes, count * row_bytes);
+  const std::int64_t bytes = row_bytes(plan_.problem, Tensor::q);
+  backend_.download(queue_, rows, out_.get() + (batch * plan_.local_rows + first) * bytes, count * bytes);
   queue_.synchronize();
 }
 
 void RingExecutor::fetch_output(std::int64_t batch, std::span<const std::int64_t> numbers, std::byte* rows) {
+  const std::int64_t bytes = row_bytes(plan_.problem, Tensor::q);
   std::int64_t count = 0;
   for (std::size_t at = 0; at < numbers.size(); at += static_cast<std::size_t>(count)) {
     const InputPlace query = input_place(Tensor::q, batch, numbers[at]);  // O lies as Q does
     count = neighbours(numbers, at, query.rows);
-    backend_.download(queue_, rows, out_.get() + (query.address - q_.get()), count * row_bytes(Tensor::q));
-    rows += count * row_bytes(Tensor::q);
+    backend_.download(queue_, rows, out_.get() + (query.address - q_.get()), count * bytes);
+    rows += count * bytes;
   }
   queue_.synchronize();
   watchdog_.progress();

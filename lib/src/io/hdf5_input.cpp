@@ -112,7 +112,7 @@ class Hdf5Input final : public TensorSource {
     ANNULUS_EXPECTS(batch >= 0 && batch < problem_.batch && first >= 0 && count >= 0 && count <= problem_.seq_len - first,
                     "rows {}..{} of batch entry {} are outside {} of {}", first, first + count, batch, dataset_name(tensor), describe());
     const InputDataset& input = dataset(tensor);
-    const std::int64_t row_elements = heads_of(tensor) * problem_.head_dim;
+    const std::int64_t row_elements = heads_of(problem_, tensor) * problem_.head_dim;
     const std::int64_t most_rows = std::max<std::int64_t>(1, kReadBytes / (row_elements * size_of(input.dtype.dtype)));
     const bool converts = input.dtype.dtype != dtype;
     std::vector<std::byte> scratch(
@@ -126,7 +126,7 @@ class Hdf5Input final : public TensorSource {
       const bool direct = !bands || (!converts && problem_.batch == 1 && whole > 0 && whole <= count - done);
       if (direct) {
         rows = whole;
-        read_box(tensor, {batch, 1, first + done, rows, 0, heads_of(tensor), 0, problem_.head_dim}, stored);
+        read_box(tensor, {batch, 1, first + done, rows, 0, heads_of(problem_, tensor), 0, problem_.head_dim}, stored);
       } else {
         copy_from_band(tensor, batch, first + done, rows, stored);
       }
@@ -160,7 +160,7 @@ class Hdf5Input final : public TensorSource {
   void convert_stored(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, void* stored, DType dtype,
                       void* out) const override {
     const FileDType from = dataset(tensor).dtype;
-    const std::int64_t elements = count * heads_of(tensor) * problem_.head_dim;
+    const std::int64_t elements = count * heads_of(problem_, tensor) * problem_.head_dim;
     if (from.byte_swapped) { swap_bytes(from.dtype, stored, elements); }
     if (const auto bad = first_non_finite(from.dtype, stored, elements)) {
       throw InvalidArgument(fmt::format("input file '{}': {} is {}; every value must be finite", path_,
@@ -199,8 +199,6 @@ class Hdf5Input final : public TensorSource {
     std::vector<std::byte> bytes;
   };
 
-  std::int64_t heads_of(Tensor tensor) const { return tensor == Tensor::q ? problem_.heads : problem_.kv_heads; }
-
   /// Finds the datasets whose chunks must be decoded whole.
   void find_bands() {
     for (const Tensor tensor : kTensors) {
@@ -218,7 +216,7 @@ class Hdf5Input final : public TensorSource {
       bands.chunk_rows = static_cast<std::int64_t>(chunk[1]);
       bands.chunk_heads = static_cast<std::int64_t>(chunk[2]);
       bands.chunk_dims = static_cast<std::int64_t>(chunk[3]);
-      bands.row_bytes = heads_of(tensor) * problem_.head_dim * size_of(input.dtype.dtype);
+      bands.row_bytes = heads_of(problem_, tensor) * problem_.head_dim * size_of(input.dtype.dtype);
       if (problem_.batch * problem_.seq_len * bands.row_bytes <= kReadBytes) {
         // One band: whoever comes back to an earlier batch entry, as virtual ranks do, finds it decoded.
         bands.batches = problem_.batch;
@@ -250,7 +248,7 @@ class Hdf5Input final : public TensorSource {
         const std::int64_t batches = std::min(bands.batches, problem_.batch - batch_begin);
         band.number = -1;
         band.bytes.resize(static_cast<std::size_t>(batches * rows * bands.row_bytes));
-        read_box(tensor, {batch_begin, batches, begin, rows, 0, heads_of(tensor), 0, problem_.head_dim}, band.bytes.data());
+        read_box(tensor, {batch_begin, batches, begin, rows, 0, heads_of(problem_, tensor), 0, problem_.head_dim}, band.bytes.data());
         band.number = number;
       }
       const std::int64_t taken = std::min(count - done, begin + rows - first - done);
@@ -266,13 +264,16 @@ class Hdf5Input final : public TensorSource {
     constexpr std::int64_t kUnitBytes = std::int64_t{1} << 18;
     constexpr std::int64_t kMostUnits = 65536;
     const std::int64_t element = size_of(dataset(tensor).dtype.dtype);
-    const std::int64_t row_bytes = heads_of(tensor) * problem_.head_dim * element;
-    Box unit{0, 1, 0, std::clamp<std::int64_t>(kUnitBytes / row_bytes, 1, problem_.seq_len), 0, heads_of(tensor), 0, problem_.head_dim};
+    const std::int64_t row_bytes = heads_of(problem_, tensor) * problem_.head_dim * element;
+    Box unit{0, 1,
+             0, std::clamp<std::int64_t>(kUnitBytes / row_bytes, 1, problem_.seq_len),
+             0, heads_of(problem_, tensor),
+             0, problem_.head_dim};
     if (const auto& bands = bands_[static_cast<std::size_t>(tensor)]) {
       unit = {0, bands->batches, 0, bands->chunk_rows, 0, bands->chunk_heads, 0, bands->chunk_dims};
     }
     const std::array<std::int64_t, 4> units{ceil_div(problem_.batch, unit.batches), ceil_div(problem_.seq_len, unit.rows),
-                                            ceil_div(heads_of(tensor), unit.heads), ceil_div(problem_.head_dim, unit.dims)};
+                                            ceil_div(heads_of(problem_, tensor), unit.heads), ceil_div(problem_.head_dim, unit.dims)};
     const std::int64_t count = units[0] * units[1] * units[2] * units[3];
     const std::int64_t unit_bytes = unit.batches * unit.rows * unit.heads * unit.dims * element;
     const std::int64_t wanted = std::min({count, kMostUnits, std::max(share / unit_bytes, std::int64_t{unit_bytes <= most})});
@@ -295,7 +296,7 @@ class Hdf5Input final : public TensorSource {
       box.row = take(units[1]) * unit.rows;
       box.batch = take(units[0]) * unit.batches;
       box.dims = std::min(unit.dims, problem_.head_dim - box.dim);
-      box.heads = std::min(unit.heads, heads_of(tensor) - box.head);
+      box.heads = std::min(unit.heads, heads_of(problem_, tensor) - box.head);
       box.rows = std::min(unit.rows, problem_.seq_len - box.row);
       box.batches = std::min(unit.batches, problem_.batch - box.batch);
       read_box(tensor, box, scratch.data());
@@ -394,7 +395,7 @@ class Hdf5Input final : public TensorSource {
 
   /// "/q[0, 17, 3, 5]" for element `index` of rows that begin at `first`; with the dataset's own number of dimensions.
   std::string element_name(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t index) const {
-    const std::int64_t heads = heads_of(tensor);
+    const std::int64_t heads = heads_of(problem_, tensor);
     const std::int64_t d = index % problem_.head_dim;
     const std::int64_t h = index / problem_.head_dim % heads;
     const std::int64_t s = first + index / problem_.head_dim / heads;

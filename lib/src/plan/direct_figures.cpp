@@ -12,9 +12,6 @@ namespace annulus::planning {
 
 namespace {
 
-/// Where a message begins behind one that ends at `end`.
-std::int64_t aligned(std::int64_t end) { return ceil_div(end, kMessageAlignment) * kMessageAlignment; }
-
 /// Calls visit(flows) for the flows of each peer.
 template <class Flow, class Visit>
 void for_each_peer(std::span<const Flow> flows, Visit&& visit) {
@@ -39,7 +36,7 @@ void DirectFigures::collect(const Setting& setting, const Key& key) {
   if (self == nullptr) { return; }
   const Problem& problem = setting.problem;
   const std::int64_t kv_heads = setting.heads(std::get<0>(key), std::get<1>(key)).kv.count;
-  const std::int64_t row_bytes = 2 * problem.batch * kv_heads * problem.head_dim * size_of(problem.dtype);
+  const std::int64_t row_bytes = block_bytes(problem, 1, kv_heads);
   const bool gathers = setting.routing.schedule == Schedule::allgather;
   const auto step_of = [&](const Walk::Member& member, std::int64_t number) { return gathers ? 1 : walk.step(member, number); };
 
@@ -68,7 +65,7 @@ void DirectFigures::collect(const Setting& setting, const Key& key) {
 
 template <class Visit>
 void DirectFigures::for_each_step(std::vector<Flow>& flows, Visit&& visit) {
-  // Sorted by step, in as many passes over them as it takes; what one step has is short or nearly in order.
+  // By step they are sorted by counting; by peer, the few of one step come nearly in order.
   std::vector<std::size_t> ends(static_cast<std::size_t>(last_step_) + 2, 0);
   for (const Flow& flow : flows) { ++ends[static_cast<std::size_t>(flow.step) + 1]; }
   for (std::size_t step = 1; step < ends.size(); ++step) { ends[step] += ends[step - 1]; }

@@ -112,7 +112,7 @@ class Messages {
       if (bytes == 0) { continue; }
       const std::int64_t peer = streams_[index].left();
       if (received_.empty() || received_.back().peer != peer) {
-        if (!received_.empty()) { begin = aligned(begin + received_.back().bytes); }
+        if (!received_.empty()) { begin = planning::aligned(begin + received_.back().bytes); }
         received_.push_back({peer, 0});
       }
       Moved& message = received_.back();
@@ -146,7 +146,7 @@ class Messages {
       if (blocks == 0) { continue; }
       sent_.push_back(message);
       if (in_place) { continue; }
-      const std::int64_t begin = aligned(packed_);
+      const std::int64_t begin = planning::aligned(packed_);
       planning::require_message(message.bytes, begin, rank_, peer);
       packed_ = begin + message.bytes;
     }
@@ -175,8 +175,6 @@ class Messages {
     return *last_link_;
   }
 
-  static std::int64_t aligned(std::int64_t offset) { return ceil_div(offset, planning::kMessageAlignment) * planning::kMessageAlignment; }
-
   const std::vector<Stream>& streams_;
   std::int64_t rank_;
   PlanFigures& figures_;
@@ -191,11 +189,6 @@ class Messages {
   LinkBytes* last_link_ = nullptr;
   std::int64_t last_peer_ = 0;
 };
-
-/// Bytes of so many rows of so many KV heads.
-std::int64_t block_bytes(const Problem& problem, std::int64_t rows, std::int64_t kv_heads) {
-  return 2 * problem.batch * rows * kv_heads * problem.head_dim * size_of(problem.dtype);
-}
 
 std::int64_t query_heads(const HeadClass& heads) {
   std::int64_t count = 0;

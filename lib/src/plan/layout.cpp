@@ -11,9 +11,7 @@ namespace annulus::planning {
 
 namespace {
 
-std::int64_t aligned_end(const Message& message) {
-  return ceil_div(message.offset_bytes + message.bytes, kMessageAlignment) * kMessageAlignment;
-}
+std::int64_t aligned_end(const Message& message) { return aligned(message.offset_bytes + message.bytes); }
 
 Step& step_of(Layout& layout, std::int64_t number) {
   if (std::ssize(layout.steps) <= number) { layout.steps.resize(static_cast<std::size_t>(number) + 1); }

@@ -14,6 +14,9 @@ namespace annulus::planning {
 /// Messages start at multiples of this inside a slot or send buffer, so that vector loads of a block's rows stay aligned.
 inline constexpr std::int64_t kMessageAlignment = 256;
 
+/// Where a message begins behind one that ends at `end`.
+inline std::int64_t aligned(std::int64_t end) { return ceil_div(end, kMessageAlignment) * kMessageAlignment; }
+
 /// @throws InvalidArgument if `bytes` more at `offset_bytes` were beyond 2^60, so that no sum of places and sizes can pass 2^63
 void require_message(std::int64_t bytes, std::int64_t offset_bytes, std::int64_t rank, std::int64_t peer);
 

@@ -37,9 +37,11 @@ std::int64_t block_elements(const Problem& problem, const KvBlock& block) {
   return problem.batch * block.rows_global.count() * block.kv_heads.count * problem.head_dim;
 }
 
-std::int64_t resident_bytes(const Problem& problem, std::int64_t local_rows) {
-  return 2 * problem.batch * local_rows * problem.kv_heads * problem.head_dim * size_of(problem.dtype);
+std::int64_t block_bytes(const Problem& problem, std::int64_t rows, std::int64_t kv_heads) {
+  return 2 * problem.batch * rows * kv_heads * problem.head_dim * size_of(problem.dtype);
 }
+
+std::int64_t resident_bytes(const Problem& problem, std::int64_t local_rows) { return block_bytes(problem, local_rows, problem.kv_heads); }
 
 std::int64_t resident_offset(const Problem& problem, const ShardPiece& piece) { return resident_bytes(problem, piece.local_first); }
 

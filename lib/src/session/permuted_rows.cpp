@@ -12,12 +12,8 @@ namespace {
 
 constexpr auto kLseBytes = static_cast<std::int64_t>(sizeof(float));
 
-std::int64_t input_row_bytes(const Problem& problem, Tensor tensor) {
-  return (tensor == Tensor::q ? problem.heads : problem.kv_heads) * problem.head_dim * size_of(problem.dtype);
-}
-
 /// A row of O, and its LSE of all heads.
-std::int64_t result_row_bytes(const Problem& problem) { return input_row_bytes(problem, Tensor::q) + problem.heads * kLseBytes; }
+std::int64_t result_row_bytes(const Problem& problem) { return row_bytes(problem, Tensor::q) + problem.heads * kLseBytes; }
 
 /// What the exchange needs, of a session.
 struct Permuted {
@@ -61,7 +57,7 @@ class Results {
   /// Rows of result_row_bytes().
   void fetch(std::span<const std::int64_t> positions, std::byte* rows) {
     const Problem& problem = session_.problem();
-    const std::int64_t output_bytes = input_row_bytes(problem, Tensor::q);
+    const std::int64_t output_bytes = row_bytes(problem, Tensor::q);
     for_each_executor(session_, partition_, positions, [&](std::size_t index, std::size_t begin, std::size_t count) {
       RingExecutor& executor = *session_.executors()[index];
       const std::span<const std::int64_t> some = positions.subspan(begin, count);
@@ -88,7 +84,7 @@ class Results {
 
 /// Takes rows of result_row_bytes() apart.
 void take_apart(const Problem& problem, const std::byte* rows, ResultRows& result) {
-  const std::int64_t output_bytes = input_row_bytes(problem, Tensor::q);
+  const std::int64_t output_bytes = row_bytes(problem, Tensor::q);
   for (std::int64_t i = 0; i < result.count; ++i, rows += result_row_bytes(problem)) {
     std::memcpy(result.output.data() + i * output_bytes, rows, static_cast<std::size_t>(output_bytes));
     for (std::int64_t head = 0; head < problem.heads; ++head) {
@@ -101,7 +97,7 @@ void take_apart(const Problem& problem, const std::byte* rows, ResultRows& resul
 }  // namespace
 
 void ResultRows::resize(const Problem& problem) {
-  output.resize(static_cast<std::size_t>(count * input_row_bytes(problem, Tensor::q)));
+  output.resize(static_cast<std::size_t>(count * row_bytes(problem, Tensor::q)));
   lse.resize(static_cast<std::size_t>(count * problem.heads));
 }
 
@@ -110,7 +106,7 @@ void load_permuted(const Session& session) {
   const Problem& problem = session.problem();
   const Permuted permuted(session);
   for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
-    const std::int64_t row_bytes = input_row_bytes(problem, tensor);
+    const std::int64_t bytes = row_bytes(problem, tensor);
     for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
       const auto read = [&](std::int64_t first, std::int64_t count, std::byte* rows) {
         source.read(tensor, batch, first, count, problem.dtype, rows);
@@ -119,10 +115,10 @@ void load_permuted(const Session& session) {
       const auto place = [&](std::span<const std::int64_t> positions, const std::byte* rows) {
         for_each_executor(session, permuted.partition, positions, [&](std::size_t index, std::size_t begin, std::size_t count) {
           session.executors()[index]->place_rows(tensor, batch, positions.subspan(begin, count),
-                                                 rows + static_cast<std::int64_t>(begin) * row_bytes);
+                                                 rows + static_cast<std::int64_t>(begin) * bytes);
         });
       };
-      permuted.exchange.spread(row_bytes, read, place);
+      permuted.exchange.spread(bytes, read, place);
     }
   }
   source.release_buffers();
@@ -131,17 +127,17 @@ void load_permuted(const Session& session) {
 void collect_permuted(const Session& session, const std::function<void(std::int64_t process, ResultRows& rows)>& take) {
   const Problem& problem = session.problem();
   const Communicator& comm = session.comm();
-  const std::int64_t row_bytes = result_row_bytes(problem);
+  const std::int64_t bytes = result_row_bytes(problem);
   const Permuted permuted(session);
   ResultRows result;
   for (result.batch = 0; result.batch < problem.batch; ++result.batch) {
     std::unique_ptr<Results> own;
     together(comm, [&] { own = std::make_unique<Results>(session, permuted.partition, result.batch); });
     permuted.exchange.collect(
-        row_bytes, [&](std::span<const std::int64_t> positions, std::byte* rows) { own->fetch(positions, rows); },
+        bytes, [&](std::span<const std::int64_t> positions, std::byte* rows) { own->fetch(positions, rows); },
         [&](std::int64_t round, const std::byte* rows) {
           for (std::int64_t process = 0; process < comm.size(); ++process) {
-            const Progression part = permuted.exchange.part(process, round, row_bytes);
+            const Progression part = permuted.exchange.part(process, round, bytes);
             if (part.empty()) { continue; }
             result.first = part.first;
             result.count = part.count;

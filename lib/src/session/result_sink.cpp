@@ -23,8 +23,6 @@ constexpr std::int64_t kResultChunkBytes = std::int64_t{4} << 20;
 constexpr int kOutputTag = 11;
 constexpr int kLseTag = 12;
 
-std::int64_t row_bytes(const Problem& problem) { return problem.heads * problem.head_dim * size_of(problem.dtype); }
-
 /// Rows of a rank, by their numbers in the plan.
 struct Chunk : ResultRows {
   std::int64_t local_first = 0;
@@ -39,7 +37,7 @@ struct Chunk : ResultRows {
 template <class Visit>
 void for_each_chunk(const Session& session, std::int64_t rank, Visit&& visit) {
   const Problem& problem = session.problem();
-  const std::int64_t bytes = row_bytes(problem) + problem.heads * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t bytes = row_bytes(problem, Tensor::q) + problem.heads * static_cast<std::int64_t>(sizeof(float));
   const std::int64_t most = std::max<std::int64_t>(1, kResultChunkBytes / bytes);
   const Partition partition(session.resolved().config.partition, problem.seq_len, session.ranks());
   Chunk chunk;

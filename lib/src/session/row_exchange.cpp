@@ -63,7 +63,7 @@ std::int64_t RowExchange::rows_of_part(std::int64_t row_bytes) const { return st
 
 std::int64_t RowExchange::rounds(std::int64_t row_bytes) const {
   const std::int64_t largest = split_by_rank(order_.seq_len(), comm_.size(), 0).count;
-  return (largest + rows_of_part(row_bytes) - 1) / rows_of_part(row_bytes);
+  return ceil_div(largest, rows_of_part(row_bytes));
 }
 
 Progression RowExchange::part(std::int64_t process, std::int64_t round, std::int64_t row_bytes) const {
@@ -98,7 +98,7 @@ void RowExchange::in_turns(const std::vector<Move>& moves, std::int64_t row_byte
   const std::int64_t most = std::max<std::int64_t>(1, rows_of_part(row_bytes) / comm_.size());
   std::vector<std::int64_t> left(owners, 0);
   for (const Move& move : moves) { ++left[static_cast<std::size_t>(move.owner)]; }
-  const std::int64_t turns = comm_.max((*std::max_element(left.begin(), left.end()) + most - 1) / most);
+  const std::int64_t turns = comm_.max(ceil_div(*std::max_element(left.begin(), left.end()), most));
   std::vector<Move> some;
   std::vector<std::int64_t> counts(owners);
   for (std::int64_t number = 0; number < turns; ++number) {

@@ -84,7 +84,6 @@ class RingExecutor {
     std::int64_t rows = 0;
   };
   InputPlace input_place(Tensor tensor, std::int64_t batch, std::int64_t row) const;
-  std::int64_t row_bytes(Tensor tensor) const;
 
   struct StepEvents {
     std::shared_ptr<Event> wait_begin, wait_end, work_begin, work_end;

@@ -13,6 +13,14 @@ namespace annulus {
 
 enum class Tensor { q, k, v };
 
+/// Heads of a row of the tensor.
+inline std::int64_t heads_of(const Problem& problem, Tensor tensor) { return tensor == Tensor::q ? problem.heads : problem.kv_heads; }
+
+/// Bytes of a row of the tensor, all its heads, in the problem's dtype; a row of O is as long as one of Q.
+inline std::int64_t row_bytes(const Problem& problem, Tensor tensor) {
+  return heads_of(problem, tensor) * problem.head_dim * size_of(problem.dtype);
+}
+
 /// A part of a tensor: so many batch entries, rows, heads and elements of a head from the first ones on.
 struct Box {
   std::int64_t batch = 0;

@@ -188,6 +188,9 @@ bool keeps_key_order(PartitionKind partition, Schedule schedule, bool causal);
 /// @throws InvalidArgument if problem, pattern, partition and routing do not agree
 RingPlan make_plan(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing, std::int64_t rank);
 
+/// Bytes of K and V of so many rows with so many KV heads, all batch entries.
+std::int64_t block_bytes(const Problem& problem, std::int64_t rows, std::int64_t kv_heads);
+
 /// Bytes of the resident K and V of so many rows.
 std::int64_t resident_bytes(const Problem& problem, std::int64_t local_rows);
 

@@ -48,7 +48,7 @@ std::vector<Member> members_of(const Setting& setting, std::int64_t branch, std:
 }
 
 std::int64_t add_block(Routes& routes, const Problem& problem, KvBlock block) {
-  block.bytes = 2 * block_elements(problem, block) * size_of(problem.dtype);
+  block.bytes = block_bytes(problem, block.rows_global.count(), block.kv_heads.count);
   routes.blocks.push_back(std::move(block));
   return std::ssize(routes.blocks) - 1;
 }
