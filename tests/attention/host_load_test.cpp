@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -126,7 +127,23 @@ TEST_CASE("a session decodes each chunk once on its host, alone and in virtual r
     CHECK(world().sum(decoded) == chunks_of(what, what.extents[what.extents.size() - 2]) + 2 * chunks_of(what, what.kv_heads));
     const auto bands = resolved.source->bands(Tensor::q);
     REQUIRE(bands.has_value());
-    CHECK(session.predicted_bytes() >= bands->bytes());
+    const std::int64_t values = std::accumulate(what.chunk.begin(), what.chunk.end(), std::int64_t{1},
+                                                [](std::int64_t all, hsize_t extent) { return all * static_cast<std::int64_t>(extent); });
+    CHECK(bands->chunk_bytes == values * static_cast<std::int64_t>(sizeof(float)));
+
+    // Beside what the same problem needs without a file.
+    std::int64_t reading = 0;
+    for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
+      const auto own = resolved.source->bands(tensor);
+      REQUIRE(own.has_value());
+      reading += own->bytes() + own->decoding_bytes();
+      if (world().host_size() > 1) { reading += host_load_bytes(*resolved.source, tensor); }
+    }
+    Config generated = config;
+    generated.input.clear();
+    generated.problem = resolved.config.problem;
+    const Session without(resolve(generated, world()), world());
+    CHECK(session.predicted_bytes() == without.predicted_bytes() + reading);
   }
 }
 

@@ -136,6 +136,7 @@ void ChunkReader::take(const std::vector<hsize_t>& corner) {
     // HDF5 keeps the old ones for a chunk that is written again.
     place_.reset();
     make_place();
+    ANNULUS_ASSERT(place_, "{}: its filters were taken for one chunk and not for the next", what_);
     skipped_ = skipped;
   }
   const std::vector<hsize_t> origin(corner.size(), 0);

@@ -18,8 +18,10 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <mutex>
 #include <optional>
 #include <utility>
@@ -199,6 +201,14 @@ class Hdf5Input final : public TensorSource {
     std::vector<std::byte> bytes;
   };
 
+  /// Of a chunk of these extents, or of the largest there can be where they are of different parts of a virtual dataset.
+  static std::int64_t bytes_of_chunk(const std::vector<hsize_t>& extents, hsize_t element_bytes) {
+    constexpr hsize_t kMost = std::numeric_limits<std::uint32_t>::max();
+    hsize_t bytes = element_bytes;
+    for (const hsize_t extent : extents) { bytes = extent > kMost / bytes ? kMost : std::max<hsize_t>(1, bytes * extent); }
+    return static_cast<std::int64_t>(bytes);
+  }
+
   /// Finds the datasets whose chunks must be decoded whole.
   void find_bands() {
     for (const Tensor tensor : kTensors) {
@@ -208,6 +218,8 @@ class Hdf5Input final : public TensorSource {
       if (chunk.empty()) { continue; }
       const Hdf5Handle creation(check_h5(H5Dget_create_plist(input.dataset.get()), "H5Dget_create_plist"));
       if (H5Pget_layout(creation.get()) == H5D_CHUNKED) { filtered_[static_cast<std::size_t>(tensor)].emplace(input.dataset.get(), what); }
+      const Hdf5Handle type(check_h5(H5Dget_type(input.dataset.get()), "H5Dget_type"));
+      const std::int64_t chunk_bytes = bytes_of_chunk(chunk, H5Tget_size(type.get()));
       // A chunk may be larger than a dataset that can grow.
       for (std::size_t axis = 0; axis < chunk.size(); ++axis) { chunk[axis] = std::min(chunk[axis], input.extents[axis]); }
       if (chunk.size() == 3) { chunk.insert(chunk.begin(), 1); }
@@ -217,6 +229,7 @@ class Hdf5Input final : public TensorSource {
       bands.chunk_heads = static_cast<std::int64_t>(chunk[2]);
       bands.chunk_dims = static_cast<std::int64_t>(chunk[3]);
       bands.row_bytes = heads_of(problem_, tensor) * problem_.head_dim * size_of(input.dtype.dtype);
+      bands.chunk_bytes = chunk_bytes;
       if (problem_.batch * problem_.seq_len * bands.row_bytes <= kReadBytes) {
         // One band: whoever comes back to an earlier batch entry, as virtual ranks do, finds it decoded.
         bands.batches = problem_.batch;

@@ -246,7 +246,7 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
     }
     std::int64_t reading = 0;
     for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
-      if (const auto bands = resolved.source->bands(tensor)) { reading += bands->bytes(); }
+      if (const auto bands = resolved.source->bands(tensor)) { reading += bands->bytes() + bands->decoding_bytes(); }
       if (comm.host_size() > 1 && !is_permuted()) { reading += host_load_bytes(*resolved.source, tensor); }
     }
     if (is_permuted()) { reading += permuted_bytes(config.problem, comm, plans); }

@@ -41,10 +41,15 @@ struct RowBands {
   std::int64_t chunk_rows = 1;
   std::int64_t chunk_heads = 1;
   std::int64_t chunk_dims = 1;
-  std::int64_t row_bytes = 0;  ///< of all heads of a row, as stored
+  std::int64_t row_bytes = 0;    ///< of all heads of a row, as stored
+  std::int64_t chunk_bytes = 0;  ///< of a whole chunk when it is decoded, the largest where parts of the tensor differ
 
   /// What read() keeps of the tensor, as long as release_buffers() is not called.
   std::int64_t bytes() const { return batches * rows * row_bytes; }
+
+  /// What decoding needs besides: a chunk twice as it was stored, which filters shorten or leave about as long, its place among chunks of
+  /// other lengths that came before, and what the filters make of it.
+  std::int64_t decoding_bytes() const { return 4 * chunk_bytes; }
 };
 
 /// Where Q, K and V come from: a file or the generator. Any rank may read any rows; const calls are independent of each other.
