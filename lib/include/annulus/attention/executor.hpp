@@ -4,7 +4,7 @@
 #include <annulus/attention/attention_kernel.hpp>
 #include <annulus/attention/lower.hpp>
 #include <annulus/backend/backend.hpp>
-#include <annulus/io/result_file.hpp>
+#include <annulus/core/step_timing.hpp>
 #include <annulus/io/source.hpp>
 #include <annulus/job/watchdog.hpp>
 #include <annulus/plan/plan.hpp>

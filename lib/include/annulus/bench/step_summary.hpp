@@ -2,7 +2,7 @@
 // What the ranks' timings say of each step of the ring and of the whole run.
 #pragma once
 
-#include <annulus/io/result_file.hpp>
+#include <annulus/core/step_timing.hpp>
 
 #include <span>
 #include <vector>
