@@ -77,7 +77,7 @@ class HostLoad {
   HostLoad(const TensorSource& source, Tensor tensor, const Communicator& comm, const Partition& partition, const TakeRows& take)
       : source_(source), tensor_(tensor), comm_(comm), take_(take), bands_(*source.bands(tensor)), rows_(source, bands_.row_bytes) {
     const Problem& problem = source.problem();
-    heads_ = tensor == Tensor::q ? problem.heads : problem.kv_heads;
+    heads_ = heads_of(problem, tensor);
     element_bytes_ = bands_.row_bytes / (heads_ * problem.head_dim);
     for (const std::int64_t rank : comm.host_ranks()) {
       std::vector<Range>& own = shards_.emplace_back();

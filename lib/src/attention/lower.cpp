@@ -131,7 +131,7 @@ void add_pack_tasks(std::vector<kernels::PackTask>& tasks, const RingPlan& plan,
   kernels::PackTask task = whole_block_task(problem, block);
   std::byte* const target = address_of(addresses, item.to) + item.to_offset_bytes;
   const std::byte* const source = address_of(addresses, item.from) + item.from_offset_bytes;
-  const std::int64_t tensor_bytes = block_elements(problem, block) * task.element_size;
+  const std::int64_t tensor_bytes = block.bytes / 2;
   for (std::int64_t tensor = 0; tensor < 2; ++tensor) {
     if (item.from == BufferId::resident) {
       const ShardPiece& piece = piece_at(plan.shard, item.from_rows[0]);

@@ -202,9 +202,9 @@ class Hdf5Input final : public TensorSource {
   };
 
   /// Of a chunk of these extents, or of the largest there can be where they are of different parts of a virtual dataset.
-  static std::int64_t bytes_of_chunk(const std::vector<hsize_t>& extents, hsize_t element_bytes) {
+  static std::int64_t bytes_of_chunk(const std::vector<hsize_t>& extents, std::int64_t element) {
     constexpr hsize_t kMost = std::numeric_limits<std::uint32_t>::max();
-    hsize_t bytes = element_bytes;
+    auto bytes = static_cast<hsize_t>(element);
     for (const hsize_t extent : extents) { bytes = extent > kMost / bytes ? kMost : std::max<hsize_t>(1, bytes * extent); }
     return static_cast<std::int64_t>(bytes);
   }
@@ -218,8 +218,8 @@ class Hdf5Input final : public TensorSource {
       if (chunk.empty()) { continue; }
       const Hdf5Handle creation(check_h5(H5Dget_create_plist(input.dataset.get()), "H5Dget_create_plist"));
       if (H5Pget_layout(creation.get()) == H5D_CHUNKED) { filtered_[static_cast<std::size_t>(tensor)].emplace(input.dataset.get(), what); }
-      const Hdf5Handle type(check_h5(H5Dget_type(input.dataset.get()), "H5Dget_type"));
-      const std::int64_t chunk_bytes = bytes_of_chunk(chunk, H5Tget_size(type.get()));
+      const std::int64_t element = size_of(input.dtype.dtype);
+      const std::int64_t chunk_bytes = bytes_of_chunk(chunk, element);
       // A chunk may be larger than a dataset that can grow.
       for (std::size_t axis = 0; axis < chunk.size(); ++axis) { chunk[axis] = std::min(chunk[axis], input.extents[axis]); }
       if (chunk.size() == 3) { chunk.insert(chunk.begin(), 1); }
@@ -228,7 +228,7 @@ class Hdf5Input final : public TensorSource {
       bands.chunk_rows = static_cast<std::int64_t>(chunk[1]);
       bands.chunk_heads = static_cast<std::int64_t>(chunk[2]);
       bands.chunk_dims = static_cast<std::int64_t>(chunk[3]);
-      bands.row_bytes = heads_of(problem_, tensor) * problem_.head_dim * size_of(input.dtype.dtype);
+      bands.row_bytes = heads_of(problem_, tensor) * problem_.head_dim * element;
       bands.chunk_bytes = chunk_bytes;
       if (problem_.batch * problem_.seq_len * bands.row_bytes <= kReadBytes) {
         // One band: whoever comes back to an earlier batch entry, as virtual ranks do, finds it decoded.
@@ -277,16 +277,14 @@ class Hdf5Input final : public TensorSource {
     constexpr std::int64_t kUnitBytes = std::int64_t{1} << 18;
     constexpr std::int64_t kMostUnits = 65536;
     const std::int64_t element = size_of(dataset(tensor).dtype.dtype);
-    const std::int64_t row_bytes = heads_of(problem_, tensor) * problem_.head_dim * element;
-    Box unit{0, 1,
-             0, std::clamp<std::int64_t>(kUnitBytes / row_bytes, 1, problem_.seq_len),
-             0, heads_of(problem_, tensor),
-             0, problem_.head_dim};
+    const std::int64_t heads = heads_of(problem_, tensor);
+    const std::int64_t row_bytes = heads * problem_.head_dim * element;
+    Box unit{0, 1, 0, std::clamp<std::int64_t>(kUnitBytes / row_bytes, 1, problem_.seq_len), 0, heads, 0, problem_.head_dim};
     if (const auto& bands = bands_[static_cast<std::size_t>(tensor)]) {
       unit = {0, bands->batches, 0, bands->chunk_rows, 0, bands->chunk_heads, 0, bands->chunk_dims};
     }
     const std::array<std::int64_t, 4> units{ceil_div(problem_.batch, unit.batches), ceil_div(problem_.seq_len, unit.rows),
-                                            ceil_div(heads_of(problem_, tensor), unit.heads), ceil_div(problem_.head_dim, unit.dims)};
+                                            ceil_div(heads, unit.heads), ceil_div(problem_.head_dim, unit.dims)};
     const std::int64_t count = units[0] * units[1] * units[2] * units[3];
     const std::int64_t unit_bytes = unit.batches * unit.rows * unit.heads * unit.dims * element;
     const std::int64_t wanted = std::min({count, kMostUnits, std::max(share / unit_bytes, std::int64_t{unit_bytes <= most})});
@@ -309,7 +307,7 @@ class Hdf5Input final : public TensorSource {
       box.row = take(units[1]) * unit.rows;
       box.batch = take(units[0]) * unit.batches;
       box.dims = std::min(unit.dims, problem_.head_dim - box.dim);
-      box.heads = std::min(unit.heads, heads_of(problem_, tensor) - box.head);
+      box.heads = std::min(unit.heads, heads - box.head);
       box.rows = std::min(unit.rows, problem_.seq_len - box.row);
       box.batches = std::min(unit.batches, problem_.batch - box.batch);
       read_box(tensor, box, scratch.data());

@@ -136,26 +136,25 @@ void write_generated_input(const std::string& path, bool force, const Problem& p
     }
     struct Target {
       Tensor tensor;
-      std::int64_t heads;
       Hdf5Handle dataset;
     };
-    std::array<Target, 3> targets{{{Tensor::q, problem.heads, {}}, {Tensor::k, problem.kv_heads, {}}, {Tensor::v, problem.kv_heads, {}}}};
+    std::array<Target, 3> targets{{{Tensor::q, {}}, {Tensor::k, {}}, {Tensor::v, {}}}};
     for (Target& target : targets) {
-      target.dataset =
-          create_dataset(file.get(), dataset_name(target.tensor), type.get(),
-                         {extent_of(problem.batch), extent_of(problem.seq_len), extent_of(target.heads), extent_of(problem.head_dim)});
+      target.dataset = create_dataset(
+          file.get(), dataset_name(target.tensor), type.get(),
+          {extent_of(problem.batch), extent_of(problem.seq_len), extent_of(heads_of(problem, target.tensor)), extent_of(problem.head_dim)});
     }
     before_work([&] { file.reserve_allocated(0); });
     for (Target& target : targets) {
-      const std::int64_t row_bytes = target.heads * problem.head_dim * size_of(problem.dtype);
-      const std::int64_t chunk = std::min(problem.seq_len, std::max<std::int64_t>(1, kWriteBytes / row_bytes));
-      std::vector<std::byte> rows(static_cast<std::size_t>(chunk * row_bytes));
+      const std::int64_t bytes = row_bytes(problem, target.tensor);
+      const std::int64_t chunk = std::min(problem.seq_len, std::max<std::int64_t>(1, kWriteBytes / bytes));
+      std::vector<std::byte> rows(static_cast<std::size_t>(chunk * bytes));
       for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
         for (std::int64_t first = 0; first < problem.seq_len; first += chunk) {
           const std::int64_t count = std::min(chunk, problem.seq_len - first);
           generator->read(target.tensor, batch, first, count, problem.dtype, rows.data());
           write_block(file, target.dataset, type.get(), {extent_of(batch), extent_of(first), 0, 0},
-                      {1, extent_of(count), extent_of(target.heads), extent_of(problem.head_dim)}, rows.data());
+                      {1, extent_of(count), extent_of(heads_of(problem, target.tensor)), extent_of(problem.head_dim)}, rows.data());
         }
       }
       close_dataset(file, target.dataset);

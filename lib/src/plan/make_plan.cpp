@@ -33,10 +33,6 @@ std::vector<Op> ops_of(std::int64_t steps, std::int64_t ahead) {
 
 }  // namespace
 
-std::int64_t block_elements(const Problem& problem, const KvBlock& block) {
-  return problem.batch * block.rows_global.count() * block.kv_heads.count * problem.head_dim;
-}
-
 std::int64_t block_bytes(const Problem& problem, std::int64_t rows, std::int64_t kv_heads) {
   return 2 * problem.batch * rows * kv_heads * problem.head_dim * size_of(problem.dtype);
 }

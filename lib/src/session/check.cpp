@@ -104,15 +104,15 @@ ErrorSums compare_owned(RingExecutor& executor, const std::vector<RowId>& rows, 
     local.push_back(at);
   }
   if (owned.empty()) { return {}; }
-  const std::int64_t row_bytes = problem.heads * problem.head_dim * size_of(problem.dtype);
-  std::vector<std::byte> out(static_cast<std::size_t>(row_bytes) * owned.size());
+  const std::int64_t bytes = row_bytes(problem, Tensor::q);
+  std::vector<std::byte> out(static_cast<std::size_t>(bytes) * owned.size());
   std::vector<float> lse(static_cast<std::size_t>(problem.heads) * owned.size());
   for (std::size_t index = 0; index < owned.size();) {
     // Neighbouring rows are read together: on a device each read costs a round trip.
     std::size_t end = index + 1;
     while (end < owned.size() && end - index < 64 && owned[end].batch == owned[index].batch && local[end] == local[end - 1] + 1) { ++end; }
     const auto count = static_cast<std::int64_t>(end - index);
-    executor.read_output(owned[index].batch, local[index], count, out.data() + static_cast<std::size_t>(row_bytes) * index);
+    executor.read_output(owned[index].batch, local[index], count, out.data() + static_cast<std::size_t>(bytes) * index);
     std::vector<float> by_head(static_cast<std::size_t>(problem.heads * count));
     executor.read_lse(owned[index].batch, local[index], count, by_head.data());
     for (std::int64_t row = 0; row < count; ++row) {

@@ -12,9 +12,6 @@ namespace {
 
 constexpr auto kLseBytes = static_cast<std::int64_t>(sizeof(float));
 
-/// A row of O, and its LSE of all heads.
-std::int64_t result_row_bytes(const Problem& problem) { return row_bytes(problem, Tensor::q) + problem.heads * kLseBytes; }
-
 /// What the exchange needs, of a session.
 struct Permuted {
   explicit Permuted(const Session& session)
@@ -95,6 +92,8 @@ void take_apart(const Problem& problem, const std::byte* rows, ResultRows& resul
 }
 
 }  // namespace
+
+std::int64_t result_row_bytes(const Problem& problem) { return row_bytes(problem, Tensor::q) + problem.heads * kLseBytes; }
 
 void ResultRows::resize(const Problem& problem) {
   output.resize(static_cast<std::size_t>(count * row_bytes(problem, Tensor::q)));

@@ -14,6 +14,9 @@
 
 namespace annulus {
 
+/// Bytes of a row of O and of its LSE, all heads.
+std::int64_t result_row_bytes(const Problem& problem);
+
 /// Neighbouring rows of O and LSE of one batch entry.
 struct ResultRows {
   std::int64_t batch = 0;

@@ -37,8 +37,7 @@ struct Chunk : ResultRows {
 template <class Visit>
 void for_each_chunk(const Session& session, std::int64_t rank, Visit&& visit) {
   const Problem& problem = session.problem();
-  const std::int64_t bytes = row_bytes(problem, Tensor::q) + problem.heads * static_cast<std::int64_t>(sizeof(float));
-  const std::int64_t most = std::max<std::int64_t>(1, kResultChunkBytes / bytes);
+  const std::int64_t most = std::max<std::int64_t>(1, kResultChunkBytes / result_row_bytes(problem));
   const Partition partition(session.resolved().config.partition, problem.seq_len, session.ranks());
   Chunk chunk;
   for (const ShardPiece& piece : partition.shard(rank).pieces) {

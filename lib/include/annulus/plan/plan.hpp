@@ -200,7 +200,4 @@ std::int64_t resident_offset(const Problem& problem, const ShardPiece& piece);
 /// Bytes per buffer of a plan.
 std::int64_t buffer_bytes(const RingPlan& plan, BufferId buffer);
 
-/// Elements of one block's K (V follows it): batch * rows * kv heads * head_dim.
-std::int64_t block_elements(const Problem& problem, const KvBlock& block);
-
 }  // namespace annulus
