@@ -292,6 +292,8 @@ class Item {
   std::int64_t ld_;
 };
 
+}  // namespace
+
 const TileOps& tile_ops() {
   switch (detected_isa()) {
     case Isa::avx512:
@@ -303,8 +305,6 @@ const TileOps& tile_ops() {
   }
   throw std::runtime_error("this CPU has neither AVX2 (with FMA and F16C) nor AVX-512");
 }
-
-}  // namespace
 
 std::int64_t block_rows(std::int64_t tile_rows) {
   const std::int64_t rows = tile_rows > 0 ? tile_rows : kDefaultTileRows;

@@ -55,4 +55,7 @@ constexpr int table_index(DType dtype) {
 const TileOps& avx2_tile_ops();
 const TileOps& avx512_tile_ops();
 
+/// The table of this CPU. @throws std::runtime_error if it has the instructions of neither
+const TileOps& tile_ops();
+
 }  // namespace annulus::kernels::cpu

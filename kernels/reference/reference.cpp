@@ -4,7 +4,8 @@
 #include <annulus/kernels/visible_keys.hpp>
 #include <annulus/kernels/zero_keys.hpp>
 
-#include <bit>
+#include "narrow.hpp"
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -18,25 +19,6 @@ constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
 
 /// exp(max - reference_max), and 0 for an empty partial even when both are -inf.
 double weight_of(double max, double reference_max) { return max == kNegativeInfinity ? 0.0 : std::exp(max - reference_max); }
-
-/// `value` rounded to an odd fp32 mantissa unless exact: rounding that to 16 bits rounds `value` itself once, to nearest even.
-/// Source: Boldo & Melquiond 2008, emulation of correct rounding through round-to-odd.
-float round_to_odd(double value) {
-  const float nearest = static_cast<float>(value);
-  if (static_cast<double>(nearest) == value || std::isnan(value)) { return nearest; }
-  const bool too_large = std::abs(static_cast<double>(nearest)) > std::abs(value);
-  const float truncated = too_large ? std::nextafter(nearest, 0.0F) : nearest;
-  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(truncated) | 1U);
-}
-
-template <class Element>
-Element narrow(double value) {
-  return from_float<Element>(round_to_odd(value));
-}
-template <>
-float narrow<float>(double value) {
-  return static_cast<float>(value);
-}
 
 bool visible(const AttendTask& task, std::int64_t q_row, std::int64_t k_row) {
   switch (task.mask) {
