@@ -3,13 +3,12 @@
 
 #include <annulus/kernels/cuda.hpp>
 
+#include "extents.hpp"
+
 #include <cublas_v2.h>
 #include <cuda_runtime_api.h>
 
-#include <cstdint>
-#include <limits>
 #include <source_location>
-#include <stdexcept>
 #include <string>
 
 namespace annulus::kernels::cuda {
@@ -33,14 +32,6 @@ inline void check(cublasStatus_t status, const char* call, std::source_location 
 /// Follows every launch.
 inline void check_launch(const char* kernel, std::source_location where = std::source_location::current()) {
   check(cudaGetLastError(), kernel, where);
-}
-
-/// `value` as int for grids and BLAS.
-inline int to_int(std::int64_t value) {
-  if (value < 0 || value > std::numeric_limits<int>::max()) {
-    throw std::invalid_argument("extent or stride " + std::to_string(value) + " does not fit an int");
-  }
-  return static_cast<int>(value);
 }
 
 }  // namespace annulus::kernels::cuda

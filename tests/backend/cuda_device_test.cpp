@@ -2,6 +2,7 @@
 // How backend cuda deals with its device: what waits, what is left behind, and sizes beyond 32 bits.
 #include <annulus/backend/backend.hpp>
 #include <annulus/gpu/cuda_devices.hpp>
+#include <annulus/kernels/cublas.hpp>
 #include <annulus/kernels/cuda.hpp>
 #include <annulus_test.hpp>
 

@@ -2,6 +2,7 @@
 // Rates of the cuda kernels on the GPU at hand, each proved against fp64 on the host first:
 //   annulus_cuda_rates [--check-only] [--sweep] [--device N]
 // --sweep times tilings of the unfused attention and prints the best for each shape. Exit code 1 if a check failed, 77 without a GPU.
+#include <annulus/kernels/cublas.hpp>
 #include <annulus/kernels/cuda.hpp>
 #include <annulus/kernels/dtype.hpp>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/kernels/cuda.hpp>
+#include <annulus/kernels/cublas.hpp>
 
 #include "check.hpp"
 

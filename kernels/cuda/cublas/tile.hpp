@@ -4,36 +4,14 @@
 
 #include <annulus/kernels/dtype.hpp>
 
+#include "instances.hpp"
+
 #include <cstddef>
 #include <cstdint>
 
 struct CUstream_st;
 
 namespace annulus::kernels::cuda {
-
-/// Largest number of keys in a tile: a row of scores lives in the registers of one warp.
-inline constexpr std::int64_t kMostTileKeys = 4096;
-
-/// Offsets of an instance (one query head of one batch entry and segment) in the operands of a task, in elements.
-struct InstanceOffsets {
-  std::int64_t q = 0;
-  std::int64_t kv = 0;
-  std::int64_t acc = 0;
-  std::int64_t stat = 0;
-};
-
-/// An axis over which instances repeat, and the offsets from one to the next.
-struct InstanceAxis {
-  std::int64_t count = 1;
-  InstanceOffsets stride;
-};
-
-/// The instances of a tile: consecutive ones, from `first` on, of the product of the axes (the last one fastest).
-struct InstanceMap {
-  InstanceAxis axis[4];
-  int axes = 0;
-  int first = 0;
-};
 
 /// Softmax of one tile. Row r of instance i: scores at i * instance_stride + r * ld, `cols` of them, already scaled. Overwritten from the
 /// start of the row by the probabilities in the operands' dtype, so in elements of 2 bytes the rows are 2 * ld apart.

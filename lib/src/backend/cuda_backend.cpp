@@ -5,6 +5,7 @@
 #include <annulus/core/unwinding.hpp>
 #include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/kernels/alike.hpp>
+#include <annulus/kernels/cublas.hpp>
 #include <annulus/kernels/cuda.hpp>
 
 #include "cuda_queue.hpp"
