@@ -4,7 +4,6 @@
 // where a row stride is a leading dimension. Query rows are cut into chains; the key tiles of a chain follow each other on one lane (a
 // stream with its own handle and scores), chains on different lanes overlap: the products of one with the softmax of another.
 #include <annulus/kernels/cublas.hpp>
-#include <annulus/kernels/visible_keys.hpp>
 
 #include "chains.hpp"
 #include "check.hpp"
@@ -52,16 +51,11 @@ Products products_of(DType dtype) {
 /// Enqueues the next tile of `chain` on `lane`. @returns its scores, as a measure of its cost
 std::int64_t enqueue_tile(Chain& chain, const Lane& lane) {
   const AttendTask& task = *chain.task;
-  const std::int64_t k_begin = chain.k_next;
-  const std::int64_t k_end = std::min(k_begin + chain.k_step, chain.k_end);
-  chain.k_next = k_end;
-  const std::int64_t q_begin = first_row_that_sees(task, chain.q_begin, chain.q_end, k_begin);
-  const std::int64_t rows = chain.q_end - q_begin;
-  const std::int64_t cols = k_end - k_begin;
+  const auto [q_begin, rows, k_begin, cols, masked] = take_tile(chain);
   if (rows == 0) { return 0; }
 
   const std::int64_t element_size = size_of(task.dtype);
-  const std::int64_t ld = round_up(cols, 32);
+  const std::int64_t ld = score_row_stride(cols);
   const std::int64_t instance_stride = rows * ld;
   const InstanceOffsets start = chain.base + InstanceOffsets{q_begin * task.q_strides.row, k_begin * task.kv_strides.row,
                                                              q_begin * task.acc_strides.row, q_begin * task.stat_strides.row};
@@ -115,7 +109,7 @@ std::int64_t enqueue_tile(Chain& chain, const Lane& lane) {
   tile.acc_vectorised = task.head_dim % 4 == 0 && reinterpret_cast<std::uintptr_t>(task.acc) % 16 == 0 && task.acc_strides.batch % 4 == 0 &&
                         task.acc_strides.segment % 4 == 0 && task.acc_strides.row % 4 == 0 && task.acc_strides.kv_head % 4 == 0 &&
                         task.acc_strides.head % 4 == 0;
-  if (visible_keys(task, q_begin) < k_end) {
+  if (masked) {
     tile.causal = true;
     tile.lead = (task.q_positions.first + q_begin * task.q_positions.stride) - (task.k_positions.first + k_begin * task.k_positions.stride);
     tile.q_stride = task.q_positions.stride;
@@ -150,7 +144,8 @@ class CublasAttention::Implementation {
     // Never within a capture: it may load code, and it hands workspace to the library.
     while (lanes_.size() < static_cast<std::size_t>(tiling.streams)) { lanes_.emplace_back(); }
     used_ = static_cast<std::size_t>(tiling.streams);
-    for (std::size_t i = 0; i < used_; ++i) { lanes_[i].use_memory(workspace + static_cast<std::int64_t>(i) * lane_bytes(tiling), tiling); }
+    const std::int64_t lane_bytes = lane_layout(tiling).bytes;
+    for (std::size_t i = 0; i < used_; ++i) { lanes_[i].use_memory(workspace + static_cast<std::int64_t>(i) * lane_bytes, tiling); }
     // An earlier call on another stream may still use the workspace.
     ANNULUS_KERNELS_CHECK(cudaStreamWaitEvent(stream, done_.get(), 0));
     if (submission_ == Submission::eager) {

@@ -25,6 +25,19 @@ bool pointers_aligned(const AttendTask& task) {
          fits(task.v, task.kv_strides, per_16_bytes) && fits(task.acc, task.acc_strides, 4);
 }
 
+/// First row of [begin, end) that sees more than `keys` keys; end if none does.
+std::int64_t first_row_that_sees(const AttendTask& task, std::int64_t begin, std::int64_t end, std::int64_t keys) {
+  while (begin < end) {
+    const std::int64_t middle = begin + (end - begin) / 2;
+    if (visible_keys(task, middle) > keys) {
+      end = middle;
+    } else {
+      begin = middle + 1;
+    }
+  }
+  return begin;
+}
+
 /// Query rows of one head in a tile, at most.
 std::int64_t query_tile_of(const AttendTask& task, const CublasTiling& tiling) {
   switch (task.mask) {
@@ -66,18 +79,6 @@ void validate(const AttendTask& task) {
       break;
   }
   require(task.q_positions.stride >= 1 && task.k_positions.stride >= 1, "AttendTask: positions of a causal task must increase");
-}
-
-std::int64_t first_row_that_sees(const AttendTask& task, std::int64_t begin, std::int64_t end, std::int64_t keys) {
-  while (begin < end) {
-    const std::int64_t middle = begin + (end - begin) / 2;
-    if (visible_keys(task, middle) > keys) {
-      end = middle;
-    } else {
-      begin = middle + 1;
-    }
-  }
-  return begin;
 }
 
 void append_chains(const AttendTask& task, const CublasTiling& tiling, std::vector<Chain>& chains) {
@@ -131,6 +132,18 @@ void append_chains(const AttendTask& task, const CublasTiling& tiling, std::vect
       }
     }
   }
+}
+
+KeyTile take_tile(Chain& chain) {
+  const AttendTask& task = *chain.task;
+  KeyTile tile;
+  tile.k_begin = chain.k_next;
+  chain.k_next = std::min(tile.k_begin + chain.k_step, chain.k_end);
+  tile.cols = chain.k_next - tile.k_begin;
+  tile.q_begin = first_row_that_sees(task, chain.q_begin, chain.q_end, tile.k_begin);
+  tile.rows = chain.q_end - tile.q_begin;
+  tile.masked = tile.rows > 0 && visible_keys(task, tile.q_begin) < chain.k_next;
+  return tile;
 }
 
 bool disjoint(const AttendTask& a, const AttendTask& b) {

@@ -29,11 +29,21 @@ struct Chain {
   std::int64_t k_step = 0;
 };
 
-/// First row of [begin, end) that sees more than `keys` keys; end if none does.
-std::int64_t first_row_that_sees(const AttendTask& task, std::int64_t begin, std::int64_t end, std::int64_t keys);
-
-/// Cuts a task into chains, which keep its address.
+/// Cuts a task into chains, which keep its address. Together they meet every (query, key) that see each other once, the keys of a query in
+/// ascending order.
 void append_chains(const AttendTask& task, const CublasTiling& tiling, std::vector<Chain>& chains);
+
+/// Query rows [q_begin, q_begin + rows) by keys [k_begin, k_begin + cols) of all instances of a chain.
+struct KeyTile {
+  std::int64_t q_begin = 0;
+  std::int64_t rows = 0;  ///< 0: no query sees one of the keys
+  std::int64_t k_begin = 0;
+  std::int64_t cols = 0;
+  bool masked = false;  ///< some key of the tile is hidden from some row
+};
+
+/// Takes the next tile off a chain that is not at its end: k_next < k_end. Rows that see none of its keys are left out.
+KeyTile take_tile(Chain& chain);
 
 /// Whether two tasks certainly share no row of acc. Proved by looking at addresses modulo the common divisor of all strides but those of
 /// the heads: tasks of different heads, or of the same heads at different offsets of a dilation, differ there.

@@ -32,14 +32,13 @@ Lane::Lane(Lane&& other) noexcept
 void Lane::use_memory(std::byte* memory, const CublasTiling& tiling) {
   if (memory == memory_ && tiling == tiling_) { return; }
   ANNULUS_KERNELS_CHECK(cublasSetWorkspace(handle_, memory, static_cast<std::size_t>(kLibraryWorkspaceBytes)));
-  std::byte* next = memory + kLibraryWorkspaceBytes;
-  const auto array = [&] { return std::exchange(next, next + pointer_array_bytes(tiling)); };
-  pointers_.k = reinterpret_cast<const void**>(array());
-  pointers_.q = reinterpret_cast<const void**>(array());
-  pointers_.v = reinterpret_cast<const void**>(array());
-  pointers_.scores = reinterpret_cast<void**>(array());
-  pointers_.acc = reinterpret_cast<void**>(array());
-  scores_ = reinterpret_cast<float*>(next);
+  const LaneLayout layout = lane_layout(tiling);
+  pointers_.k = reinterpret_cast<const void**>(memory + layout.k);
+  pointers_.q = reinterpret_cast<const void**>(memory + layout.q);
+  pointers_.v = reinterpret_cast<const void**>(memory + layout.v);
+  pointers_.scores = reinterpret_cast<void**>(memory + layout.score_rows);
+  pointers_.acc = reinterpret_cast<void**>(memory + layout.acc);
+  scores_ = reinterpret_cast<float*>(memory + layout.scores);
   memory_ = memory;
   tiling_ = tiling;
 }

@@ -22,7 +22,7 @@ class Lane {
   Lane& operator=(const Lane&) = delete;
   ~Lane() { destroy(); }
 
-  /// Cuts up `memory`, lane_bytes(tiling) long, for the tiles to come.
+  /// Cuts up `memory`, lane_layout(tiling).bytes long, for the tiles to come.
   void use_memory(std::byte* memory, const CublasTiling& tiling);
   /// The next use_memory() tells the library anew, even if memory comes to lie at the same place.
   void forget_memory() { memory_ = nullptr; }
