@@ -18,15 +18,15 @@ namespace {
 
 /// A column of one number or text of every report.
 template <class Get>
-BenchColumn column(std::string_view name, const std::vector<BenchReport>& reports, Get get) {
+NamedColumn column(std::string_view name, const std::vector<BenchReport>& reports, Get get) {
   std::vector<decltype(get(reports.front()))> values;
   for (const BenchReport& report : reports) { values.push_back(get(report)); }
   return {std::string(name), std::move(values)};
 }
 
 /// The options of problem, pattern and execution as the rows ran, named like the flags, then what was measured.
-std::vector<BenchColumn> columns_of(const std::vector<BenchReport>& reports) {
-  std::vector<BenchColumn> columns;
+std::vector<NamedColumn> columns_of(const std::vector<BenchReport>& reports) {
+  std::vector<NamedColumn> columns;
   for (const Option& option : options()) {
     if (!is_of_row(option.scope)) { continue; }
     const auto value_of = [&option](const BenchReport& report) {
@@ -64,17 +64,17 @@ std::string csv_field(const std::string& text) {
   return quoted + '"';
 }
 
-std::string csv_of(const std::vector<BenchColumn>& columns, std::size_t rows) {
+std::string csv_of(const std::vector<NamedColumn>& columns, std::size_t rows) {
   std::string text;
   const auto add_line = [&](auto field) {
     std::vector<std::string> fields;
-    for (const BenchColumn& column : columns) { fields.push_back(csv_field(field(column))); }
+    for (const NamedColumn& column : columns) { fields.push_back(csv_field(field(column))); }
     text += fmt::format("{}\n", fmt::join(fields, ","));
   };
-  add_line([](const BenchColumn& c) { return c.name; });
+  add_line([](const NamedColumn& c) { return c.name; });
   for (std::size_t row = 0; row < rows; ++row) {
     add_line(
-        [row](const BenchColumn& c) { return std::visit([row](const auto& values) { return fmt::format("{}", values[row]); }, c.values); });
+        [row](const NamedColumn& c) { return std::visit([row](const auto& values) { return fmt::format("{}", values[row]); }, c.values); });
   }
   return text;
 }
@@ -125,7 +125,7 @@ void BenchFiles::write(const Communicator& comm, const std::vector<BenchReport>&
 }
 
 void BenchFiles::write_rows(const std::vector<BenchReport>& reports, const std::string& hosts) {
-  const std::vector<BenchColumn> columns = columns_of(reports);
+  const std::vector<NamedColumn> columns = columns_of(reports);
   if (hdf5_) {
     auto entries = provenance(invocation_, invocation_.config);
     entries.emplace_back("input", reports.front().input);

@@ -109,15 +109,10 @@ Json to_json(const std::vector<std::vector<StepTiming>>& timings) {
   for (const auto& steps : timings) {
     Json list = Json::array();
     for (const StepTiming& t : steps) {
-      list.push_back({{"compute_ms", t.compute_ms},
-                      {"communication_ms", t.communication_ms},
-                      {"exposed_ms", t.exposed_ms},
-                      {"bytes_sent", t.bytes_sent},
-                      {"bytes_received", t.bytes_received},
-                      {"work_begin_ms", t.work_begin_ms},
-                      {"work_end_ms", t.work_end_ms},
-                      {"transfer_begin_ms", t.transfer_begin_ms},
-                      {"transfer_end_ms", t.transfer_end_ms}});
+      Json& step = list.emplace_back(Json::object());
+      for (const StepNumber& number : kStepNumbers) {
+        std::visit([&](auto field) { step[std::string(number.name)] = t.*field; }, number.field);
+      }
     }
     ranks.push_back(std::move(list));
   }

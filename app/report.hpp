@@ -2,6 +2,7 @@
 // How problems, checks and timings are told, in words and in JSON.
 #pragma once
 
+#include <annulus/core/step_timing.hpp>
 #include <annulus/io/result_file.hpp>
 #include <annulus/job/communicator.hpp>
 #include <annulus/pattern/progression.hpp>

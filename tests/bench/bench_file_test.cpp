@@ -22,7 +22,7 @@ const std::vector<BenchDetail> kDetails{
     {{1.5, 2.5, 3.5}, {{{4.0, 0.0, 0.0, 0, 0}}}},
     {{7.0, 8.0, 9.0}, {{{1.0, 2.0, 3.0, 40, 50}}, {{6.0, 7.0, 8.0, 90, 100}, {2.0, 3.0, 4.0, 5, 6}}}},
 };
-const std::vector<BenchColumn> kColumns{
+const std::vector<NamedColumn> kColumns{
     {"seq-len", std::vector<std::int64_t>{64, std::int64_t{1} << 40}},
     {"median_ms", std::vector<double>{2.5, 8.0}},
     {"dtype", std::vector<std::string>{"bf16", "b\xC3\xBC"}},
@@ -69,8 +69,8 @@ TEST_CASE("a bench file holds a dataset for each column, all samples, and the st
 TEST_CASE("a bench file is complete or absent, and replaces another only by force") {
   const TemporaryFolder folder;
   const std::string path = folder.file("bench.h5");
-  const std::vector<BenchColumn> short_column{{"seq-len", std::vector<std::int64_t>{64}}};
-  CHECK_THROWS_WITH(BenchFile(path, false).write(short_column, kDetails, {}), contains_text("seq-len has 1 values for 2 rows"));
+  const std::vector<NamedColumn> short_column{{"seq-len", std::vector<std::int64_t>{64}}};
+  CHECK_THROWS_WITH(BenchFile(path, false).write(short_column, kDetails, {}), contains_text("seq-len has 1 values for extents 2"));
   CHECK(folder.names().empty());
 
   BenchFile(path, false).write(kColumns, kDetails, {});

@@ -9,7 +9,7 @@
 #include "text_file.hpp"
 
 #include <algorithm>
-#include <cmath>
+#include <array>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
@@ -107,7 +107,7 @@ TEST_CASE("a committed result file holds what was written, in its own dtype and 
   CHECK(folder.names().size() == 3);
 }
 
-TEST_CASE("timings are tables by rank and step, missing steps zero, and provenance is strings", "[io][result]") {
+TEST_CASE("columns are tables of their extents and kind, and provenance is strings", "[io][result]") {
   const TemporaryFolder folder;
   const Problem problem = make_problem(DType::fp32);
   const std::string path = folder.file("result.h5");
@@ -115,7 +115,13 @@ TEST_CASE("timings are tables by rank and step, missing steps zero, and provenan
   {
     ResultFile file(path, false, problem);
     write_all(file, problem, Contents(problem));
-    file.write_timings({{{1.0, 2.0, 3.0, std::int64_t{1} << 40, 5, -1.0, 4.5}}, {{6.0, 7.0, 8.0, 9, 10}, {11.0, 12.0, 13.0, 14, 15}}});
+    file.write_columns("/timings", std::array<std::int64_t, 2>{2, 2},
+                       std::vector<NamedColumn>{{"compute_ms", std::vector<double>{1, 0, 6, 11}},
+                                                {"bytes_sent", std::vector<std::int64_t>{std::int64_t{1} << 40, 0, 9, 14}}});
+    file.write_columns("/names", std::array<std::int64_t, 1>{2}, std::vector<NamedColumn>{{"host", std::vector<std::string>{"a", "bcd"}}});
+    CHECK_THROWS_WITH(file.write_columns("/short", std::array<std::int64_t, 2>{2, 2},
+                                         std::vector<NamedColumn>{{"compute_ms", std::vector<double>{1, 2, 3}}}),
+                      contains_text("column compute_ms has 3 values for extents 2 x 2"));
     file.write_provenance({{"config", config},
                            {"empty", ""},
                            {"hosts",
@@ -125,20 +131,17 @@ TEST_CASE("timings are tables by rank and step, missing steps zero, and provenan
     file.commit();
   }
   const RawDataset compute(path, "/timings/compute_ms");
-  const RawDataset exposed(path, "/timings/exposed_ms");
   const RawDataset sent(path, "/timings/bytes_sent");
-
-  const RawDataset work_end(path, "/timings/work_end_ms");
+  const RawDataset hosts(path, "/names/host");
 
   CHECK(compute.extents == std::vector<hsize_t>{2, 2});
-  CHECK(work_end.as<double>()[0] == 4.5);
-  CHECK(std::isnan(work_end.as<double>()[1]));
-  CHECK(std::isnan(work_end.as<double>()[3]));
   CHECK(H5Tequal(compute.type, H5T_IEEE_F64LE) > 0);
   CHECK(std::vector<double>(compute.as<double>(), compute.as<double>() + 4) == std::vector<double>{1, 0, 6, 11});
-  CHECK(std::vector<double>(exposed.as<double>(), exposed.as<double>() + 4) == std::vector<double>{3, 0, 8, 13});
   CHECK(H5Tequal(sent.type, H5T_STD_I64LE) > 0);
-  CHECK(sent.as<std::int64_t>()[0] == std::int64_t{1} << 40);
+  CHECK(std::vector<std::int64_t>(sent.as<std::int64_t>(), sent.as<std::int64_t>() + 4) ==
+        std::vector<std::int64_t>{std::int64_t{1} << 40, 0, 9, 14});
+  CHECK(hosts.extents == std::vector<hsize_t>{2});
+  CHECK(std::string(hosts.as<char>() + H5Tget_size(hosts.type)) == "bcd");
   const RawDataset stored(path, "/provenance/config");
   CHECK(stored.extents.empty());
   CHECK(H5Tget_cset(stored.type) == H5T_CSET_UTF8);

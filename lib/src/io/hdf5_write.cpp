@@ -3,8 +3,14 @@
 
 #include <annulus/core/error.hpp>
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <numeric>
+#include <variant>
 
 namespace annulus {
 
@@ -29,15 +35,19 @@ Hdf5Handle make_string_type(std::size_t bytes) {
   return type;
 }
 
-/// One number of every StepTiming; ranks with fewer steps than others have what a StepTiming starts with there.
-template <class Number>
-void write_table(const Hdf5File& file, const std::string& name, hid_t type, const std::vector<std::vector<StepTiming>>& timings,
-                 std::size_t steps, Number StepTiming::* field) {
-  std::vector<Number> table(timings.size() * steps, StepTiming{}.*field);
-  for (std::size_t rank = 0; rank < timings.size(); ++rank) {
-    for (std::size_t step = 0; step < timings[rank].size(); ++step) { table[rank * steps + step] = timings[rank][step].*field; }
-  }
-  write_dataset(file, name, type, {timings.size(), steps}, table.data());
+void write_values(const Hdf5File& file, const std::string& name, const Extents& extents, const std::vector<std::int64_t>& values) {
+  write_dataset(file, name, H5T_STD_I64LE, extents, values.data());
+}
+void write_values(const Hdf5File& file, const std::string& name, const Extents& extents, const std::vector<double>& values) {
+  write_dataset(file, name, H5T_IEEE_F64LE, extents, values.data());
+}
+/// Strings of the longest one's length.
+void write_values(const Hdf5File& file, const std::string& name, const Extents& extents, const std::vector<std::string>& values) {
+  std::size_t longest = 0;
+  for (const std::string& text : values) { longest = std::max(longest, text.size()); }
+  std::string elements(values.size() * (longest + 1), '\0');
+  for (std::size_t i = 0; i < values.size(); ++i) { elements.replace(i * (longest + 1), values[i].size(), values[i]); }
+  write_dataset(file, name, make_string_type(longest).get(), extents, elements.data());
 }
 
 }  // namespace
@@ -81,26 +91,17 @@ void write_string(const Hdf5File& file, const std::string& name, const std::stri
   write_dataset(file, name, make_string_type(text.size()).get(), {}, text.c_str());
 }
 
-void write_strings(const Hdf5File& file, const std::string& name, std::span<const std::string> texts) {
-  std::size_t longest = 0;
-  for (const std::string& text : texts) { longest = std::max(longest, text.size()); }
-  std::string elements(texts.size() * (longest + 1), '\0');
-  for (std::size_t i = 0; i < texts.size(); ++i) { elements.replace(i * (longest + 1), texts[i].size(), texts[i]); }
-  write_dataset(file, name, make_string_type(longest).get(), {texts.size()}, elements.data());
-}
-
-void write_timing_tables(const Hdf5File& file, const std::string& folder, const std::vector<std::vector<StepTiming>>& timings) {
-  std::size_t steps = 0;
-  for (const auto& rank : timings) { steps = std::max(steps, rank.size()); }
-  write_table(file, folder + "/compute_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::compute_ms);
-  write_table(file, folder + "/communication_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::communication_ms);
-  write_table(file, folder + "/exposed_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::exposed_ms);
-  write_table(file, folder + "/bytes_sent", H5T_STD_I64LE, timings, steps, &StepTiming::bytes_sent);
-  write_table(file, folder + "/bytes_received", H5T_STD_I64LE, timings, steps, &StepTiming::bytes_received);
-  write_table(file, folder + "/work_begin_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::work_begin_ms);
-  write_table(file, folder + "/work_end_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::work_end_ms);
-  write_table(file, folder + "/transfer_begin_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::transfer_begin_ms);
-  write_table(file, folder + "/transfer_end_ms", H5T_IEEE_F64LE, timings, steps, &StepTiming::transfer_end_ms);
+void write_columns(const Hdf5File& file, const std::string& folder, const Extents& extents, std::span<const NamedColumn> columns) {
+  const hsize_t count = std::accumulate(extents.begin(), extents.end(), hsize_t{1}, std::multiplies<>());
+  for (const NamedColumn& column : columns) {
+    std::visit(
+        [&](const auto& values) {
+          ANNULUS_EXPECTS(values.size() == count, "column {} has {} values for extents {}", column.name, values.size(),
+                          fmt::join(extents, " x "));
+          write_values(file, folder + "/" + column.name, extents, values);
+        },
+        column.values);
+  }
 }
 
 }  // namespace annulus

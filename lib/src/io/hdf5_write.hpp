@@ -2,7 +2,7 @@
 // What the writers of result files share. Every function runs under the caller's Hdf5Lock.
 #pragma once
 
-#include <annulus/io/result_file.hpp>
+#include <annulus/core/named_column.hpp>
 
 #include "hdf5_file.hpp"
 #include "hdf5_handle.hpp"
@@ -31,10 +31,8 @@ void write_dataset(const Hdf5File& file, const std::string& name, hid_t type, co
 
 /// A scalar UTF-8 string of fixed length, zero terminated.
 void write_string(const Hdf5File& file, const std::string& name, const std::string& text);
-/// [texts] UTF-8 strings of the longest one's length, zero terminated.
-void write_strings(const Hdf5File& file, const std::string& name, std::span<const std::string> texts);
 
-/// <folder>/* [rank, step], one table for each number of StepTiming; steps that a rank lacks are 0.
-void write_timing_tables(const Hdf5File& file, const std::string& folder, const std::vector<std::vector<StepTiming>>& timings);
+/// <folder>/<name> for each column: of these extents, which hold all its values, int64, fp64 or UTF-8 strings of the longest one's length.
+void write_columns(const Hdf5File& file, const std::string& folder, const Extents& extents, std::span<const NamedColumn> columns);
 
 }  // namespace annulus

@@ -20,9 +20,8 @@ namespace annulus {
 namespace {
 
 constexpr std::int64_t kWriteBytes = std::int64_t{8} << 20;  ///< of generated rows at a time
-/// Room for what is written at the end: provenance and HDF5's own tables, and each step's timings.
+/// Room for what is written at the end beside columns: provenance and HDF5's own tables.
 constexpr std::int64_t kTailBytes = std::int64_t{32} << 10;
-constexpr std::int64_t kTimingBytes = 9 * static_cast<std::int64_t>(sizeof(double));
 
 void write_attribute(const Hdf5File& file, const char* name, hid_t type, const void* value) {
   const Hdf5Handle space(check_h5(H5Screate(H5S_SCALAR), "H5Screate"));
@@ -35,7 +34,8 @@ hsize_t extent_of(std::int64_t value) { return static_cast<hsize_t>(value); }
 }  // namespace
 
 struct ResultFile::Impl {
-  Impl(const std::string& path, bool force, const Problem& wanted, std::int64_t steps) : problem(wanted), place(path, force), file(place) {
+  Impl(const std::string& path, bool force, const Problem& wanted, std::int64_t table_bytes)
+      : problem(wanted), place(path, force), file(place) {
     const Hdf5Lock lock;
     output_type = make_hdf5_type(problem.dtype);
     lse_type = make_hdf5_type(DType::fp32);
@@ -43,7 +43,7 @@ struct ResultFile::Impl {
                             {extent_of(problem.batch), extent_of(problem.seq_len), extent_of(problem.heads), extent_of(problem.head_dim)});
     lse = create_dataset(file.get(), "/lse", lse_type.get(),
                          {extent_of(problem.batch), extent_of(problem.heads), extent_of(problem.seq_len)});
-    file.reserve_allocated(kTailBytes + steps * kTimingBytes);
+    file.reserve_allocated(kTailBytes + table_bytes);
   }
 
   void require_rows(const char* dataset, std::int64_t batch, std::int64_t first, std::int64_t count) const {
@@ -63,9 +63,9 @@ struct ResultFile::Impl {
   std::int64_t lse_rows = 0;
 };
 
-ResultFile::ResultFile(const std::string& path, bool force, const Problem& problem, std::int64_t steps) {
+ResultFile::ResultFile(const std::string& path, bool force, const Problem& problem, std::int64_t table_bytes) {
   validate(problem);
-  impl_ = before_work([&] { return std::make_unique<Impl>(path, force, problem, steps); });
+  impl_ = before_work([&] { return std::make_unique<Impl>(path, force, problem, table_bytes); });
 }
 
 ResultFile::~ResultFile() = default;
@@ -88,10 +88,9 @@ void ResultFile::write_lse(std::int64_t batch, std::int64_t first, std::int64_t 
   impl_->lse_rows += count;
 }
 
-void ResultFile::write_timings(const std::vector<std::vector<StepTiming>>& timings) {
-  ANNULUS_EXPECTS(!timings.empty(), "timings of no rank");
+void ResultFile::write_columns(const std::string& folder, std::span<const std::int64_t> extents, std::span<const NamedColumn> columns) {
   const Hdf5Lock lock;
-  write_timing_tables(impl_->file, "/timings", timings);
+  annulus::write_columns(impl_->file, folder, Extents(extents.begin(), extents.end()), columns);
 }
 
 void ResultFile::write_counts(const RowCounts& counts) {

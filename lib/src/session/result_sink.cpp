@@ -2,6 +2,7 @@
 #include <annulus/session/result_sink.hpp>
 
 #include <annulus/core/error.hpp>
+#include <annulus/core/step_timing.hpp>
 #include <annulus/pattern/covered_rows.hpp>
 #include <annulus/pattern/permutation.hpp>
 
@@ -9,6 +10,7 @@
 #include "permuted_rows.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -143,7 +145,8 @@ std::unique_ptr<ResultFile> create_result(const ResolvedConfig& resolved, const 
   together(comm, [&] {
     if (comm.rank() != 0 || config.output.empty()) { return; }
     const std::int64_t steps = resolved.ranks == 1 ? 1 : 2 * resolved.ranks;  // at least
-    file = std::make_unique<ResultFile>(config.output, config.force, config.problem, steps);
+    constexpr auto kStepBytes = static_cast<std::int64_t>(kStepNumbers.size() * sizeof(double));
+    file = std::make_unique<ResultFile>(config.output, config.force, config.problem, steps * kStepBytes);
   });
   return file;
 }
@@ -207,7 +210,8 @@ void write_result(const Session& session, ResultFile* file, const std::vector<st
   }
   if (comm.rank() == 0) {
     guarded([&] {
-      file->write_timings(timings);
+      const StepColumns steps = step_columns(timings);
+      file->write_columns("/timings", std::array{steps.ranks, steps.steps}, steps.columns);
       file->write_counts(counts);
       file->write_provenance(provenance);
       file->commit();

@@ -2,23 +2,17 @@
 #pragma once
 
 #include <annulus/bench/step_summary.hpp>
-#include <annulus/io/result_file.hpp>
+#include <annulus/core/named_column.hpp>
+#include <annulus/core/step_timing.hpp>
 
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
 #include <utility>
-#include <variant>
 #include <vector>
 
 namespace annulus {
-
-/// One column of a table of measurements, a value for each row.
-struct BenchColumn {
-  std::string name;
-  std::variant<std::vector<std::int64_t>, std::vector<double>, std::vector<std::string>> values;
-};
 
 /// What one row holds beyond its columns.
 struct BenchDetail {
@@ -37,12 +31,12 @@ class BenchFile {
   BenchFile(const BenchFile&) = delete;
   BenchFile& operator=(const BenchFile&) = delete;
 
-  /// /rows/<column> [row] int64, fp64 or strings; /samples_ms [row, repetition] fp64; for row i /timings/<i>/* [rank, step], the tables of
-  /// ResultFile, and /steps/<i>/{compute_ms, skew_ms, communication_ms, exposed_ms} [step], the fields of StepSummary; /provenance/*
+  /// /rows/<column> [row] int64, fp64 or strings; /samples_ms [row, repetition] fp64; for row i /timings/<i>/* [rank, step], the numbers of
+  /// StepTiming, and /steps/<i>/{compute_ms, skew_ms, communication_ms, exposed_ms} [step], the fields of StepSummary; /provenance/*
   /// strings.
   /// @throws InvalidArgument if the columns are not of one length; RuntimeFailure if the disk refuses, or another program took the place:
   /// what was there stays
-  void write(std::span<const BenchColumn> columns, std::span<const BenchDetail> details,
+  void write(std::span<const NamedColumn> columns, std::span<const BenchDetail> details,
              const std::vector<std::pair<std::string, std::string>>& provenance);
 
  private:

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/core/named_column.hpp>
 #include <annulus/core/problem.hpp>
-#include <annulus/core/step_timing.hpp>
 
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,9 +25,8 @@ struct RowCounts {
 };
 
 /// One HDF5 result file, written by one process: /o [batch, seq, heads, head_dim] in the problem's dtype, /lse [batch, head, seq] fp32,
-/// /timings/{compute_ms, communication_ms, exposed_ms, bytes_sent, bytes_received, work_begin_ms, work_end_ms, transfer_begin_ms,
-/// transfer_end_ms} [rank, step], /rows/{uncovered, non_finite, first_non_finite} int64, /rows/zero_key_shares [branch]
-/// fp64, /provenance/* strings.
+/// tables of named columns, /rows/{uncovered, non_finite, first_non_finite} int64, /rows/zero_key_shares [branch] fp64, /provenance/*
+/// strings.
 ///
 /// It is written in the folder of its place, without a name where the file system can do that and else under a random temporary one, synced
 /// and renamed by commit(): complete or absent. The destructor without commit removes the temporary file; so does
@@ -36,9 +36,9 @@ struct RowCounts {
 class ResultFile {
  public:
   /// Creates the file and takes the disk's blocks for all of it, so that it can be done before any work: what does not fit is known now.
-  /// @param steps of all ranks together, that write_timings() will be given
+  /// @param table_bytes  of the values that write_columns() will be given, at least
   /// @throws InvalidArgument if `path` exists and not `force`, it cannot be created or replaced, or there is no room
-  ResultFile(const std::string& path, bool force, const Problem& problem, std::int64_t steps = 1);
+  ResultFile(const std::string& path, bool force, const Problem& problem, std::int64_t table_bytes = 0);
   ~ResultFile();
   ResultFile(const ResultFile&) = delete;
   ResultFile& operator=(const ResultFile&) = delete;
@@ -47,8 +47,9 @@ class ResultFile {
   void write_output(std::int64_t batch, std::int64_t first, std::int64_t count, const void* rows);
   /// /lse[batch, all heads, first .. first+count); `lse` is [heads, count].
   void write_lse(std::int64_t batch, std::int64_t first, std::int64_t count, const float* lse);
-  /// timings[rank][step]; ranks may have different numbers of steps (missing ones are written as 0).
-  void write_timings(const std::vector<std::vector<StepTiming>>& timings);
+  /// <folder>/<name> of these extents for each column, int64, fp64 or UTF-8 strings.
+  /// @throws InvalidArgument if a column has another number of values
+  void write_columns(const std::string& folder, std::span<const std::int64_t> extents, std::span<const NamedColumn> columns);
   /// /rows/uncovered and /rows/non_finite, /rows/first_non_finite [batch, head, row] if there is one, and /rows/zero_key_shares [branch]
   /// unless it is empty.
   void write_counts(const RowCounts& counts);

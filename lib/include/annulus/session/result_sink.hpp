@@ -20,7 +20,8 @@ std::unique_ptr<ResultFile> create_result(const ResolvedConfig& resolved, const 
 /// Looks through O and LSE of the last run. The same on all ranks. Collective.
 RowCounts count_rows(const Session& session);
 
-/// Streams O and LSE of all ranks into `file` through rank 0, with everything else that a result has, and commits it. Collective; complete
+/// Streams O and LSE of all ranks into `file` through rank 0, with everything else that a result has (of the timings /timings/* [rank,
+/// step], the numbers of StepTiming), and commits it. Collective; complete
 /// or absent. @param file as create_result() made it @param timings as gather_timings() @throws AgreedError if the disk refuses
 void write_result(const Session& session, ResultFile* file, const std::vector<std::vector<StepTiming>>& timings, const RowCounts& counts,
                   const std::vector<std::pair<std::string, std::string>>& provenance);
