@@ -181,6 +181,23 @@ Option timeout_option() {
   return option;
 }
 
+Option grid_option() {
+  Option option{"grid",
+                Scope::execution,
+                "spreads the ranks over batch entries, heads and tokens: batch=B,heads=H,seq=S, each 1 if left out, seq what is left; KV "
+                "blocks travel along seq only",
+                ValueKind::text,
+                kPlanning,
+                {},
+                {}};
+  option.set = [](Draft& draft, const Value& value) { draft.config.grid = grid_from(std::get<std::string>(value)); };
+  option.get = [](const Config& config, Value& value) {
+    value = to_string(config.grid);
+    return config.grid != Grid();
+  };
+  return option;
+}
+
 Option kv_heads_option() {
   Option option = integer("kv-heads", Scope::problem, "key and value heads, a divisor of heads; by default as many as heads", kShaping, 1,
                           kMax, [](Config& c) -> auto& { return c.problem.kv_heads; });
@@ -250,6 +267,7 @@ std::vector<Option> make_options() {
   all.push_back(boolean("scale-by-branches", Scope::pattern, "divide the output by the number of branches", kPlanning,
                         [](Config& c) -> auto& { return c.pattern.scale_by_branches; }));
 
+  all.push_back(grid_option());
   all.push_back(choice<PartitionKind>("partition", Scope::execution, "which tokens a rank owns", kPlanning,
                                       [](Config& c) -> auto& { return c.partition; }));
   all.push_back(

@@ -25,16 +25,17 @@ std::string kernel_text(const Config& config) {
 }
 
 /// What the kernel of the configuration takes on a rank.
-Int128 partial_bytes(const Config& config, const Partition& partition, const PlanSizes& sizes) {
+/// @param problem  of the rank's ring
+Int128 partial_bytes(const Config& config, const Problem& problem, const Partition& partition, const PlanSizes& sizes) {
   switch (config.kernel) {
     case KernelKind::fused:
       // Its partials are of the rows that it carries from step to step, which only the plan tells.
-      return kernel_bytes(config.kernel, make_plan(config.problem, config.pattern, partition, routing_of(config), sizes.rank), 4);
+      return kernel_bytes(config.kernel, make_plan(problem, config.pattern, partition, routing_of(config), sizes.rank), 4);
     case KernelKind::automatic:
     case KernelKind::cublas:
       break;
   }
-  return whole_partials_bytes(config.problem, sizes, config.backend == BackendKind::reference ? 8 : 4);
+  return whole_partials_bytes(problem, sizes, config.backend == BackendKind::reference ? 8 : 4);
 }
 
 }  // namespace
@@ -42,17 +43,20 @@ Int128 partial_bytes(const Config& config, const Partition& partition, const Pla
 ExitCode execute_plan(const Invocation& invocation) {
   const Config config = resolve_without_input(invocation.config);
   const std::int64_t ranks = config.ranks > 0 ? config.ranks : config.virtual_ranks;
-  const Partition partition(config.partition, config.problem.seq_len, ranks);
+  const Grid grid = resolve_grid(config.grid, config.problem, ranks);
+  const Partition partition(config.partition, config.problem.seq_len, grid.seq);
   constexpr std::int64_t kLines = 16;
   constexpr std::int64_t kMostListed = 256;  // ranks whose links, up to their square, are listed one by one
   Json json{{"problem", to_json(config.problem)}, {"pattern", describe(config.pattern)}, {"ranks", ranks}};
+  json["grid"] = {{"batch", grid.batch}, {"heads", grid.heads}, {"seq", grid.seq}};
   json["backend"] = fmt::format("{}{}", to_string(config.backend), kernel_text(config));
   json["ways"] = ways_text(config);
   json["key_order"] = describe_key_order(config.problem, config.pattern, partition, routing_of(config));
   Json list = Json::array();
   if (!invocation.json) {
-    say("{}\n{}\n{} ranks, backend {}{}\n{}\n", describe(config.problem), describe(config.pattern), ranks, to_string(config.backend),
-        kernel_text(config), ways_text(config));
+    say("{}\n{}\n{} ranks{}, backend {}{}\n{}\n", describe(config.problem), describe(config.pattern), ranks,
+        grid.rings() == 1 ? std::string() : fmt::format(" as {}", to_string(grid)), to_string(config.backend), kernel_text(config),
+        ways_text(config));
     say("{}\n", describe_key_order(config.problem, config.pattern, partition, routing_of(config)));
     say("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10}\n", "rank", "rows", "steps", "memory", "inputs+out",
         "partials", "slots", "sent B", "received B", "peers", "GFLOP");
@@ -61,10 +65,10 @@ ExitCode execute_plan(const Invocation& invocation) {
   std::int64_t largest = 0;
   double flops = 0;
   Int128 busiest_link = 0;
-  for_figures_of_ranks(config.problem, config.pattern, partition, routing_of(config), [&](const PlanFigures& figures) {
+  const auto add = [&](const Problem& problem, std::int64_t first_rank, const PlanFigures& figures) {
     const auto& [sizes, cost] = figures;
-    const std::int64_t rank = sizes.rank;
-    const MemoryPlan memory = plan_memory(config.problem, sizes, partial_bytes(config, partition, sizes));
+    const std::int64_t rank = first_rank + sizes.rank;
+    const MemoryPlan memory = plan_memory(problem, sizes, partial_bytes(config, problem, partition, sizes));
     bytes += cost.bytes_sent;
     flops += cost.flops;
     largest = std::max(largest, memory.total());
@@ -84,14 +88,19 @@ ExitCode execute_plan(const Invocation& invocation) {
       if (ranks > kMostListed) { return; }
       Json& links = of_rank["links"] = Json::array();
       for (const LinkBytes& link : cost.links) {
-        links.push_back({{"peer", link.peer}, {"sent", count_in_json(link.sent)}, {"received", count_in_json(link.received)}});
+        links.push_back({{"peer", first_rank + link.peer}, {"sent", count_in_json(link.sent)}, {"received", count_in_json(link.received)}});
       }
     } else if (rank < kLines) {
       say("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10.3f}\n", rank, sizes.local_rows, cost.steps,
           human_bytes(memory.total()), human_bytes(memory.inputs + memory.outputs), human_bytes(memory.partials), human_bytes(memory.slots),
           cost.bytes_sent, cost.bytes_received, cost.links.size(), cost.flops / 1e9);
     }
-  });
+  };
+  for (std::int64_t ring = 0; ring < grid.rings(); ++ring) {
+    const Problem problem = cell_of(config.problem, grid, ring).problem;
+    for_figures_of_ranks(problem, config.pattern, partition, routing_of(config),
+                         [&](const PlanFigures& figures) { add(problem, ring * grid.seq, figures); });
+  }
   if (invocation.json) {
     json["bytes_sent"] = count_in_json(bytes);
     json["flops"] = flops;

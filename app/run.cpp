@@ -22,14 +22,15 @@ namespace annulus::app {
 namespace {
 
 std::string setup_line(const Session& session) {
-  return fmt::format("{} rank{} over {}, backend {}", session.ranks(), session.ranks() == 1 ? "" : "s", to_string(session.transport_kind()),
+  const Grid& grid = session.grid();
+  return fmt::format("{} rank{}{} over {}, backend {}", session.ranks(), session.ranks() == 1 ? "" : "s",
+                     grid.rings() == 1 ? std::string() : fmt::format(" as {}", to_string(grid)), to_string(session.transport_kind()),
                      session.backend().describe());
 }
 
 std::string key_order_line(const Session& session) {
   const Config& config = session.resolved().config;
-  const Partition partition(config.partition, config.problem.seq_len, session.ranks());
-  return describe_key_order(config.problem, config.pattern, partition, routing_of(config));
+  return describe_key_order(config.problem, config.pattern, session.partition(), routing_of(config));
 }
 
 std::vector<std::pair<std::string, std::string>> result_provenance(const Invocation& invocation, const Session& session,
@@ -39,6 +40,7 @@ std::vector<std::pair<std::string, std::string>> result_provenance(const Invocat
   entries.emplace_back("backend", session.backend().describe());
   entries.emplace_back("transport", std::string(to_string(session.transport_kind())));
   entries.emplace_back("ranks", std::to_string(session.ranks()));
+  entries.emplace_back("grid", to_string(session.grid()));
   entries.emplace_back("input", session.resolved().source->describe());
   entries.emplace_back("hosts", hosts);
   return entries;

@@ -408,6 +408,24 @@ TEST_CASE("a check that passes exits 0, on one rank, on virtual ranks and on pro
   CHECK(std::count(result.out.begin(), result.out.end(), '\n') == 1);
 }
 
+TEST_CASE("a grid that does not fit ranks, batch or heads is refused, and plan counts its rings") {
+  const auto plan = [](const std::string& grid, const std::string& ranks) {
+    return std::vector<std::string>{"plan", "--seq-len", "300", "--heads", "6", "--kv-heads", "2", "--ranks", ranks, "--grid", grid};
+  };
+  expect_refusal(plan("heads=4", "6"), "6 ranks are not divisible into 4 rings");
+  expect_refusal(plan("heads=7", "7"), "the problem has 6 heads");
+  expect_refusal(plan("batch=2", "2"), "the batch has 1 entry");
+  expect_refusal(plan("heads=2,seq=2", "6"), "has 4 places, and there are 6 ranks");
+  expect_refusal(plan("heads", "4"), "'heads' is not batch=N, heads=N or seq=N");
+
+  // Each KV head is kept by two rings of two ranks, which send each other a block of 150 rows.
+  const std::int64_t block = std::int64_t{2} * 150 * 64 * 4;
+  const ProcessResult result = annulus_with(plan("heads=4", "8"));
+  INFO(result.out << result.err);
+  CHECK(result.out.find("8 ranks as batch=1,heads=4,seq=2") != std::string::npos);
+  CHECK(result.out.find("all ranks: " + std::to_string(8 * block) + " bytes sent") != std::string::npos);
+}
+
 TEST_CASE("mistakes under a launcher are told once, by one rank, with exit code 2") {
   const TemporaryFolder folder;
   write_text(folder / "x.h5", "not HDF5");

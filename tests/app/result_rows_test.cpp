@@ -147,7 +147,7 @@ double rounding_of(DType dtype) {
 
 }  // namespace
 
-TEST_CASE("every row of /o and /lse is the oracle's and one rank's, from 1 to 4 ranks") {
+TEST_CASE("every row of /o and /lse is the oracle's and one rank's, from 1 to 4 ranks and their grids") {
   for (const Case& each : cases()) {
     const Problem& problem = each.problem;
     std::vector<RowId> all;
@@ -160,20 +160,27 @@ TEST_CASE("every row of /o and /lse is the oracle's and one rank's, from 1 to 4 
       INFO(each.name << " on " << ranks << " ranks");
       const TemporaryFolder folder;
       const std::string path = folder / "out.h5";
-      std::vector<std::string> command{ANNULUS_LAUNCH, std::to_string(ranks), ANNULUS_PROGRAM, "run", "--output", path};
-      command.insert(command.end(), each.flags.begin(), each.flags.end());
-      const ProcessResult result = run_process(command, 60);
-      INFO(result.err);
-      REQUIRE(result.exit_code == 0);
+      std::vector<std::string> grids{"seq=" + std::to_string(ranks)};
+      if (ranks == 3) { grids.emplace_back(problem.heads >= 3 ? "heads=3" : "seq=3"); }
+      if (ranks == 4) { grids.insert(grids.end(), {"batch=2", "heads=2", "batch=2,heads=2"}); }
+      for (const std::string& grid : grids) {
+        INFO("grid " << grid);
+        std::vector<std::string> command{ANNULUS_LAUNCH, std::to_string(ranks), ANNULUS_PROGRAM, "run", "--force", "--output", path};
+        command.insert(command.end(), {"--grid", grid});
+        command.insert(command.end(), each.flags.begin(), each.flags.end());
+        const ProcessResult result = run_process(command, 60);
+        INFO(result.err);
+        REQUIRE(result.exit_code == 0);
 
-      const Rows rows = rows_in(path, problem);
-      const ErrorSums sums = compare_rows(problem, all, rows.out.data(), rows.lse.data(), oracle);
-      require_all_compared(problem, static_cast<std::int64_t>(all.size()), sums);
-      const Verdict verdict = judge(problem, sums);
-      INFO(verdict.reason);
-      CHECK(verdict.passed);
-      if (ranks == 1) { alone = rows; }
-      CHECK(largest_difference(problem, rows, alone) <= rounding_of(problem.dtype));
+        const Rows rows = rows_in(path, problem);
+        const ErrorSums sums = compare_rows(problem, all, rows.out.data(), rows.lse.data(), oracle);
+        require_all_compared(problem, static_cast<std::int64_t>(all.size()), sums);
+        const Verdict verdict = judge(problem, sums);
+        INFO(verdict.reason);
+        CHECK(verdict.passed);
+        if (ranks == 1) { alone = rows; }
+        CHECK(largest_difference(problem, rows, alone) <= rounding_of(problem.dtype));
+      }
     }
   }
 }

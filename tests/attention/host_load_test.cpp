@@ -85,13 +85,15 @@ TEST_CASE("the ranks of a host decode each chunk once and every rank gets its ro
     const auto source = open_input(file.path());
     const Problem& problem = source->problem();
     const Partition partition(PartitionKind::contiguous, problem.seq_len, world().size());
+    std::vector<HostBox> boxes;
+    for (const std::int64_t rank : world().host_ranks()) { boxes.push_back({0, problem.batch, partition.shard(rank)}); }
     for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
       REQUIRE(source->bands(tensor).has_value());
       const std::int64_t heads = tensor == Tensor::q ? problem.heads : problem.kv_heads;
       decoded = 0;
       std::int64_t rows = 0;
       bool equal = true;
-      load_on_host(*source, tensor, world(), partition,
+      load_on_host(*source, tensor, world(), boxes,
                    [&](const TensorSource& from, Tensor which, std::int64_t batch, std::int64_t first, std::int64_t count) {
                      equal = equal && which == tensor;
                      std::vector<float> values(static_cast<std::size_t>(count * heads * problem.head_dim));

@@ -63,13 +63,14 @@ void write_all(ResultFile& file, const Problem& problem, const Contents& content
     std::int64_t count = 1;
     for (std::int64_t end = problem.seq_len; end > 0;) {
       const std::int64_t first = std::max<std::int64_t>(0, end - count++);
-      file.write_output(batch, first, end - first, contents.output.data() + (batch * problem.seq_len + first) * row_bytes);
+      file.write_output({batch, first, end - first, 0, problem.heads},
+                        contents.output.data() + (batch * problem.seq_len + first) * row_bytes);
       std::vector<float> lse;
       for (std::int64_t head = 0; head < problem.heads; ++head) {
         const float* row = contents.lse.data() + (batch * problem.heads + head) * problem.seq_len;
         lse.insert(lse.end(), row + first, row + end);
       }
-      file.write_lse(batch, first, end - first, lse.data());
+      file.write_lse({batch, first, end - first, 0, problem.heads}, lse.data());
       end = first;
     }
   }
@@ -165,7 +166,7 @@ TEST_CASE("a result file that is not committed leaves nothing", "[io][result]") 
 
   const auto fail_half_way = [&] {
     ResultFile file(folder.file("result.h5"), false, problem);
-    file.write_output(0, 0, 1, Contents(problem).output.data());
+    file.write_output({0, 0, 1, 0, problem.heads}, Contents(problem).output.data());
     throw std::runtime_error("injected");
   };
   CHECK_THROWS_WITH(fail_half_way(), "injected");
@@ -178,12 +179,13 @@ TEST_CASE("a result with rows missing cannot be committed", "[io][result]") {
   const Contents contents(problem);
   {
     ResultFile file(folder.file("result.h5"), false, problem);
-    file.write_output(0, 0, 13, contents.output.data());
-    file.write_output(1, 0, 12, contents.output.data());
+    file.write_output({0, 0, 13, 0, problem.heads}, contents.output.data());
+    file.write_output({1, 0, 12, 0, problem.heads}, contents.output.data());
 
-    CHECK_THROWS_WITH(file.commit(), contains_text("incomplete") && contains_text("25 rows of /o") && contains_text("not 26"));
-    CHECK_THROWS_AS(file.write_output(0, 10, 4, contents.output.data()), InvalidArgument);
-    CHECK_THROWS_AS(file.write_lse(2, 0, 1, contents.lse.data()), InvalidArgument);
+    CHECK_THROWS_WITH(file.commit(), contains_text("incomplete") && contains_text("75 heads of rows of /o") && contains_text("not 78"));
+    CHECK_THROWS_AS(file.write_output({0, 10, 4, 0, problem.heads}, contents.output.data()), InvalidArgument);
+    CHECK_THROWS_AS(file.write_output({0, 0, 1, 1, problem.heads}, contents.output.data()), InvalidArgument);
+    CHECK_THROWS_AS(file.write_lse({2, 0, 1, 0, problem.heads}, contents.lse.data()), InvalidArgument);
   }
   CHECK(folder.names().empty());
 }
@@ -306,10 +308,10 @@ TEST_CASE("a file that is too large for its place is refused before anything is 
       if (::setrlimit(RLIMIT_FSIZE, &bytes) != 0) { ::_exit(98); }
       try {
         ResultFile file(path, false, problem);
-        file.write_output(0, 0, 40000, contents.output.data());
-        file.write_output(1, 0, 40000, contents.output.data());
-        file.write_lse(0, 0, 40000, contents.lse.data());
-        file.write_lse(1, 0, 40000, contents.lse.data());
+        file.write_output({0, 0, 40000, 0, problem.heads}, contents.output.data());
+        file.write_output({1, 0, 40000, 0, problem.heads}, contents.output.data());
+        file.write_lse({0, 0, 40000, 0, problem.heads}, contents.lse.data());
+        file.write_lse({1, 0, 40000, 0, problem.heads}, contents.lse.data());
         file.commit();
       } catch (const InvalidArgument& error) {  // known before anything is written
         const std::string message = error.what();

@@ -55,7 +55,7 @@ TEST_CASE("a process that is killed leaves nothing of what it was writing") {
       [&] {
         ResultFile file(folder.file("o.h5"), false, problem);
         const std::vector<float> rows(static_cast<std::size_t>(50 * 2 * 8), 1.0F);
-        file.write_output(0, 0, 50, rows.data());
+        file.write_output({0, 0, 50, 0, 2}, rows.data());
         std::raise(SIGKILL);
       },
       [&] {

@@ -2,6 +2,7 @@
 #include <annulus/plan/plan.hpp>
 
 #include <annulus/core/error.hpp>
+#include <annulus/pattern/grid_cell.hpp>
 #include <annulus/plan/choice.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/plan/coverage.hpp>
@@ -106,6 +107,31 @@ TEST_CASE("the plans of random problems attend every visible pair exactly once, 
   }
   CHECK(proven > 500);
   CHECK(fourth_slots > 0);
+}
+
+TEST_CASE("the rings of a grid attend together what one rank attends, each pair once") {
+  const std::uint64_t seed = 8;
+  INFO("seed " << seed);
+  int proven = 0;
+  for (std::int64_t number = 0; number < 1500; ++number) {
+    const RandomCase drawn = random_case(seed, number, std::nullopt);
+    const Problem& whole = drawn.problem;
+    const bool large = whole.seq_len * whole.seq_len * whole.heads * std::ssize(drawn.pattern.branches) > 400000;
+    if (drawn.grid.rings() == 1 || large) { continue; }
+    ++proven;
+    INFO("case " << number << ": " << drawn.describe());
+    const Grid grid = resolve_grid(drawn.grid, whole, drawn.ranks);
+    std::int64_t pairs = 0;
+    for (std::int64_t ring = 0; ring < grid.rings(); ++ring) {
+      const Problem problem = cell_of(whole, grid, ring).problem;
+      const std::vector<RingPlan> plans = plans_of(problem, drawn.pattern, Routing{drawn.schedule}, grid.seq, drawn.partition);
+      const Coverage coverage = prove_coverage(plans);
+      REQUIRE(coverage.bytes_moved == bytes_received(plans));
+      pairs += coverage.pairs;
+    }
+    REQUIRE(pairs == prove_coverage(plans_of(whole, drawn.pattern, Routing{}, 1)).pairs);
+  }
+  CHECK(proven > 150);
 }
 
 TEST_CASE("zigzag gives every rank the same work under a causal mask, in every step, and moves no more than ring-full") {

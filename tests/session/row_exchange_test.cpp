@@ -113,7 +113,7 @@ TEST_CASE("every process takes its range in the order of the file, and all of th
           }
         },
         [&](std::int64_t round, const std::byte* rows) {
-          const Progression part = exchange.part(world().rank(), round, kRowBytes);
+          const Progression part = exchange.file_rounds(kRowBytes).part(world().rank(), round);
           right = right && round == rounds++ && (part.empty() || part.first == next);
           for (std::int64_t i = 0; i < part.count; ++i, rows += kRowBytes) { right = right && is_row(next++, rows); }
         });

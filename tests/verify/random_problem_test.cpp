@@ -90,6 +90,11 @@ TEST_CASE("2000 cases hold every kind of shape and every choice many times") {
     note(problem.head_dim > 128, "head_dim above 128");
     note(problem.head_dim % 8 != 0, "head_dim off 8");
     note(problem.causal, "causal");
+    note(random.grid.batch > 1, "grid over batch");
+    note(random.grid.heads > 1, "grid over heads");
+    note(random.grid.heads > problem.kv_heads, "grid that gives a KV head to several");
+    note(random.grid.rings() > 1 && random.grid.rings() < random.ranks, "several rings of several ranks");
+    note(random.grid.rings() > 1 && random.grid.rings() == random.ranks, "rings of one rank");
     note(problem.scale < 0, "negative scale");
     note(problem.scale == 0, "no scale");
     note(!problem.causal, "not causal");

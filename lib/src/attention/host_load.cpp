@@ -74,16 +74,18 @@ class BandRows final : public TensorSource {
 
 class HostLoad {
  public:
-  HostLoad(const TensorSource& source, Tensor tensor, const Communicator& comm, const Partition& partition, const TakeRows& take)
+  HostLoad(const TensorSource& source, Tensor tensor, const Communicator& comm, std::span<const HostBox> boxes, const TakeRows& take)
       : source_(source), tensor_(tensor), comm_(comm), take_(take), bands_(*source.bands(tensor)), rows_(source, bands_.row_bytes) {
     const Problem& problem = source.problem();
     heads_ = heads_of(problem, tensor);
     element_bytes_ = bands_.row_bytes / (heads_ * problem.head_dim);
-    for (const std::int64_t rank : comm.host_ranks()) {
-      std::vector<Range>& own = shards_.emplace_back();
-      for (const ShardPiece& piece : partition.shard(rank).pieces) {
+    ANNULUS_EXPECTS(std::ssize(boxes) == comm.host_size(), "{} boxes for {} ranks", boxes.size(), comm.host_size());
+    for (const HostBox& box : boxes) {
+      Wanted& wanted = wanted_.emplace_back();
+      wanted.entries = {box.batch, box.batches};
+      for (const ShardPiece& piece : box.shard.pieces) {
         ANNULUS_ASSERT(piece.global.stride == 1, "reading rows {} apart", piece.global.stride);
-        own.push_back({piece.global.first, piece.global.count});
+        wanted.rows.push_back({piece.global.first, piece.global.count});
       }
     }
   }
@@ -99,6 +101,12 @@ class HostLoad {
   }
 
  private:
+  /// What a rank takes.
+  struct Wanted {
+    Range entries;
+    std::vector<Range> rows;
+  };
+
   /// After a failure nothing more is read or taken, but the others still get their messages.
   template <class Body>
   void guarded(Body&& body) {
@@ -108,9 +116,10 @@ class HostLoad {
     } catch (...) { failure_ = std::current_exception(); }
   }
 
-  bool anyone_needs(const Range& rows) const {
-    return std::any_of(shards_.begin(), shards_.end(), [&](const std::vector<Range>& shard) {
-      return std::any_of(shard.begin(), shard.end(), [&](const Range& own) { return common(own, rows).count > 0; });
+  bool anyone_needs(const Range& entries, const Range& rows) const {
+    return std::any_of(wanted_.begin(), wanted_.end(), [&](const Wanted& wanted) {
+      return common(wanted.entries, entries).count > 0 &&
+             std::any_of(wanted.rows.begin(), wanted.rows.end(), [&](const Range& own) { return common(own, rows).count > 0; });
     });
   }
 
@@ -120,7 +129,7 @@ class HostLoad {
     const std::int64_t head_dim = source_.problem().head_dim;
     for (std::int64_t row = band.first; row < band.first + band.count; row += bands_.chunk_rows) {
       const Range rows{row, std::min(bands_.chunk_rows, band.first + band.count - row)};
-      if (!anyone_needs(rows)) { continue; }
+      if (!anyone_needs({batch, batches}, rows)) { continue; }
       for (std::int64_t head = 0; head < heads_; head += bands_.chunk_heads) {
         for (std::int64_t dim = 0; dim < head_dim; dim += bands_.chunk_dims) {
           chunks.push_back({batch, batches, row, rows.count, head, std::min(bands_.chunk_heads, heads_ - head), dim,
@@ -134,18 +143,19 @@ class HostLoad {
   void load_band(std::int64_t batch, std::int64_t batches, const Range& band) {
     const std::vector<Box> chunks = chunks_of(batch, batches, band);
     if (chunks.empty()) { return; }
+    const Range entries = common(wanted_[me()].entries, {batch, batches});
     std::vector<Range> own;
-    for (const Range& range : shards_[me()]) {
-      if (const Range part = common(range, band); part.count > 0) { own.push_back(part); }
+    for (const Range& range : wanted_[me()].rows) {
+      if (const Range part = common(range, band); part.count > 0 && entries.count > 0) { own.push_back(part); }
     }
-    rows_.begin(batch, batches, own);
-    for (std::size_t round = 0; round < chunks.size(); round += shards_.size()) {
-      const std::size_t end = std::min(chunks.size(), round + shards_.size());
+    rows_.begin(entries.first, entries.count, own);
+    for (std::size_t round = 0; round < chunks.size(); round += wanted_.size()) {
+      const std::size_t end = std::min(chunks.size(), round + wanted_.size());
       if (round + me() < end) { read_chunk(chunks[round + me()]); }
       for (std::size_t index = round; index < end; ++index) { deliver(chunks[index], index - round); }
     }
     for (const Range& range : own) {
-      for (std::int64_t entry = batch; entry < batch + batches; ++entry) {
+      for (std::int64_t entry = entries.first; entry < entries.first + entries.count; ++entry) {
         guarded([&] { take_(rows_, tensor_, entry, range.first, range.count); });
       }
     }
@@ -161,12 +171,13 @@ class HostLoad {
   /// Brings the rows of a chunk from the rank of the host that read it to those that own them. All ranks walk the same list in the same
   /// order, so that no two wait for each other.
   void deliver(const Box& chunk, std::size_t reader) {
-    for (std::size_t owner = 0; owner < shards_.size(); ++owner) {
+    for (std::size_t owner = 0; owner < wanted_.size(); ++owner) {
       if (me() != reader && me() != owner) { continue; }
-      for (const Range& range : shards_[owner]) {
+      const Range entries = common(wanted_[owner].entries, {chunk.batch, chunk.batches});
+      for (const Range& range : wanted_[owner].rows) {
         const Range part = common(range, {chunk.row, chunk.rows});
         if (part.count == 0) { continue; }
-        for (std::int64_t entry = 0; entry < chunk.batches; ++entry) {
+        for (std::int64_t entry = entries.first - chunk.batch; entry < entries.first - chunk.batch + entries.count; ++entry) {
           const auto bytes = static_cast<std::size_t>(part.count * row_bytes(chunk));
           const std::int64_t place = (entry * chunk.rows + part.first - chunk.row) * row_bytes(chunk);
           if (me() != owner) {
@@ -204,7 +215,7 @@ class HostLoad {
   BandRows rows_;
   std::int64_t heads_ = 0;
   std::int64_t element_bytes_ = 0;
-  std::vector<std::vector<Range>> shards_;  ///< by rank of the host
+  std::vector<Wanted> wanted_;  ///< by rank of the host
   std::vector<std::byte> chunk_;
   std::vector<std::byte> received_;
   std::exception_ptr failure_;
@@ -219,8 +230,9 @@ std::int64_t host_load_bytes(const TensorSource& source, Tensor tensor) {
   return bands->bytes() + 2 * bands->batches * bands->chunk_rows * bands->row_bytes;
 }
 
-void load_on_host(const TensorSource& source, Tensor tensor, const Communicator& comm, const Partition& partition, const TakeRows& take) {
-  HostLoad(source, tensor, comm, partition, take).run();
+void load_on_host(const TensorSource& source, Tensor tensor, const Communicator& comm, std::span<const HostBox> boxes,
+                  const TakeRows& take) {
+  HostLoad(source, tensor, comm, boxes, take).run();
 }
 
 }  // namespace annulus

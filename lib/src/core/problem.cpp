@@ -20,6 +20,20 @@ bool product_fits(std::initializer_list<std::int64_t> factors) {
   return true;
 }
 
+void validate_window(const Problem& problem) {
+  const HeadWindow& window = problem.window;
+  if (window.heads == 0) { return; }
+  ANNULUS_EXPECTS(window.kv_heads >= 1 && window.heads % window.kv_heads == 0, "kv-heads {} does not divide heads {}", window.kv_heads,
+                  window.heads);
+  ANNULUS_EXPECTS(window.first >= 0 && window.first + problem.heads <= window.heads, "heads {} to {} of a problem with {}", window.first,
+                  window.first + problem.heads - 1, window.heads);
+  const std::int64_t group = window.heads / window.kv_heads;
+  const bool whole_groups = window.first % group == 0 && problem.group_size() == group;
+  const bool of_one_group = problem.kv_heads == 1 && window.first % group + problem.heads <= group;
+  ANNULUS_EXPECTS(whole_groups || of_one_group, "{} heads from {} on, with {} KV heads, are neither whole groups of {} nor of one",
+                  problem.heads, window.first, problem.kv_heads, group);
+}
+
 }  // namespace
 
 Pattern dense_pattern(std::int64_t seq_len) {
@@ -40,6 +54,7 @@ void validate(const Problem& problem) {
   ANNULUS_EXPECTS(product_fits({problem.batch, problem.seq_len, problem.heads, problem.head_dim, 16}),
                   "batch {} x seq-len {} x heads {} x head-dim {} is beyond 2^58 elements", problem.batch, problem.seq_len, problem.heads,
                   problem.head_dim);
+  validate_window(problem);
   if (problem.kv_lengths.empty()) { return; }
   ANNULUS_EXPECTS(std::ssize(problem.kv_lengths) == problem.batch, "kv-lengths has {} numbers, and batch is {}; one for each batch entry",
                   problem.kv_lengths.size(), problem.batch);

@@ -46,10 +46,12 @@ struct ResultFile::Impl {
     file.reserve_allocated(kTailBytes + table_bytes);
   }
 
-  void require_rows(const char* dataset, std::int64_t batch, std::int64_t first, std::int64_t count) const {
-    ANNULUS_EXPECTS(batch >= 0 && batch < problem.batch && first >= 0 && count >= 0 && count <= problem.seq_len - first,
-                    "rows {}..{} of batch entry {} are outside {} of batch {}, seq_len {}", first, first + count, batch, dataset,
-                    problem.batch, problem.seq_len);
+  void require_inside(const char* dataset, const ResultBox& box) const {
+    ANNULUS_EXPECTS(
+        box.batch >= 0 && box.batch < problem.batch && box.first >= 0 && box.count >= 0 && box.count <= problem.seq_len - box.first &&
+            box.first_head >= 0 && box.heads >= 1 && box.heads <= problem.heads - box.first_head,
+        "rows {}..{} of batch entry {}, heads {}..{}, are outside {} of batch {}, seq_len {}, heads {}", box.first, box.first + box.count,
+        box.batch, box.first_head, box.first_head + box.heads, dataset, problem.batch, problem.seq_len, problem.heads);
   }
 
   Problem problem;
@@ -59,8 +61,8 @@ struct ResultFile::Impl {
   Hdf5Handle lse_type;
   Hdf5Handle output;
   Hdf5Handle lse;
-  std::int64_t output_rows = 0;  ///< written so far, over all batch entries
-  std::int64_t lse_rows = 0;
+  std::int64_t output_row_heads = 0;  ///< heads of rows that are written so far, over all batch entries
+  std::int64_t lse_row_heads = 0;
 };
 
 ResultFile::ResultFile(const std::string& path, bool force, const Problem& problem, std::int64_t table_bytes) {
@@ -70,22 +72,23 @@ ResultFile::ResultFile(const std::string& path, bool force, const Problem& probl
 
 ResultFile::~ResultFile() = default;
 
-void ResultFile::write_output(std::int64_t batch, std::int64_t first, std::int64_t count, const void* rows) {
-  impl_->require_rows("/o", batch, first, count);
-  if (count == 0) { return; }
+void ResultFile::write_output(const ResultBox& box, const void* rows) {
+  impl_->require_inside("/o", box);
+  if (box.count == 0) { return; }
   const Hdf5Lock lock;
-  write_block(impl_->file, impl_->output, impl_->output_type.get(), {extent_of(batch), extent_of(first), 0, 0},
-              {1, extent_of(count), extent_of(impl_->problem.heads), extent_of(impl_->problem.head_dim)}, rows);
-  impl_->output_rows += count;
+  write_block(impl_->file, impl_->output, impl_->output_type.get(),
+              {extent_of(box.batch), extent_of(box.first), extent_of(box.first_head), 0},
+              {1, extent_of(box.count), extent_of(box.heads), extent_of(impl_->problem.head_dim)}, rows);
+  impl_->output_row_heads += box.count * box.heads;
 }
 
-void ResultFile::write_lse(std::int64_t batch, std::int64_t first, std::int64_t count, const float* lse) {
-  impl_->require_rows("/lse", batch, first, count);
-  if (count == 0) { return; }
+void ResultFile::write_lse(const ResultBox& box, const float* lse) {
+  impl_->require_inside("/lse", box);
+  if (box.count == 0) { return; }
   const Hdf5Lock lock;
-  write_block(impl_->file, impl_->lse, impl_->lse_type.get(), {extent_of(batch), 0, extent_of(first)},
-              {1, extent_of(impl_->problem.heads), extent_of(count)}, lse);
-  impl_->lse_rows += count;
+  write_block(impl_->file, impl_->lse, impl_->lse_type.get(), {extent_of(box.batch), extent_of(box.first_head), extent_of(box.first)},
+              {1, extent_of(box.heads), extent_of(box.count)}, lse);
+  impl_->lse_row_heads += box.count * box.heads;
 }
 
 void ResultFile::write_columns(const std::string& folder, std::span<const std::int64_t> extents, std::span<const NamedColumn> columns) {
@@ -110,10 +113,10 @@ void ResultFile::write_provenance(const std::vector<std::pair<std::string, std::
 }
 
 void ResultFile::commit() {
-  const std::int64_t rows = impl_->problem.batch * impl_->problem.seq_len;
-  ANNULUS_EXPECTS(impl_->output_rows == rows && impl_->lse_rows == rows,
-                  "{} is incomplete: {} rows of /o and {} of /lse were written, not {}", impl_->file.describe(), impl_->output_rows,
-                  impl_->lse_rows, rows);
+  const std::int64_t row_heads = impl_->problem.batch * impl_->problem.seq_len * impl_->problem.heads;
+  ANNULUS_EXPECTS(impl_->output_row_heads == row_heads && impl_->lse_row_heads == row_heads,
+                  "{} is incomplete: {} heads of rows of /o and {} of /lse were written, not {}", impl_->file.describe(),
+                  impl_->output_row_heads, impl_->lse_row_heads, row_heads);
   const Hdf5Lock lock;
   close_dataset(impl_->file, impl_->output);
   close_dataset(impl_->file, impl_->lse);

@@ -161,25 +161,11 @@ Communicator Communicator::world(double timeout_s) {
   Communicator comm;
   comm.host_ = host_name();
   comm.comm_ = std::make_shared<MPI_Comm>(MPI_COMM_WORLD);
-  int rank = 0;
-  int size = 1;
-  ANNULUS_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &rank));
-  ANNULUS_MPI(MPI_Comm_size(MPI_COMM_WORLD, &size));
-  comm.rank_ = rank;
-  comm.size_ = size;
-  if (size == 1) {
+  comm.find_ranks();
+  if (comm.size_ == 1) {
     comm.watchdog_ = std::make_shared<Watchdog>();
     return comm;
   }
-  MPI_Comm host_comm = MPI_COMM_NULL;
-  ANNULUS_MPI(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &host_comm));
-  ANNULUS_MPI(MPI_Comm_rank(host_comm, &rank));
-  ANNULUS_MPI(MPI_Comm_size(host_comm, &size));
-  comm.host_ranks_.resize(static_cast<std::size_t>(size));
-  ANNULUS_MPI(MPI_Allgather(&comm.rank_, 1, MPI_INT64_T, comm.host_ranks_.data(), 1, MPI_INT64_T, host_comm));
-  ANNULUS_MPI(MPI_Comm_free(&host_comm));
-  comm.host_rank_ = rank;
-  comm.host_size_ = size;
   const std::string name = comm.name();
   comm.watchdog_ = std::make_shared<Watchdog>(MPI_COMM_WORLD, timeout_s, comm.host_, [name](std::string_view message) {
     print_error(fmt::format("{}: {}; the job is aborted", name, message));
@@ -190,7 +176,29 @@ Communicator Communicator::world(double timeout_s) {
   return comm;
 }
 
-std::string Communicator::name() const { return fmt::format("rank {} ({})", rank_, host_); }
+void Communicator::find_ranks() {
+  int rank = 0;
+  int size = 1;
+  ANNULUS_MPI(MPI_Comm_rank(get(), &rank));
+  ANNULUS_MPI(MPI_Comm_size(get(), &size));
+  rank_ = rank;
+  size_ = size;
+  host_rank_ = 0;
+  host_size_ = 1;
+  host_ranks_ = {rank_};
+  if (size == 1) { return; }
+  MPI_Comm host_comm = MPI_COMM_NULL;
+  ANNULUS_MPI(MPI_Comm_split_type(get(), MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &host_comm));
+  ANNULUS_MPI(MPI_Comm_rank(host_comm, &rank));
+  ANNULUS_MPI(MPI_Comm_size(host_comm, &size));
+  host_ranks_.resize(static_cast<std::size_t>(size));
+  ANNULUS_MPI(MPI_Allgather(&rank_, 1, MPI_INT64_T, host_ranks_.data(), 1, MPI_INT64_T, host_comm));
+  ANNULUS_MPI(MPI_Comm_free(&host_comm));
+  host_rank_ = rank;
+  host_size_ = size;
+}
+
+std::string Communicator::name() const { return fmt::format("rank {} ({})", rank_in_job(rank_), host_); }
 
 MPI_Comm Communicator::get() const {
   ANNULUS_ASSERT(comm_ != nullptr, "a communicator without MPI has no handle");
@@ -201,30 +209,48 @@ Communicator Communicator::duplicate() const {
   Communicator copy = *this;
   if (comm_) {
     MPI_Comm handle = MPI_COMM_NULL;
-    const Watchdog::Wait wait = watchdog_->waiting("duplicating a communicator");
+    const Watchdog::Wait wait = waiting("duplicating a communicator");
     ANNULUS_MPI(MPI_Comm_dup(get(), &handle));
-    copy.comm_ = std::shared_ptr<MPI_Comm>(new MPI_Comm(handle), [](MPI_Comm* owned) {
-      // Freeing is collective: not while unwinding, when peers may be gone.
-      if (unwinding()) {
-        left_behind().push_back(*owned);
-      } else {
-        MPI_Comm_free(owned);
-      }
-      delete owned;
-    });
+    copy.adopt(handle);
   }
   return copy;
 }
 
+Communicator Communicator::split(std::int64_t part) const {
+  Communicator some = *this;
+  if (!comm_) { return some; }
+  const Watchdog::Wait wait = waiting("splitting a communicator");
+  MPI_Comm handle = MPI_COMM_NULL;
+  ANNULUS_MPI(MPI_Comm_split(get(), checked_narrow<int>(part), checked_narrow<int>(rank_), &handle));
+  some.adopt(handle);
+  some.find_ranks();
+  const std::int64_t in_job = rank_in_job(rank_);
+  some.job_ranks_.resize(static_cast<std::size_t>(some.size_));
+  ANNULUS_MPI(MPI_Allgather(&in_job, 1, MPI_INT64_T, some.job_ranks_.data(), 1, MPI_INT64_T, handle));
+  return some;
+}
+
+void Communicator::adopt(MPI_Comm handle) {
+  comm_ = std::shared_ptr<MPI_Comm>(new MPI_Comm(handle), [](MPI_Comm* owned) {
+    // Freeing is collective: not while unwinding, when peers may be gone.
+    if (unwinding()) {
+      left_behind().push_back(*owned);
+    } else {
+      MPI_Comm_free(owned);
+    }
+    delete owned;
+  });
+}
+
 void Communicator::barrier() const {
   if (size_ == 1) { return; }
-  const Watchdog::Wait wait = watchdog_->waiting("barrier");
+  const Watchdog::Wait wait = waiting("barrier");
   ANNULUS_MPI(MPI_Barrier(get()));
 }
 
 void Communicator::broadcast(std::span<std::byte> data, std::int64_t root) const {
   if (size_ == 1) { return; }
-  const Watchdog::Wait wait = watchdog_->waiting("broadcast", root, static_cast<std::int64_t>(data.size()));
+  const Watchdog::Wait wait = waiting("broadcast", root, static_cast<std::int64_t>(data.size()));
   ANNULUS_MPI(MPI_Bcast(data.data(), checked_narrow<int>(data.size()), MPI_BYTE, checked_narrow<int>(root), get()));
 }
 
@@ -241,7 +267,7 @@ namespace {
 template <class Number>
 Number all_reduce(const Communicator& comm, Number value, MPI_Datatype type, MPI_Op operation) {
   if (comm.size() == 1) { return value; }
-  const Watchdog::Wait wait = comm.watchdog().waiting("agreement of all ranks");
+  const Watchdog::Wait wait = comm.waiting("agreement of all ranks");
   Number result{};
   ANNULUS_MPI(MPI_Allreduce(&value, &result, 1, type, operation, comm.get()));
   return result;
@@ -257,7 +283,7 @@ std::int64_t Communicator::min(std::int64_t value) const { return all_reduce(*th
 
 std::vector<std::string> Communicator::all_gather(const std::string& bytes) const {
   if (size_ == 1) { return {bytes}; }
-  const Watchdog::Wait wait = watchdog_->waiting("gathering from all ranks");
+  const Watchdog::Wait wait = waiting("gathering from all ranks");
   std::vector<int> counts(static_cast<std::size_t>(size_));
   const int own = checked_narrow<int>(bytes.size());
   ANNULUS_MPI(MPI_Allgather(&own, 1, MPI_INT, counts.data(), 1, MPI_INT, get()));
@@ -296,7 +322,7 @@ std::vector<std::string> Communicator::gather(const std::string& bytes, std::int
 
 void Communicator::send(std::span<const std::byte> data, std::int64_t peer, int tag) const {
   const auto bytes = static_cast<std::int64_t>(data.size());
-  const Watchdog::Wait wait = watchdog_->waiting("sending", peer, bytes);
+  const Watchdog::Wait wait = waiting("sending", peer, bytes);
   for_each_message_chunk(bytes, [&](std::int64_t offset, int count) {
     ANNULUS_MPI(MPI_Send(data.data() + offset, count, MPI_BYTE, checked_narrow<int>(peer), tag, get()));
     watchdog_->progress();
@@ -305,7 +331,7 @@ void Communicator::send(std::span<const std::byte> data, std::int64_t peer, int 
 
 void Communicator::receive(std::span<std::byte> data, std::int64_t peer, int tag) const {
   const auto bytes = static_cast<std::int64_t>(data.size());
-  const Watchdog::Wait wait = watchdog_->waiting("receiving", peer, bytes);
+  const Watchdog::Wait wait = waiting("receiving", peer, bytes);
   for_each_message_chunk(bytes, [&](std::int64_t offset, int count) {
     ANNULUS_MPI(MPI_Recv(data.data() + offset, count, MPI_BYTE, checked_narrow<int>(peer), tag, get(), MPI_STATUS_IGNORE));
     watchdog_->progress();
@@ -368,7 +394,7 @@ FromAll Communicator::all_to_all(std::span<const std::byte> data, std::span<cons
   FromAll from;
   from.bytes.resize(bytes.size());
   {
-    const Watchdog::Wait wait = watchdog_->waiting("the sizes of an all-to-all");
+    const Watchdog::Wait wait = waiting("the sizes of an all-to-all");
     ANNULUS_MPI(MPI_Alltoall(bytes.data(), 1, MPI_INT64_T, from.bytes.data(), 1, MPI_INT64_T, get()));
   }
   from.data.resize(static_cast<std::size_t>(std::accumulate(from.bytes.begin(), from.bytes.end(), std::int64_t{0})));
@@ -380,7 +406,7 @@ FromAll Communicator::all_to_all(std::span<const std::byte> data, std::span<cons
     outgoing.next();
     incoming.next();
     outgoing.for_each([&](std::int64_t place, std::byte* buffer, std::size_t count) { std::memcpy(buffer, data.data() + place, count); });
-    const Watchdog::Wait wait = watchdog_->waiting("an all-to-all", -1, outgoing.bytes());
+    const Watchdog::Wait wait = waiting("an all-to-all", -1, outgoing.bytes());
     ANNULUS_MPI(MPI_Alltoallv(outgoing.data(), outgoing.counts(), outgoing.places(), MPI_BYTE, incoming.data(), incoming.counts(),
                               incoming.places(), MPI_BYTE, get()));
     incoming.for_each(

@@ -9,13 +9,15 @@ HeadRange heads_of_branch(const Problem& problem, const Pattern& pattern, std::i
   const auto branches = static_cast<std::int64_t>(pattern.branches.size());
   ANNULUS_EXPECTS(branch >= 0 && branch < branches, "branch {} is outside 0..{}", branch, branches - 1);
   if (pattern.head_split == HeadSplit::all) { return {0, problem.heads}; }
-  const std::int64_t base = problem.heads / branches;
-  const std::int64_t spare = problem.heads % branches;
+  const std::int64_t base = problem.all_heads() / branches;
+  const std::int64_t spare = problem.all_heads() % branches;
   // Branches [first_larger, first_larger + spare) take one head more.
   const std::int64_t first_larger = pattern.head_split == HeadSplit::first ? 0 : branches - spare;
   const std::int64_t larger_before = std::clamp<std::int64_t>(branch - first_larger, 0, spare);
   const bool larger = branch >= first_larger && branch < first_larger + spare;
-  return {branch * base + larger_before, base + (larger ? 1 : 0)};
+  const std::int64_t first = branch * base + larger_before - problem.window.first;
+  const Progression here = intersect(range(first, first + base + (larger ? 1 : 0)), range(0, problem.heads));
+  return {here.empty() ? 0 : here.first, here.count};
 }
 
 namespace {
@@ -58,13 +60,14 @@ std::vector<HeadClass> head_classes(const Problem& problem, const Pattern& patte
     case OffsetRule::head:
       for (std::int64_t lead = 0; lead < std::min(rate, kv_heads.count); ++lead) {
         const std::int64_t first = kv_heads.first + lead;
-        add(first % rate, {first, rate, (kv_heads.last() - first) / rate + 1});
+        add((problem.first_kv_head() + first) % rate, {first, rate, (kv_heads.last() - first) / rate + 1});
       }
       break;
     case OffsetRule::head_block: {
-      const std::int64_t block = ceil_div(problem.kv_heads, rate);
-      for (std::int64_t offset = kv_heads.first / block; offset * block <= kv_heads.last(); ++offset) {
-        const Progression kv = intersect(kv_heads, range(offset * block, (offset + 1) * block));
+      const std::int64_t block = ceil_div(problem.all_kv_heads(), rate);
+      const std::int64_t before = problem.first_kv_head();
+      for (std::int64_t offset = (before + kv_heads.first) / block; offset * block <= before + kv_heads.last(); ++offset) {
+        const Progression kv = intersect(kv_heads, range(offset * block - before, (offset + 1) * block - before));
         if (!kv.empty()) { add(offset, kv); }
       }
       break;

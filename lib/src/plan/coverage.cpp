@@ -380,10 +380,11 @@ class PairCounter {
     const auto branches = static_cast<std::int64_t>(pattern_.branches.size());
     std::int64_t begin = 0;
     for (std::int64_t g = 0; g < branches; ++g) {
-      const std::int64_t spare = problem_.heads % branches;
+      const std::int64_t spare = problem_.all_heads() % branches;
       const bool larger = pattern_.head_split == HeadSplit::first ? g < spare : g >= branches - spare;
-      const std::int64_t size = problem_.heads / branches + (larger ? 1 : 0);
-      if (g == static_cast<std::int64_t>(branch)) { return head >= begin && head < begin + size; }
+      const std::int64_t size = problem_.all_heads() / branches + (larger ? 1 : 0);
+      const std::int64_t number = problem_.window.first + head;
+      if (g == static_cast<std::int64_t>(branch)) { return number >= begin && number < begin + size; }
       begin += size;
     }
     return false;
@@ -394,12 +395,13 @@ class PairCounter {
     const std::int64_t r = rate_at(pattern_, branch, problem_.seq_len, token);
     const std::int64_t segment = token / pattern_.branches[branch].segment_length;
     const auto g = static_cast<std::int64_t>(branch);
-    const std::int64_t kv_head = head * problem_.kv_heads / problem_.heads;
+    const std::int64_t kv_heads = problem_.all_kv_heads();
+    const std::int64_t kv_head = (problem_.window.first + head) * kv_heads / problem_.all_heads();
     const std::int64_t raw = pattern_.offset == OffsetRule::group                ? g
                              : pattern_.offset == OffsetRule::group_plus_segment ? g + segment
                              : pattern_.offset == OffsetRule::segment            ? segment
                              : pattern_.offset == OffsetRule::head               ? kv_head
-                                                                                 : kv_head / ((problem_.kv_heads + r - 1) / r);
+                                                                                 : kv_head / ((kv_heads + r - 1) / r);
     return raw % r;
   }
 

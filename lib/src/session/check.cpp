@@ -90,42 +90,46 @@ PlainProbabilities plain_probabilities(const Session& session) {
   return PlainProbabilities::rounded;
 }
 
-/// Compares the rows that one executor's rank owns. `positions` are those of the rows in the order of the sequence.
-ErrorSums compare_owned(RingExecutor& executor, const std::vector<RowId>& rows, const std::vector<std::int64_t>& positions,
-                        const Session& session) {
+/// Compares what one executor's rank has of the rows: those of its shard and its batch entries, with its heads. `positions` are those of
+/// the rows in the order of the sequence.
+ErrorSums compare_owned(RingExecutor& executor, const GridCell& cell, const std::vector<RowId>& rows,
+                        const std::vector<std::int64_t>& positions, const Session& session) {
   const Problem& problem = session.problem();
+  const CheckedHeads heads{cell.first_head, cell.problem.heads};
   std::vector<RowId> owned;
   std::vector<std::int64_t> local;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const std::int64_t at =
-        local_row(session.resolved().config.partition, problem.seq_len, session.ranks(), executor.plan().rank, positions[i]);
-    if (at < 0) { continue; }
+        local_row(session.resolved().config.partition, problem.seq_len, session.grid().seq, executor.plan().rank, positions[i]);
+    const std::int64_t entry = rows[i].batch - cell.first_batch;
+    if (at < 0 || entry < 0 || entry >= cell.problem.batch) { continue; }
     owned.push_back(rows[i]);
     local.push_back(at);
   }
   if (owned.empty()) { return {}; }
-  const std::int64_t bytes = row_bytes(problem, Tensor::q);
+  const std::int64_t bytes = row_bytes(cell.problem, Tensor::q);
   std::vector<std::byte> out(static_cast<std::size_t>(bytes) * owned.size());
-  std::vector<float> lse(static_cast<std::size_t>(problem.heads) * owned.size());
+  std::vector<float> lse(static_cast<std::size_t>(heads.count) * owned.size());
   for (std::size_t index = 0; index < owned.size();) {
     // Neighbouring rows are read together: on a device each read costs a round trip.
     std::size_t end = index + 1;
     while (end < owned.size() && end - index < 64 && owned[end].batch == owned[index].batch && local[end] == local[end - 1] + 1) { ++end; }
     const auto count = static_cast<std::int64_t>(end - index);
-    executor.read_output(owned[index].batch, local[index], count, out.data() + static_cast<std::size_t>(bytes) * index);
-    std::vector<float> by_head(static_cast<std::size_t>(problem.heads * count));
-    executor.read_lse(owned[index].batch, local[index], count, by_head.data());
+    const std::int64_t entry = owned[index].batch - cell.first_batch;
+    executor.read_output(entry, local[index], count, out.data() + static_cast<std::size_t>(bytes) * index);
+    std::vector<float> by_head(static_cast<std::size_t>(heads.count * count));
+    executor.read_lse(entry, local[index], count, by_head.data());
     for (std::int64_t row = 0; row < count; ++row) {
-      for (std::int64_t head = 0; head < problem.heads; ++head) {
-        lse[(index + static_cast<std::size_t>(row)) * static_cast<std::size_t>(problem.heads) + static_cast<std::size_t>(head)] =
+      for (std::int64_t head = 0; head < heads.count; ++head) {
+        lse[(index + static_cast<std::size_t>(row)) * static_cast<std::size_t>(heads.count) + static_cast<std::size_t>(head)] =
             by_head[static_cast<std::size_t>(head * count + row)];
       }
     }
     index = end;
   }
-  const OracleRows oracle = oracle_rows(*session.resolved().source, problem, session.pattern(), owned, plain_probabilities(session),
+  const OracleRows oracle = oracle_rows(*session.resolved().source, problem, session.pattern(), owned, heads, plain_probabilities(session),
                                         static_cast<int>(session.resolved().config.threads), &session.comm().watchdog().progress_counter());
-  return compare_rows(problem, owned, out.data(), lse.data(), oracle);
+  return compare_rows(problem, owned, heads, out.data(), lse.data(), oracle);
 }
 
 }  // namespace
@@ -137,7 +141,9 @@ CaseReport check_session(Session& session, std::int64_t rows) {
   ErrorSums own;
   together(comm, [&] {
     const std::vector<std::int64_t> positions = positions_of(chosen, session);
-    for (const auto& executor : session.executors()) { own.add(compare_owned(*executor, chosen, positions, session)); }
+    for (const LocalRing& ring : session.rings()) {
+      for (const auto& executor : ring.executors) { own.add(compare_owned(*executor, ring.cell, chosen, positions, session)); }
+    }
   });
   // Sums of all ranks in rank order, so that every rank comes to the same verdict.
   ErrorSums sums;
@@ -180,6 +186,7 @@ bool check(const Config& config, const Communicator& comm, const std::function<v
     one.pattern = drawn.pattern;
     one.schedule = drawn.schedule;
     one.partition = drawn.partition;
+    one.grid = drawn.grid;
     one.scale = drawn.problem.scale;
     one.dtype.reset();
     one.seed = drawn.data_seed;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "permuted_rows.hpp"
 
+#include "cell_source.hpp"
 #include "row_exchange.hpp"
 
 #include <algorithm>
@@ -15,23 +16,18 @@ constexpr auto kLseBytes = static_cast<std::int64_t>(sizeof(float));
 /// What the exchange needs, of a session.
 struct Permuted {
   explicit Permuted(const Session& session)
-      : order(session.pattern().order, session.problem().seq_len),
-        partition(session.resolved().config.partition, session.problem().seq_len, session.ranks()),
-        exchange(session.comm(), order, partition) {}
+      : order(session.pattern().order, session.problem().seq_len), exchange(session.ring_comm(), order, session.partition()) {}
   Permuted(const Permuted&) = delete;
   Permuted& operator=(const Permuted&) = delete;
 
   Permutation order;
-  Partition partition;
   RowExchange exchange;
 };
 
-/// Calls body(index of the executor, begin, count) for stretches of positions that one executor of this process owns.
+/// Calls body(index of the ring's executor, begin, count) for stretches of positions that one executor of this process owns.
 template <class Body>
-void for_each_executor(const Session& session, const Partition& partition, std::span<const std::int64_t> positions, Body&& body) {
-  const auto executor_of = [&](std::int64_t position) {
-    return session.executors().size() == 1 ? std::int64_t{0} : partition.owner(position);
-  };
+void for_each_executor(const LocalRing& ring, const Partition& partition, std::span<const std::int64_t> positions, Body&& body) {
+  const auto executor_of = [&](std::int64_t position) { return ring.executors.size() == 1 ? std::int64_t{0} : partition.owner(position); };
   for (std::size_t begin = 0, end = 0; begin < positions.size(); begin = end) {
     const std::int64_t index = executor_of(positions[begin]);
     for (end = begin + 1; end < positions.size() && executor_of(positions[end]) == index;) { ++end; }
@@ -42,21 +38,20 @@ void for_each_executor(const Session& session, const Partition& partition, std::
 /// O and LSE of positions of this process, in one batch entry. All its LSE is held: of a device it would come a number at a time.
 class Results {
  public:
-  Results(const Session& session, const Partition& partition, std::int64_t batch)
-      : session_(session), partition_(partition), batch_(batch) {
-    for (const auto& executor : session.executors()) {
+  Results(const LocalRing& ring, const Partition& partition, std::int64_t batch) : ring_(ring), partition_(partition), batch_(batch) {
+    for (const auto& executor : ring.executors) {
       const std::int64_t rows = executor->plan().local_rows;
-      std::vector<float>& lse = lse_.emplace_back(static_cast<std::size_t>(session.problem().heads * rows));
+      std::vector<float>& lse = lse_.emplace_back(static_cast<std::size_t>(ring.cell.problem.heads * rows));
       if (rows > 0) { executor->read_lse(batch, 0, rows, lse.data()); }
     }
   }
 
   /// Rows of result_row_bytes().
   void fetch(std::span<const std::int64_t> positions, std::byte* rows) {
-    const Problem& problem = session_.problem();
+    const Problem& problem = ring_.cell.problem;
     const std::int64_t output_bytes = row_bytes(problem, Tensor::q);
-    for_each_executor(session_, partition_, positions, [&](std::size_t index, std::size_t begin, std::size_t count) {
-      RingExecutor& executor = *session_.executors()[index];
+    for_each_executor(ring_, partition_, positions, [&](std::size_t index, std::size_t begin, std::size_t count) {
+      RingExecutor& executor = *ring_.executors[index];
       const std::span<const std::int64_t> some = positions.subspan(begin, count);
       output_.resize(count * static_cast<std::size_t>(output_bytes));
       executor.fetch_output(batch_, some, output_.data());
@@ -72,7 +67,7 @@ class Results {
   }
 
  private:
-  const Session& session_;
+  const LocalRing& ring_;
   const Partition& partition_;
   std::int64_t batch_;
   std::vector<std::vector<float>> lse_;  ///< by executor [heads, local rows]
@@ -100,9 +95,9 @@ void ResultRows::resize(const Problem& problem) {
   lse.resize(static_cast<std::size_t>(count * problem.heads));
 }
 
-void load_permuted(const Session& session) {
-  const TensorSource& source = *session.resolved().source;
-  const Problem& problem = session.problem();
+void load_permuted(const Session& session, const LocalRing& ring) {
+  const CellSource source(*session.resolved().source, ring.cell);
+  const Problem& problem = ring.cell.problem;
   const Permuted permuted(session);
   for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
     const std::int64_t bytes = row_bytes(problem, tensor);
@@ -112,9 +107,9 @@ void load_permuted(const Session& session) {
         session.comm().watchdog().progress();
       };
       const auto place = [&](std::span<const std::int64_t> positions, const std::byte* rows) {
-        for_each_executor(session, permuted.partition, positions, [&](std::size_t index, std::size_t begin, std::size_t count) {
-          session.executors()[index]->place_rows(tensor, batch, positions.subspan(begin, count),
-                                                 rows + static_cast<std::int64_t>(begin) * bytes);
+        for_each_executor(ring, session.partition(), positions, [&](std::size_t index, std::size_t begin, std::size_t count) {
+          ring.executors[index]->place_rows(tensor, batch, positions.subspan(begin, count),
+                                            rows + static_cast<std::int64_t>(begin) * bytes);
         });
       };
       permuted.exchange.spread(bytes, read, place);
@@ -123,28 +118,35 @@ void load_permuted(const Session& session) {
   source.release_buffers();
 }
 
-void collect_permuted(const Session& session, const std::function<void(std::int64_t process, ResultRows& rows)>& take) {
-  const Problem& problem = session.problem();
-  const Communicator& comm = session.comm();
+void collect_permuted(const Session& session, std::int64_t ring, const std::function<void(std::int64_t process, ResultRows& rows)>& take) {
+  const auto here = std::find_if(session.rings().begin(), session.rings().end(), [&](const LocalRing& one) { return one.number == ring; });
+  const bool takes_part = here != session.rings().end();
+  const Problem problem = takes_part ? here->cell.problem : cell_of(session.problem(), session.grid(), ring).problem;
+  const Communicator& comm = session.ring_comm();
   const std::int64_t bytes = result_row_bytes(problem);
   const Permuted permuted(session);
+  const FileRounds file = permuted.exchange.file_rounds(bytes);
   ResultRows result;
+  const auto take_round = [&](std::int64_t round, const std::byte* own_rows) {
+    for (std::int64_t process = 0; process < comm.size(); ++process) {
+      const Progression part = file.part(process, round);
+      if (part.empty()) { continue; }
+      result.first = part.first;
+      result.count = part.count;
+      result.resize(problem);
+      if (takes_part && process == comm.rank()) { take_apart(problem, own_rows, result); }
+      take(process, result);
+    }
+  };
   for (result.batch = 0; result.batch < problem.batch; ++result.batch) {
+    if (!takes_part) {
+      for (std::int64_t round = 0; round < file.rounds(); ++round) { take_round(round, nullptr); }
+      continue;
+    }
     std::unique_ptr<Results> own;
-    together(comm, [&] { own = std::make_unique<Results>(session, permuted.partition, result.batch); });
+    together(comm, [&] { own = std::make_unique<Results>(*here, session.partition(), result.batch); });
     permuted.exchange.collect(
-        bytes, [&](std::span<const std::int64_t> positions, std::byte* rows) { own->fetch(positions, rows); },
-        [&](std::int64_t round, const std::byte* rows) {
-          for (std::int64_t process = 0; process < comm.size(); ++process) {
-            const Progression part = permuted.exchange.part(process, round, bytes);
-            if (part.empty()) { continue; }
-            result.first = part.first;
-            result.count = part.count;
-            result.resize(problem);
-            if (process == comm.rank()) { take_apart(problem, rows, result); }
-            take(process, result);
-          }
-        });
+        bytes, [&](std::span<const std::int64_t> positions, std::byte* rows) { own->fetch(positions, rows); }, take_round);
   }
 }
 

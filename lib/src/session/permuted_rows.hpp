@@ -29,16 +29,19 @@ struct ResultRows {
   void resize(const Problem& problem);
 };
 
-/// Reads Q, K and V, each process a contiguous range of the input, and brings the rows to the ranks that own their positions. Collective.
+/// Reads the Q, K and V of a ring, each of its processes a contiguous range of the input, and brings the rows to the ranks that own their
+/// positions. Collective over the ring.
 /// @throws AgreedError as TensorSource::read()
-void load_permuted(const Session& session);
+void load_permuted(const Session& session, const LocalRing& ring);
 
-/// Brings O and LSE back into the order of the input, each process a contiguous range of it. `take` is called on every process for the rows
-/// of all of them, in one order, so that it may send them from one to another: on `process` with the rows, on the others with room for
-/// them. It must not throw. Collective.
-void collect_permuted(const Session& session, const std::function<void(std::int64_t process, ResultRows& rows)>& take);
+/// Brings O and LSE of a ring back into the order of the input, each of its processes a contiguous range of it. `take` is called on every
+/// process for the rows of all of them, in one order, so that it may send them from one to another: on `process` of the ring with the rows,
+/// on the others with room for them. It must not throw. Collective over the processes of the ring; another one may call it too, and has
+/// room alone.
+void collect_permuted(const Session& session, std::int64_t ring, const std::function<void(std::int64_t process, ResultRows& rows)>& take);
 
 /// Host memory that both take at most on this process, which runs these plans.
+/// @param problem  of a ring @param comm  of its processes
 std::int64_t permuted_bytes(const Problem& problem, const Communicator& comm, std::span<const std::shared_ptr<const RingPlan>> plans);
 
 }  // namespace annulus

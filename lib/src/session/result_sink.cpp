@@ -36,13 +36,12 @@ struct Chunk : ResultRows {
 };
 
 /// All chunks of one rank's rows, in the order they are written; both sides of a transfer walk the same list.
+/// @param problem  of the rank's ring
 template <class Visit>
-void for_each_chunk(const Session& session, std::int64_t rank, Visit&& visit) {
-  const Problem& problem = session.problem();
+void for_each_chunk(const Session& session, const Problem& problem, std::int64_t rank, Visit&& visit) {
   const std::int64_t most = std::max<std::int64_t>(1, kResultChunkBytes / result_row_bytes(problem));
-  const Partition partition(session.resolved().config.partition, problem.seq_len, session.ranks());
   Chunk chunk;
-  for (const ShardPiece& piece : partition.shard(rank).pieces) {
+  for (const ShardPiece& piece : session.partition().shard(rank % session.grid().seq).pieces) {
     ANNULUS_ASSERT(piece.global.stride == 1, "rank {} owns rows with stride {}", rank, piece.global.stride);
     for (chunk.batch = 0; chunk.batch < problem.batch; ++chunk.batch) {
       for (std::int64_t done = 0; done < piece.global.count; done += chunk.count) {
@@ -66,18 +65,21 @@ class RowCounter {
         covered_(problem_, pattern_),
         zero_keys_(zero_key_branches()) {}
 
-  void look_at(const Chunk& chunk) {
-    const bool all_finite =
-        !first_non_finite(problem_.dtype, chunk.output.data(), chunk.count * problem_.heads * problem_.head_dim).has_value();
-    for (std::int64_t head = 0; head < problem_.heads; ++head) {
+  /// @param chunk  of the rows of the cell
+  void look_at(const Chunk& chunk, const GridCell& cell) {
+    const std::int64_t heads = cell.problem.heads;
+    const std::int64_t batch = cell.first_batch + chunk.batch;
+    const bool all_finite = !first_non_finite(problem_.dtype, chunk.output.data(), chunk.count * heads * problem_.head_dim).has_value();
+    for (std::int64_t in_cell = 0; in_cell < heads; ++in_cell) {
+      const std::int64_t head = cell.first_head + in_cell;
       for (std::int64_t i = 0; i < chunk.count; ++i) {
-        const float lse = chunk.lse[static_cast<std::size_t>(head * chunk.count + i)];
+        const float lse = chunk.lse[static_cast<std::size_t>(in_cell * chunk.count + i)];
         if (!zero_keys_.empty()) { add_zero_keys(head, chunk.first + i, lse); }
-        const bool uncovered = lse == -std::numeric_limits<float>::infinity() && !covered_.sees_key(chunk.batch, head, chunk.first + i);
+        const bool uncovered = lse == -std::numeric_limits<float>::infinity() && !covered_.sees_key(batch, head, chunk.first + i);
         uncovered_ += uncovered ? 1 : 0;
-        if ((uncovered || std::isfinite(lse)) && (all_finite || output_is_finite(chunk, head, i))) { continue; }
+        if ((uncovered || std::isfinite(lse)) && (all_finite || output_is_finite(chunk, i * heads + in_cell))) { continue; }
         ++non_finite_;
-        first_ = std::min(first_, (chunk.batch * problem_.heads + head) * problem_.seq_len + order_.row_at(chunk.first + i));
+        first_ = std::min(first_, (batch * problem_.heads + head) * problem_.seq_len + order_.row_at(chunk.first + i));
       }
     }
   }
@@ -116,8 +118,9 @@ class RowCounter {
     });
   }
 
-  bool output_is_finite(const Chunk& chunk, std::int64_t head, std::int64_t i) const {
-    const std::int64_t begin = (i * problem_.heads + head) * problem_.head_dim * size_of(problem_.dtype);
+  /// Of one head of one row.
+  bool output_is_finite(const Chunk& chunk, std::int64_t row_head) const {
+    const std::int64_t begin = row_head * problem_.head_dim * size_of(problem_.dtype);
     return !first_non_finite(problem_.dtype, chunk.output.data() + begin, problem_.head_dim).has_value();
   }
 
@@ -137,6 +140,17 @@ RingExecutor* local_executor(const Session& session, std::int64_t rank) {
   return rank == session.comm().rank() ? session.executors().front().get() : nullptr;
 }
 
+/// collect_permuted() where other ranks of the job take part too: what the ring agrees on is a failure that they would wait for.
+template <class Take>
+void collect_in_job(const Session& session, std::int64_t ring, Take&& take) {
+  try {
+    collect_permuted(session, ring, take);
+  } catch (const std::exception& error) {
+    if (session.grid().rings() > 1 && session.comm().size() > 1) { session.comm().abort(error.what()); }
+    throw;
+  }
+}
+
 }  // namespace
 
 std::unique_ptr<ResultFile> create_result(const ResolvedConfig& resolved, const Communicator& comm) {
@@ -154,13 +168,13 @@ std::unique_ptr<ResultFile> create_result(const ResolvedConfig& resolved, const 
 RowCounts count_rows(const Session& session) {
   RowCounter counter(session);
   together(session.comm(), [&] {
-    for (std::int64_t rank = 0; rank < session.ranks(); ++rank) {
-      RingExecutor* executor = local_executor(session, rank);
-      if (executor == nullptr) { continue; }
-      for_each_chunk(session, rank, [&](Chunk& chunk) {
-        chunk.read(*executor);
-        counter.look_at(chunk);
-      });
+    for (const LocalRing& ring : session.rings()) {
+      for (const auto& executor : ring.executors) {
+        for_each_chunk(session, ring.cell.problem, executor->plan().rank, [&](Chunk& chunk) {
+          chunk.read(*executor);
+          counter.look_at(chunk, ring.cell);
+        });
+      }
     }
   });
   return counter.total(session.comm());
@@ -178,8 +192,8 @@ void write_result(const Session& session, ResultFile* file, const std::vector<st
       write();
     } catch (...) { failure = std::current_exception(); }
   };
-  // Takes rows from `process`, which has them, to the file.
-  const auto pass = [&](std::int64_t process, ResultRows& rows) {
+  // Takes rows of a cell from `process`, which has them, to the file.
+  const auto pass = [&](std::int64_t process, const GridCell& cell, ResultRows& rows) {
     comm.watchdog().progress();
     if (comm.rank() != 0) {
       if (comm.rank() != process) { return; }
@@ -192,19 +206,27 @@ void write_result(const Session& session, ResultFile* file, const std::vector<st
       comm.receive(std::as_writable_bytes(std::span(rows.lse)), process, kLseTag);
     }
     guarded([&] {
-      file->write_output(rows.batch, rows.first, rows.count, rows.output.data());
-      file->write_lse(rows.batch, rows.first, rows.count, rows.lse.data());
+      const ResultBox box{cell.first_batch + rows.batch, rows.first, rows.count, cell.first_head, cell.problem.heads};
+      file->write_output(box, rows.output.data());
+      file->write_lse(box, rows.lse.data());
     });
   };
-  if (session.is_permuted()) {
-    collect_permuted(session, pass);
-  } else {
-    for (std::int64_t rank = 0; rank < session.ranks(); ++rank) {
-      RingExecutor* executor = local_executor(session, rank);
+  for (std::int64_t ring = 0; ring < session.grid().rings(); ++ring) {
+    const GridCell cell = cell_of(session.problem(), session.grid(), ring);
+    const std::int64_t first_rank = ring * session.grid().seq;
+    const auto process_of = [&](std::int64_t rank) { return comm.size() == 1 ? 0 : first_rank + rank; };
+    if (session.is_permuted()) {
+      if (comm.rank() == 0 || session.rings().front().number == ring) {
+        collect_in_job(session, ring, [&](std::int64_t process, ResultRows& rows) { pass(process_of(process), cell, rows); });
+      }
+      continue;
+    }
+    for (std::int64_t rank = 0; rank < session.grid().seq; ++rank) {
+      RingExecutor* executor = local_executor(session, first_rank + rank);
       if (executor == nullptr && comm.rank() != 0) { continue; }
-      for_each_chunk(session, rank, [&](Chunk& chunk) {
+      for_each_chunk(session, cell.problem, rank, [&](Chunk& chunk) {
         if (executor != nullptr) { chunk.read(*executor); }
-        pass(comm.size() == 1 ? 0 : rank, chunk);
+        pass(process_of(rank), cell, chunk);
       });
     }
   }

@@ -59,18 +59,17 @@ RowExchange::RowExchange(const Communicator& comm, const Permutation& order, con
                   partition.ranks());
 }
 
-std::int64_t RowExchange::rows_of_part(std::int64_t row_bytes) const { return std::max<std::int64_t>(1, most_bytes_ / row_bytes); }
+std::int64_t FileRounds::rounds() const { return ceil_div(split_by_rank(seq_len, processes, 0).count, rows); }
 
-std::int64_t RowExchange::rounds(std::int64_t row_bytes) const {
-  const std::int64_t largest = split_by_rank(order_.seq_len(), comm_.size(), 0).count;
-  return ceil_div(largest, rows_of_part(row_bytes));
+Progression FileRounds::part(std::int64_t process, std::int64_t round) const {
+  const Progression own = split_by_rank(seq_len, processes, process);
+  const std::int64_t begin = std::min(own.count, round * rows);
+  const std::int64_t end = std::min(own.count, begin + rows);
+  return range(own.first + begin, own.first + end);
 }
 
-Progression RowExchange::part(std::int64_t process, std::int64_t round, std::int64_t row_bytes) const {
-  const Progression own = split_by_rank(order_.seq_len(), comm_.size(), process);
-  const std::int64_t begin = std::min(own.count, round * rows_of_part(row_bytes));
-  const std::int64_t end = std::min(own.count, begin + rows_of_part(row_bytes));
-  return range(own.first + begin, own.first + end);
+FileRounds RowExchange::file_rounds(std::int64_t seq_len, std::int64_t processes, std::int64_t row_bytes, std::int64_t most_bytes) {
+  return {seq_len, processes, std::max<std::int64_t>(1, most_bytes / row_bytes)};
 }
 
 std::int64_t RowExchange::bytes(const Communicator& comm, std::int64_t seq_len, std::int64_t row_bytes) {
@@ -95,7 +94,7 @@ std::vector<RowExchange::Move> RowExchange::moves_of(const Progression& rows) co
 template <class Turn>
 void RowExchange::in_turns(const std::vector<Move>& moves, std::int64_t row_bytes, Turn&& turn) const {
   const auto owners = static_cast<std::size_t>(comm_.size());
-  const std::int64_t most = std::max<std::int64_t>(1, rows_of_part(row_bytes) / comm_.size());
+  const std::int64_t most = std::max<std::int64_t>(1, file_rounds(row_bytes).rows / comm_.size());
   std::vector<std::int64_t> left(owners, 0);
   for (const Move& move : moves) { ++left[static_cast<std::size_t>(move.owner)]; }
   const std::int64_t turns = comm_.max(ceil_div(*std::max_element(left.begin(), left.end()), most));
@@ -119,8 +118,9 @@ void RowExchange::spread(std::int64_t row_bytes, const ReadRows& read, const Pla
   std::vector<std::byte> rows;
   std::vector<std::byte> leaving;
   std::vector<std::int64_t> positions;
-  for (std::int64_t round = 0; round < rounds(row_bytes); ++round) {
-    const Progression own = part(comm_.rank(), round, row_bytes);
+  const FileRounds file = file_rounds(row_bytes);
+  for (std::int64_t round = 0; round < file.rounds(); ++round) {
+    const Progression own = file.part(comm_.rank(), round);
     rows.resize(static_cast<std::size_t>(own.count * row_bytes));
     guarded([&] {
       if (own.count > 0) { read(own.first, own.count, rows.data()); }
@@ -147,8 +147,9 @@ void RowExchange::collect(std::int64_t row_bytes, const FetchRows& fetch, const 
   std::vector<std::byte> rows;
   std::vector<std::byte> fetched;
   std::vector<std::int64_t> positions;
-  for (std::int64_t round = 0; round < rounds(row_bytes); ++round) {
-    const Progression own = part(comm_.rank(), round, row_bytes);
+  const FileRounds file = file_rounds(row_bytes);
+  for (std::int64_t round = 0; round < file.rounds(); ++round) {
+    const Progression own = file.part(comm_.rank(), round);
     rows.resize(static_cast<std::size_t>(own.count * row_bytes));
     in_turns(moves_of(own), row_bytes, [&](const std::vector<Move>& moves, const std::vector<std::int64_t>& counts) {
       positions.clear();

@@ -15,6 +15,16 @@
 
 namespace annulus {
 
+/// How processes share the rows of a file: each has a contiguous range, and takes it from front to back in as many rounds as the others.
+struct FileRounds {
+  std::int64_t seq_len = 0;
+  std::int64_t processes = 1;
+  std::int64_t rows = 1;  ///< of a process in a round, at most
+
+  std::int64_t rounds() const;
+  Progression part(std::int64_t process, std::int64_t round) const;
+};
+
 /// Moves rows of one batch entry between processes that read and write contiguous ranges of them, in the order of the files, and processes
 /// that own their positions. Both ways go in rounds: no process holds more than a few times `most_bytes`, or a row for every process where
 /// that is more, besides what it owns.
@@ -33,7 +43,7 @@ class RowExchange {
   /// Takes, or gives, the rows of some positions that this process owns, in this order.
   using PlaceRows = std::function<void(std::span<const std::int64_t> positions, const std::byte* rows)>;
   using FetchRows = std::function<void(std::span<const std::int64_t> positions, std::byte* rows)>;
-  /// Takes the rows of part(process, round), as they stand in the file.
+  /// Takes the rows of this process's part of the file in a round, as they stand there.
   using TakeRows = std::function<void(std::int64_t round, const std::byte* rows)>;
 
   /// From the file to those who own the rows. Each process reads its range once, front to back; every position is placed once.
@@ -42,8 +52,9 @@ class RowExchange {
   /// called without rows where a process has none left; it must not throw.
   void collect(std::int64_t row_bytes, const FetchRows& fetch, const TakeRows& take) const;
 
-  /// The rows of the file that a process reads or writes in a round.
-  Progression part(std::int64_t process, std::int64_t round, std::int64_t row_bytes) const;
+  /// Which rows of the file a process reads or writes when.
+  FileRounds file_rounds(std::int64_t row_bytes) const { return file_rounds(order_.seq_len(), comm_.size(), row_bytes, most_bytes_); }
+  static FileRounds file_rounds(std::int64_t seq_len, std::int64_t processes, std::int64_t row_bytes, std::int64_t most_bytes = kMostBytes);
 
   /// Bytes that spread() and collect() take at most, of seq_len rows of row_bytes.
   static std::int64_t bytes(const Communicator& comm, std::int64_t seq_len, std::int64_t row_bytes);
@@ -55,8 +66,6 @@ class RowExchange {
     std::int64_t position = 0;
     std::int64_t in_part = 0;
   };
-  std::int64_t rows_of_part(std::int64_t row_bytes) const;
-  std::int64_t rounds(std::int64_t row_bytes) const;
   /// By owner, then by position.
   std::vector<Move> moves_of(const Progression& rows) const;
   /// Calls turn(moves, moves to each owner) until all processes have had all of theirs: no owner gets more from a process at a time than

@@ -48,6 +48,7 @@ std::vector<Fact> facts_of(const ResolvedConfig& resolved) {
       {"ragged", text(to_string(pattern.ragged))},
       {"order", text(to_string(pattern.order))},
       {"scale-by-branches", text(pattern.scale_by_branches)},
+      {"grid", to_string(config.grid)},
       {"partition", text(to_string(config.partition))},
       {"schedule", text(to_string(config.schedule))},
       {"key-order", text(to_string(config.key_order))},

@@ -13,9 +13,11 @@
 #include <annulus/plan/choice.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/plan/key_order.hpp>
+#include <annulus/transport/gpu_transports.hpp>
 
 #include "attention/host_load.hpp"
 #include "backend/host_memory.hpp"
+#include "cell_source.hpp"
 #include "permuted_rows.hpp"
 #include "same_problem.hpp"
 
@@ -25,6 +27,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <mutex>
 
@@ -132,7 +135,7 @@ void fill_in_ways(Config& config, std::int64_t ranks) {
 
 Config resolve_without_input(Config config) {
   open_source(config);
-  fill_in_ways(config, config.ranks > 0 ? config.ranks : config.virtual_ranks);
+  fill_in_ways(config, resolve_grid(config.grid, config.problem, config.ranks > 0 ? config.ranks : config.virtual_ranks).seq);
   // A login node plans for GPUs that it does not have: what is asked for is taken to be there.
   choose_kernel(config, sees_only_hopper() || (config.kernel == KernelKind::fused && visible_gpus().empty()));
   routing_of(config);
@@ -194,7 +197,8 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
     ANNULUS_EXPECTS(!loopback || comm.size() == 1, "transport loopback runs in one process, and this job has {}", comm.size());
     if (loopback) { config.transport = TransportKind::loopback; }
     resolved.ranks = loopback ? config.virtual_ranks : comm.size();
-    fill_in_ways(config, resolved.ranks);
+    resolved.grid = resolve_grid(config.grid, config.problem, resolved.ranks);
+    fill_in_ways(config, resolved.grid.seq);
     routing_of(config);
     if (comm.rank() == 0) { require_distinct_files(named_files(config, resolved.source.get())); }
   });
@@ -204,16 +208,36 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
   return resolved;
 }
 
+namespace {
+
+/// The same kind for all rings: a transport that one of them cannot have would make its figures those of another program. Collective.
+TransportKind transport_of_rings(TransportKind asked, const Communicator& comm, const Communicator& ring, Backend& backend) {
+  const bool chooses = asked == TransportKind::automatic && ring.size() > 1 && !backend.host_memory();
+  if (!chooses) { return asked; }
+  TransportKind kind = TransportKind::automatic;
+  together(comm, [&] { kind = choose_gpu_transport(ring, backend); });
+  const bool all_p2p = comm.min(static_cast<std::int64_t>(kind == TransportKind::p2p ? 1 : 0)) == 1;
+  if (kind != TransportKind::p2p || all_p2p) { return kind; }
+  return has_nccl_transport() ? TransportKind::nccl : TransportKind::mpi;
+}
+
+}  // namespace
+
 Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const TransportDecorator& decorate, PlanCache* cache)
-    : resolved_(resolved), comm_(comm) {
+    : resolved_(resolved),
+      comm_(comm),
+      ring_comm_(resolved.grid.rings() == 1 || comm.size() == 1 ? comm.share() : comm.split(comm.rank() / resolved.grid.seq)),
+      partition_(resolved.config.partition, resolved.config.problem.seq_len, resolved.grid.seq) {
   const Config& config = resolved.config;
   const bool loopback = config.transport == TransportKind::loopback;
   std::vector<std::shared_ptr<const RingPlan>> plans;
   PlanCache own_cache(0);
   together(comm, [&] {
-    const Partition partition(config.partition, config.problem.seq_len, resolved.ranks);
     for (std::int64_t rank = loopback ? 0 : comm.rank(); rank < (loopback ? resolved.ranks : comm.rank() + 1); ++rank) {
-      plans.push_back((cache != nullptr ? *cache : own_cache).plan(config.problem, config.pattern, partition, routing_of(config), rank));
+      const std::int64_t ring = ring_of(rank);
+      if (rings_.empty() || rings_.back().number != ring) { rings_.push_back({ring, cell_of(config.problem, grid(), ring), {}}); }
+      plans.push_back((cache != nullptr ? *cache : own_cache)
+                          .plan(rings_.back().cell.problem, config.pattern, partition_, routing_of(config), rank % grid().seq));
     }
   });
   BackendOptions options;
@@ -234,22 +258,26 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   });
   // Transports come before the look at the free memory: they take some of it.
   if (loopback) {
-    transports_ = make_loopback_transports(resolved.ranks, *backend_);
+    for (std::int64_t ring = 0; ring < grid().rings(); ++ring) {
+      std::ranges::move(make_loopback_transports(grid().seq, *backend_), std::back_inserter(transports_));
+    }
   } else {
-    together(comm, [&] { transports_.push_back(make_transport(config.transport, comm, *backend_, config.share_gpu)); });
+    const TransportKind kind = transport_of_rings(config.transport, comm, ring_comm_, *backend_);
+    together(comm, [&] { transports_.push_back(make_transport(kind, ring_comm_, *backend_, config.share_gpu)); });
   }
   together(comm, [&] {
     if (config.kernel != KernelKind::fused) { predicted_bytes_ = backend_->workspace_bytes(config.problem.head_dim, config.problem.dtype); }
     for (const auto& plan : plans) {
       predicted_bytes_ +=
-          plan_memory(config.problem, sizes_of(*plan), kernel_bytes(config.kernel, *plan, backend_->accumulator_bytes())).total();
+          plan_memory(plan->problem, sizes_of(*plan), kernel_bytes(config.kernel, *plan, backend_->accumulator_bytes())).total();
     }
     std::int64_t reading = 0;
     for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
       if (const auto bands = resolved.source->bands(tensor)) { reading += bands->bytes() + bands->decoding_bytes(); }
       if (comm.host_size() > 1 && !is_permuted()) { reading += host_load_bytes(*resolved.source, tensor); }
     }
-    if (is_permuted()) { reading += permuted_bytes(config.problem, comm, plans); }
+    if (is_permuted()) { reading += permuted_bytes(rings_.front().cell.problem, ring_comm_, plans); }
+    reading += CellSource::bytes(config.problem, rings_.front().cell);
     if (backend_->host_memory()) {
       predicted_bytes_ += reading;
     } else {
@@ -269,6 +297,10 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
     for (std::size_t index = 0; index < plans.size(); ++index) {
       executors_.push_back(
           std::make_unique<RingExecutor>(std::move(plans[index]), config.kernel, *backend_, *transports_[index], *queue_, comm.watchdog()));
+    }
+    const std::size_t each = executors_.size() / rings_.size();
+    for (std::size_t index = 0; index < rings_.size(); ++index) {
+      rings_[index].executors = std::span(executors_).subspan(index * each, each);
     }
   });
   // Connecting sends, too: a rank on which it fails must end the job before it unwinds.
@@ -294,7 +326,10 @@ bool Session::is_permuted() const { return pattern().order != SequenceOrder::lin
 
 void Session::load() {
   if (is_permuted()) {
-    load_permuted(*this);
+    // What the ranks of one ring have agreed on, the others must hear of.
+    together(comm_, [&] {
+      for (const LocalRing& ring : rings_) { load_permuted(*this, ring); }
+    });
   } else {
     load_ranges();
   }
@@ -306,19 +341,28 @@ void Session::load() {
 void Session::load_ranges() {
   together(comm_, [&] {
     const TensorSource& source = *resolved_.source;
-    const Partition partition(resolved_.config.partition, problem().seq_len, resolved_.ranks);
+    std::vector<HostBox> boxes;
+    for (const std::int64_t rank : comm_.host_ranks()) {
+      const GridCell cell = cell_of(problem(), grid(), ring_of(rank));
+      boxes.push_back({cell.first_batch, cell.problem.batch, partition_.shard(rank % grid().seq)});
+    }
     std::exception_ptr failure;
     for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
       // Where rows lie in chunks that are decoded whole, the ranks of a host decode each of them once for all.
       const bool shared = comm_.host_size() > 1 && source.bands(tensor).has_value();
       try {
         if (shared) {
-          load_on_host(source, tensor, comm_, partition,
+          const GridCell& cell = rings_.front().cell;
+          load_on_host(source, tensor, comm_, boxes,
                        [&](const TensorSource& rows, Tensor which, std::int64_t batch, std::int64_t first, std::int64_t count) {
-                         executors_.front()->load_rows(rows, which, batch, first, count);
+                         const CellSource of_cell(rows, cell);
+                         executors_.front()->load_rows(of_cell, which, batch - cell.first_batch, first, count);
                        });
         } else if (!failure) {
-          for (const auto& executor : executors_) { executor->load(source, tensor); }
+          for (const LocalRing& ring : rings_) {
+            const CellSource of_cell(source, ring.cell);
+            for (const auto& executor : ring.executors) { executor->load(of_cell, tensor); }
+          }
         }
       } catch (...) {
         if (!failure) { failure = std::current_exception(); }  // the host's other ranks are still to be served

@@ -133,7 +133,7 @@ class DeviceMpiTransport::Landing {
   Landing(const Incoming& message, std::int64_t step, const std::array<Chunk, kBuffersPerMessage>& buffers)
       : message_(message), step_(step), buffers_(buffers) {}
 
-  bool advance(MPI_Comm comm, cudaStream_t stream) {
+  bool advance(const Communicator& comm, cudaStream_t stream) {
     bool moved = false;
     if (freed_ < received_) {
       if (is_reached(buffer(freed_).copied)) {
@@ -147,7 +147,7 @@ class DeviceMpiTransport::Landing {
       MPI_Status status;
       ANNULUS_MPI(MPI_Test(&chunk.request, &done, &status));
       if (done != 0) {
-        bytes_came_ += counted(status, chunk.bytes, step_, message_.peer);
+        bytes_came_ += counted(status, chunk.bytes, step_, comm.rank_in_job(message_.peer));
         ANNULUS_CUDA(
             cudaMemcpyAsync(message_.data + landed_, chunk.staging, static_cast<std::size_t>(chunk.bytes), cudaMemcpyHostToDevice, stream));
         ANNULUS_CUDA(cudaEventRecord(chunk.copied, stream));
@@ -159,7 +159,7 @@ class DeviceMpiTransport::Landing {
     if (offset_ < message_.bytes && posted_ - freed_ < std::ssize(buffers_)) {
       Chunk& chunk = buffer(posted_);
       chunk.bytes = std::min(kStagedChunkBytes, message_.bytes - offset_);
-      ANNULUS_MPI(MPI_Irecv(chunk.staging, checked_narrow<int>(chunk.bytes), MPI_BYTE, checked_narrow<int>(message_.peer), kTag, comm,
+      ANNULUS_MPI(MPI_Irecv(chunk.staging, checked_narrow<int>(chunk.bytes), MPI_BYTE, checked_narrow<int>(message_.peer), kTag, comm.get(),
                             &chunk.request));
       offset_ += chunk.bytes;
       ++posted_;
@@ -198,7 +198,7 @@ DeviceMpiTransport::DeviceMpiTransport(const Communicator& comm, int device, Pat
 DeviceMpiTransport::~DeviceMpiTransport() {
   const bool failing = unwinding_.now();
   if (!failing) {
-    const Watchdog::Wait wait = comm_.watchdog().waiting("the last transfers by MPI");
+    const Watchdog::Wait wait = comm_.waiting("the last transfers by MPI");
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return failure_ || (jobs_.empty() && !busy_); });
   }
@@ -317,7 +317,7 @@ void DeviceMpiTransport::move_staged(const Job& job) {
   while (!stop_) {
     bool moved = false;
     for (Departure& message : departures) { moved = message.advance(comm_.get(), out_.get()) || moved; }
-    for (Landing& message : landings) { moved = message.advance(comm_.get(), in_.get()) || moved; }
+    for (Landing& message : landings) { moved = message.advance(comm_, in_.get()) || moved; }
     if (!end_enqueued && for_all([](const auto& message) { return message.leaves_nothing_to_enqueue(); })) {
       ANNULUS_CUDA(cudaEventRecord(left_.get(), out_.get()));
       ANNULUS_CUDA(cudaStreamWaitEvent(in_.get(), left_.get(), cudaEventWaitDefault));
@@ -373,7 +373,7 @@ void DeviceMpiTransport::move_direct(const Job& job) {
       ANNULUS_MPI(MPI_Test(&requests[index], &done, &status));
       if (done == 0) { continue; }
       if (index < expected.size()) {
-        job.entry->bytes_received += counted(status, expected[index].bytes, job.entry->step, expected[index].peer);
+        job.entry->bytes_received += counted(status, expected[index].bytes, job.entry->step, comm_.rank_in_job(expected[index].peer));
       }
       --open;
       moved = true;

@@ -68,7 +68,7 @@ void MpiTransport::complete(Flight& flight) {
   while (open > 0) {
     const auto waited = std::find_if(requests.begin(), requests.end(), [](MPI_Request request) { return request != MPI_REQUEST_NULL; });
     const std::int64_t peer = flight.pending[static_cast<std::size_t>(waited - requests.begin())].peer;
-    const Watchdog::Wait wait = comm_.watchdog().waiting("messages", peer);
+    const Watchdog::Wait wait = comm_.waiting("messages", peer);
     int completed = 0;
     while (completed == 0) {
       ANNULUS_MPI(MPI_Testsome(static_cast<int>(requests.size()), requests.data(), &completed, indices.data(), statuses.data()));

@@ -91,7 +91,7 @@ NcclCommunicator::NcclCommunicator(const Communicator& comm) : comm_(comm.share(
   comm_.broadcast(std::as_writable_bytes(std::span(&id, 1)), 0);
   // A blocking start is enough: the watchdog's thread ends a start that some rank never joins, and a communicator made without blocking
   // would pay for a thread in every group.
-  const Watchdog::Wait wait = comm_.watchdog().waiting("NCCL start-up");
+  const Watchdog::Wait wait = comm_.waiting("NCCL start-up");
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   ANNULUS_NCCL(nullptr,
                ncclCommInitRankConfig(&handle_, checked_narrow<int>(comm_.size()), id, checked_narrow<int>(comm_.rank()), &config));
@@ -99,7 +99,7 @@ NcclCommunicator::NcclCommunicator(const Communicator& comm) : comm_(comm.share(
 
 NcclCommunicator::~NcclCommunicator() {
   if (handle_ == nullptr) { return; }
-  const Watchdog::Wait wait = comm_.watchdog().waiting("NCCL shut-down");
+  const Watchdog::Wait wait = comm_.waiting("NCCL shut-down");
   const ncclResult_t result = unwinding_.now() ? ncclCommAbort(handle_) : ncclCommDestroy(handle_);
   if (result != ncclSuccess) { spdlog::error("{}: NCCL shut-down failed: {}", comm_.name(), ncclGetErrorString(result)); }
 }
@@ -163,7 +163,7 @@ void NcclTransport::prepare(std::span<const StepMessages> steps) {
   for (const std::int64_t peer : from) {
     ANNULUS_NCCL(nccl_->get(), ncclRecv(landing++, 1, ncclUint8, checked_narrow<int>(peer), nccl_->get(), stream_->get()));
   }
-  const Watchdog::Wait wait = comm_.watchdog().waiting("connecting by NCCL");
+  const Watchdog::Wait wait = comm_.waiting("connecting by NCCL");
   group.end();
   while (!is_idle(stream_->get())) {
     nccl_->check_asynchronous();

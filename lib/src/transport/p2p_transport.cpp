@@ -77,14 +77,14 @@ std::string own_obstacle(const Communicator& comm, int own, const std::vector<st
       return fmt::format(
           "{} cannot see the GPU of rank {} ({}), so transport p2p cannot map its memory; let every rank see all GPUs of the host "
           "(CUDA_VISIBLE_DEVICES; under Slurm --gpus-per-node instead of --gpus-per-task)",
-          comm.name(), peer, uuid);
+          comm.name(), comm.rank_in_job(peer), uuid);
     }
     if (device == own) { continue; }
     int possible = 0;
     ANNULUS_CUDA(cudaDeviceCanAccessPeer(&possible, own, device));
     if (possible == 0) {
-      return fmt::format("the GPU of {} cannot access that of rank {} ({}); transports nccl and mpi can connect them", comm.name(), peer,
-                         uuid);
+      return fmt::format("the GPU of {} cannot access that of rank {} ({}); transports nccl and mpi can connect them", comm.name(),
+                         comm.rank_in_job(peer), uuid);
     }
   }
   return {};

@@ -43,7 +43,7 @@ void Receipts::drain() {
   for (auto& [peer, steps] : due_) {
     while (!steps.empty()) { receive_next(peer); }
   }
-  const Watchdog::Wait wait = comm_.watchdog().waiting("receipts of what was sent");
+  const Watchdog::Wait wait = comm_.waiting("receipts of what was sent");
   for (auto& sent : in_flight_) { ANNULUS_MPI(MPI_Wait(&sent->second, MPI_STATUS_IGNORE)); }
   in_flight_.clear();
 }
@@ -52,12 +52,12 @@ void Receipts::receive_next(std::int64_t peer) {
   std::deque<std::int64_t>& steps = due_[peer];
   Receipt receipt;
   {
-    const Watchdog::Wait wait = comm_.watchdog().waiting("the receipt of a message", peer);
+    const Watchdog::Wait wait = comm_.waiting("the receipt of a message", peer);
     ANNULUS_MPI(MPI_Recv(&receipt, kWords, MPI_INT64_T, checked_narrow<int>(peer), kTag, comm_.get(), MPI_STATUS_IGNORE));
   }
   if (receipt.step != steps.front()) {
-    throw RuntimeFailure(
-        fmt::format("rank {} has sent a message of step {} where one of step {} was due", peer, receipt.step, steps.front()));
+    throw RuntimeFailure(fmt::format("rank {} has sent a message of step {} where one of step {} was due", comm_.rank_in_job(peer),
+                                     receipt.step, steps.front()));
   }
   steps.pop_front();
   bytes_[receipt.step] += receipt.bytes;

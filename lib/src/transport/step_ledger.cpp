@@ -170,7 +170,7 @@ void StepLedger::watch() {
     if (waiting && !wait) {
       const Open& front = open_.front();
       waited_for = front.number;
-      wait = std::make_unique<Watchdog::Wait>(comm_.watchdog().waiting(operation_, front.peer, front.bytes, front.step));
+      wait = std::make_unique<Watchdog::Wait>(comm_.waiting(operation_, front.peer, front.bytes, front.step));
     }
     if (open_.empty()) {
       exposed.reset();

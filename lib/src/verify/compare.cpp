@@ -63,16 +63,17 @@ void take_mismatches(std::int64_t count, const std::int64_t (&place)[4], ErrorSu
 double root_mean(double squares, std::int64_t count) { return count == 0 ? 0.0 : std::sqrt(squares / static_cast<double>(count)); }
 
 template <class Element>
-ErrorSums compare_elements(const Problem& problem, std::span<const RowId> rows, const Element* out, const float* lse,
-                           const OracleRows& oracle) {
+ErrorSums compare_elements(const Problem& problem, std::span<const RowId> rows, const CheckedHeads& heads, const Element* out,
+                           const float* lse, const OracleRows& oracle) {
   ErrorSums sums;
+  std::int64_t compared = 0;  // heads of rows
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    for (std::int64_t head = 0; head < problem.heads; ++head) {
+    for (std::int64_t head = heads.first; head < heads.first + heads.count; ++head, ++compared) {
       const std::int64_t row_head = static_cast<std::int64_t>(i) * problem.heads + head;
       const auto at = static_cast<std::size_t>(row_head);
       sums.max_score = std::max(sums.max_score, oracle.max_score[at]);
       if (kind_of(oracle.lse[at]) == NumberKind::minus_infinity) { ++sums.uncovered; }
-      const auto found_lse = static_cast<double>(lse[row_head]);
+      const auto found_lse = static_cast<double>(lse[compared]);
       if (kind_of(found_lse) != kind_of(oracle.lse[at])) {
         take_mismatches(1, {rows[i].batch, rows[i].row, head, kLseDim}, sums);
       } else if (kind_of(found_lse) == NumberKind::finite) {
@@ -82,7 +83,7 @@ ErrorSums compare_elements(const Problem& problem, std::span<const RowId> rows, 
       for (std::int64_t dim = 0; dim < problem.head_dim; ++dim) {
         const std::int64_t element = row_head * problem.head_dim + dim;
         const double expected = oracle.out[static_cast<std::size_t>(element)];
-        const auto found = static_cast<double>(kernels::to_float(out[element]));
+        const auto found = static_cast<double>(kernels::to_float(out[compared * problem.head_dim + dim]));
         // A finite value beyond the dtype is an infinity of the dtype.
         const NumberKind kind = kind_of(static_cast<double>(kernels::to_float(kernels::from_float<Element>(static_cast<float>(expected)))));
         ++sums.count;
@@ -136,6 +137,11 @@ void ErrorSums::add(const ErrorSums& other) {
 }
 
 ErrorSums compare_rows(const Problem& problem, std::span<const RowId> rows, const void* out, const float* lse, const OracleRows& oracle) {
+  return compare_rows(problem, rows, {0, problem.heads}, out, lse, oracle);
+}
+
+ErrorSums compare_rows(const Problem& problem, std::span<const RowId> rows, const CheckedHeads& heads, const void* out, const float* lse,
+                       const OracleRows& oracle) {
   const std::size_t row_heads = rows.size() * static_cast<std::size_t>(problem.heads);
   const std::size_t elements = row_heads * static_cast<std::size_t>(problem.head_dim);
   ANNULUS_EXPECTS(oracle.out.size() == elements && oracle.plain_out.size() == elements && oracle.lse.size() == row_heads &&
@@ -144,7 +150,7 @@ ErrorSums compare_rows(const Problem& problem, std::span<const RowId> rows, cons
                   problem.heads, problem.head_dim, elements);
   return kernels::with_element(problem.dtype, [&](auto tag) {
     using Element = decltype(tag);
-    return compare_elements(problem, rows, static_cast<const Element*>(out), lse, oracle);
+    return compare_elements(problem, rows, heads, static_cast<const Element*>(out), lse, oracle);
   });
 }
 

@@ -301,12 +301,13 @@ enum class Pass {
 
 class Oracle {
  public:
-  Oracle(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows,
+  Oracle(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows, const CheckedHeads& heads,
          PlainProbabilities probabilities, int threads, std::atomic<std::uint64_t>* progress)
       : source_(source),
         problem_(problem),
         pattern_(pattern),
         rows_(rows.begin(), rows.end()),
+        heads_(heads),
         probabilities_(probabilities),
         threads_(threads),
         progress_(progress),
@@ -445,7 +446,7 @@ class Oracle {
       while (block_end < std::min(end, first + block) && rows_[static_cast<std::size_t>(block_end)].row / shape.segment_length == segment) {
         ++block_end;
       }
-      for (std::int64_t head = 0; head < problem_.heads; ++head) {
+      for (std::int64_t head = heads_.first; head < heads_.first + heads_.count; ++head) {
         if (head_runs_branch(problem_, pattern_, branch, head)) { units.push_back({branch, segment, head, first, block_end, 0.0, 0}); }
       }
       first = block_end;
@@ -623,6 +624,7 @@ class Oracle {
   Problem problem_;
   Pattern pattern_;
   std::vector<RowId> rows_;  // sorted by batch and row
+  CheckedHeads heads_;
   PlainProbabilities probabilities_;
   int threads_;
   std::atomic<std::uint64_t>* progress_;
@@ -678,6 +680,11 @@ class InOrder final : public TensorSource {
 
 OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows,
                        PlainProbabilities probabilities, int threads, std::atomic<std::uint64_t>* progress) {
+  return oracle_rows(source, problem, pattern, rows, {0, problem.heads}, probabilities, threads, progress);
+}
+
+OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows,
+                       const CheckedHeads& heads, PlainProbabilities probabilities, int threads, std::atomic<std::uint64_t>* progress) {
   validate(problem);
   if (!pattern.branches.empty()) { validate(pattern); }
   const Problem& held = source.problem();
@@ -686,18 +693,22 @@ OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const
                   "{} holds batch {}, seq_len {}, heads {}, kv_heads {}, head_dim {}; the problem to check has {}, {}, {}, {}, {}",
                   source.describe(), held.batch, held.seq_len, held.heads, held.kv_heads, held.head_dim, problem.batch, problem.seq_len,
                   problem.heads, problem.kv_heads, problem.head_dim);
+  ANNULUS_EXPECTS(heads.first >= 0 && heads.count >= 0 && heads.count <= problem.heads - heads.first, "heads {}..{} are outside 0..{}",
+                  heads.first, heads.first + heads.count, problem.heads);
   ANNULUS_EXPECTS(threads >= 1, "the oracle was given {} threads; it needs at least 1", threads);
   for (const RowId& id : rows) {
     ANNULUS_EXPECTS(id.batch >= 0 && id.batch < problem.batch && id.row >= 0 && id.row < problem.seq_len,
                     "row {} of batch {} lies outside batch {} x seq_len {}", id.row, id.batch, problem.batch, problem.seq_len);
   }
-  if (pattern.order == SequenceOrder::linear) { return Oracle(source, problem, pattern, rows, probabilities, threads, progress).compute(); }
+  if (pattern.order == SequenceOrder::linear) {
+    return Oracle(source, problem, pattern, rows, heads, probabilities, threads, progress).compute();
+  }
   ANNULUS_EXPECTS(!problem.causal, "a causal mask has no meaning in the order {}", to_string(pattern.order));
   const std::vector<std::int64_t> positions = position_table(pattern.order, problem.seq_len);
   std::vector<RowId> permuted(rows.begin(), rows.end());
   for (RowId& id : permuted) { id.row = positions[static_cast<std::size_t>(id.row)]; }
   const InOrder in_order(source, pattern.order);
-  return Oracle(in_order, problem, pattern, permuted, probabilities, threads, progress).compute();
+  return Oracle(in_order, problem, pattern, permuted, heads, probabilities, threads, progress).compute();
 }
 
 }  // namespace annulus

@@ -143,6 +143,21 @@ void add_kv_lengths(RandomCase& drawn, Random random) {
   }
 }
 
+std::int64_t any_divisor(Random& random, std::int64_t number, std::int64_t most) {
+  std::vector<std::int64_t> divisors;
+  for (std::int64_t divisor = 1; divisor <= std::min(number, most); ++divisor) {
+    if (number % divisor == 0) { divisors.push_back(divisor); }
+  }
+  return random.one_of(divisors);
+}
+
+/// Spreads the ranks over batch and heads too, in some cases.
+void add_grid(RandomCase& drawn, Random random) {
+  if (!random.chance(35)) { return; }
+  drawn.grid.batch = any_divisor(random, drawn.ranks, drawn.problem.batch);
+  drawn.grid.heads = any_divisor(random, drawn.ranks / drawn.grid.batch, drawn.problem.heads);
+}
+
 struct BranchLists {
   std::string segment_lengths;
   std::string dilation_rates;
@@ -163,11 +178,11 @@ BranchLists branch_lists(const Pattern& pattern) {
 std::string RandomCase::describe() const {
   const BranchLists lists = branch_lists(pattern);
   return fmt::format(
-      "ranks {}, batch {}, seq_len {}, heads {}/{}, head_dim {}, {}{}{}, w {}, r {}, offset {}, head-split {}, mixing {}{}, ragged {}{}, "
+      "ranks {}{}, batch {}, seq_len {}, heads {}/{}, head_dim {}, {}{}{}, w {}, r {}, offset {}, head-split {}, mixing {}{}, ragged {}{}, "
       "{}, "
       "{}",
-      ranks, problem.batch, problem.seq_len, problem.heads, problem.kv_heads, problem.head_dim, to_string(problem.dtype),
-      problem.causal ? ", causal" : "",
+      ranks, grid == Grid() ? "" : fmt::format(" as {}", to_string(grid)), problem.batch, problem.seq_len, problem.heads, problem.kv_heads,
+      problem.head_dim, to_string(problem.dtype), problem.causal ? ", causal" : "",
       problem.kv_lengths.empty() ? "" : fmt::format(", kv-lengths {}", fmt::join(problem.kv_lengths, ",")), lists.segment_lengths,
       lists.dilation_rates, to_string(pattern.offset), to_string(pattern.head_split), to_string(pattern.mixing),
       pattern.scale_by_branches ? ", scaled by branches" : "", to_string(pattern.ragged),
@@ -187,6 +202,7 @@ std::string RandomCase::flags() const {
   if (!problem.kv_lengths.empty()) { text += fmt::format(" --kv-lengths {}", fmt::join(problem.kv_lengths, ",")); }
   if (pattern.scale_by_branches) { text += " --scale-by-branches"; }
   if (pattern.order != SequenceOrder::linear) { text += fmt::format(" --order {}", to_string(pattern.order)); }
+  if (grid != Grid()) { text += fmt::format(" --grid {}", to_string(grid)); }
   return text;
 }
 
@@ -235,6 +251,7 @@ RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<st
   if (order.chance(30)) { pattern.order = order.any_of<SequenceOrder>(); }
   if (problem.causal) { pattern.order = SequenceOrder::linear; }  // is refused otherwise
   add_kv_lengths(result, Random(seed, number, "kv-lengths"));
+  add_grid(result, Random(seed, number, "grid"));
   return result;
 }
 

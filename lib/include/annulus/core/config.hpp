@@ -2,6 +2,7 @@
 #pragma once
 
 #include <annulus/core/enums.hpp>
+#include <annulus/core/grid.hpp>
 #include <annulus/core/problem.hpp>
 
 #include <cstdint>
@@ -22,6 +23,7 @@ struct Config {
 
   Pattern pattern;  ///< no branches: dense
 
+  Grid grid;  ///< as asked for
   PartitionKind partition = PartitionKind::automatic;
   Schedule schedule = Schedule::automatic;
   KeyOrder key_order = KeyOrder::automatic;

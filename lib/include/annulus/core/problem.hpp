@@ -12,6 +12,14 @@ inline constexpr std::int64_t kMaxSeqLen = std::int64_t{1} << 48;
 inline constexpr std::int64_t kMaxHeadDim = 256;
 inline constexpr std::int64_t kMaxBranches = 64;  ///< kernels::kMaxPartials holds one partial for each
 
+/// Which heads of a larger problem those of a problem are: query heads from `first` on, with their KV heads.
+struct HeadWindow {
+  std::int64_t first = 0;
+  std::int64_t heads = 0;  ///< of the larger problem; 0: there is none
+  std::int64_t kv_heads = 0;
+  bool operator==(const HeadWindow&) const = default;
+};
+
 /// One attention: q [batch, seq_len, heads, head_dim], k and v [batch, seq_len, kv_heads, head_dim].
 struct Problem {
   std::int64_t batch = 1;
@@ -25,8 +33,16 @@ struct Problem {
   /// [batch], or empty: keys of a batch entry at and past its number are seen by no query. Queries there are computed like any other, and
   /// segments are cut by seq_len. A row of which that hides every key has O = 0 and LSE = -inf.
   std::vector<std::int64_t> kv_lengths = {};
+  /// Where a pattern tells heads apart by their number, it is the number in the larger problem. KV heads are whole groups of query heads,
+  /// or one that has more query heads than these.
+  HeadWindow window = {};
 
   std::int64_t group_size() const { return heads / kv_heads; }  ///< query heads of one KV head
+  /// Heads of the larger problem, or of this one.
+  std::int64_t all_heads() const { return window.heads == 0 ? heads : window.heads; }
+  std::int64_t all_kv_heads() const { return window.heads == 0 ? kv_heads : window.kv_heads; }
+  /// Number in it of the first KV head here.
+  std::int64_t first_kv_head() const { return window.first / (all_heads() / all_kv_heads()); }
   /// Tokens of a batch entry from the first on whose keys are seen.
   std::int64_t kv_length(std::int64_t entry) const { return kv_lengths.empty() ? seq_len : kv_lengths[static_cast<std::size_t>(entry)]; }
   bool operator==(const Problem&) const = default;

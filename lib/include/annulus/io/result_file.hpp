@@ -24,6 +24,15 @@ struct RowCounts {
   std::vector<double> zero_key_shares;
 };
 
+/// Neighbouring rows of one batch entry, with neighbouring heads.
+struct ResultBox {
+  std::int64_t batch = 0;
+  std::int64_t first = 0;
+  std::int64_t count = 0;
+  std::int64_t first_head = 0;
+  std::int64_t heads = 0;
+};
+
 /// One HDF5 result file, written by one process: /o [batch, seq, heads, head_dim] in the problem's dtype, /lse [batch, head, seq] fp32,
 /// tables of named columns, /rows/{uncovered, non_finite, first_non_finite} int64, /rows/zero_key_shares [branch] fp64, /provenance/*
 /// strings.
@@ -43,10 +52,10 @@ class ResultFile {
   ResultFile(const ResultFile&) = delete;
   ResultFile& operator=(const ResultFile&) = delete;
 
-  /// Rows [first, first+count) of one batch entry of /o; `rows` is [count, heads, head_dim] in the problem's dtype.
-  void write_output(std::int64_t batch, std::int64_t first, std::int64_t count, const void* rows);
-  /// /lse[batch, all heads, first .. first+count); `lse` is [heads, count].
-  void write_lse(std::int64_t batch, std::int64_t first, std::int64_t count, const float* lse);
+  /// A part of /o; `rows` is [count, heads, head_dim] in the problem's dtype.
+  void write_output(const ResultBox& box, const void* rows);
+  /// A part of /lse; `lse` is [heads, count].
+  void write_lse(const ResultBox& box, const float* lse);
   /// <folder>/<name> of these extents for each column, int64, fp64 or UTF-8 strings.
   /// @throws InvalidArgument if a column has another number of values
   void write_columns(const std::string& folder, std::span<const std::int64_t> extents, std::span<const NamedColumn> columns);

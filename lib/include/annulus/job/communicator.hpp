@@ -68,8 +68,12 @@ class Communicator {
 
   std::int64_t rank() const { return rank_; }
   std::int64_t size() const { return size_; }
+  /// The rank in the whole job of one of these ranks; negative numbers stay as they are.
+  std::int64_t rank_in_job(std::int64_t rank) const {
+    return job_ranks_.empty() || rank < 0 ? rank : job_ranks_[static_cast<std::size_t>(rank)];
+  }
   const std::string& host() const { return host_; }
-  /// "rank 3 (gpu07)".
+  /// "rank 3 (gpu07)", by the rank in the job.
   std::string name() const;
   /// Position among, and number of, the ranks of this host.
   std::int64_t host_rank() const { return host_rank_; }
@@ -78,9 +82,16 @@ class Communicator {
   const std::vector<std::int64_t>& host_ranks() const { return host_ranks_; }
   MPI_Comm get() const;
   Watchdog& watchdog() const { return *watchdog_; }
+  /// As Watchdog::waiting(), for one of these ranks.
+  [[nodiscard]] Watchdog::Wait waiting(const char* operation, std::int64_t peer = -1, std::int64_t bytes = 0,
+                                       std::int64_t step = -1) const {
+    return watchdog_->waiting(operation, rank_in_job(peer), bytes, step);
+  }
 
   /// A communicator over the same processes with its own message space, sharing the watchdog. Collective.
   Communicator duplicate() const;
+  /// A communicator of those ranks that give the same `part`, in their order; it shares the watchdog. Collective.
+  Communicator split(std::int64_t part) const;
   /// The same communicator for another owner: same message space, freed with the last of them.
   Communicator share() const { return *this; }
 
@@ -116,6 +127,10 @@ class Communicator {
   Communicator() = default;
   Communicator(const Communicator&) = default;
   Communicator& operator=(const Communicator&) = default;
+  /// Owns a handle.
+  void adopt(MPI_Comm handle);
+  /// Finds rank, size and the ranks of this host from the handle.
+  void find_ranks();
   std::shared_ptr<MPI_Comm> comm_;  ///< empty: no MPI
   std::shared_ptr<Watchdog> watchdog_;
   std::string host_;
@@ -124,6 +139,7 @@ class Communicator {
   std::int64_t host_rank_ = 0;
   std::int64_t host_size_ = 1;
   std::vector<std::int64_t> host_ranks_{0};
+  std::vector<std::int64_t> job_ranks_;  ///< by rank; empty: the same
 };
 
 /// An error that every rank knows of and one rank prints.

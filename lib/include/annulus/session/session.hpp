@@ -7,6 +7,8 @@
 #include <annulus/io/file_identity.hpp>
 #include <annulus/io/source.hpp>
 #include <annulus/job/communicator.hpp>
+#include <annulus/pattern/grid_cell.hpp>
+#include <annulus/pattern/partition.hpp>
 #include <annulus/plan/plan.hpp>
 #include <annulus/plan/plan_cache.hpp>
 #include <annulus/transport/make_transport.hpp>
@@ -28,7 +30,8 @@ enum class Passing { on, off };
 struct ResolvedConfig {
   Config config;
   std::shared_ptr<const TensorSource> source;
-  std::int64_t ranks = 1;  ///< of the ring: processes, or virtual ranks
+  std::int64_t ranks = 1;  ///< processes, or virtual ranks
+  Grid grid;               ///< with as many places as there are ranks
 };
 
 /// Opens the input (or generator), takes shapes, dtype and scale from it, fills in defaults and validates all of it. Collective: all ranks
@@ -51,6 +54,13 @@ std::int64_t default_threads(const Communicator& comm);
 /// Puts something around a rank's transport, to observe or disturb it.
 using TransportDecorator = std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>;
 
+/// The ranks of one ring that run in this process: one of them, or in a job of one process all.
+struct LocalRing {
+  std::int64_t number = 0;
+  GridCell cell;
+  std::span<const std::unique_ptr<RingExecutor>> executors;  ///< in the order of their ranks
+};
+
 /// The ranks of this process, ready to run: backend, transports, executors. Collective construction.
 class Session {
  public:
@@ -66,15 +76,25 @@ class Session {
   /// One attention; returns when this process's ranks have finished. Collective; failures inside end the job.
   void run(Passing passing = Passing::on);
 
+  /// All that is attended, by all rings together.
   const Problem& problem() const;
   const Pattern& pattern() const;
+  /// Of the sequence among the ranks of a ring.
+  const Partition& partition() const { return partition_; }
+  const Grid& grid() const { return resolved_.grid; }
   /// Whether positions of the plan are not rows of the input.
   bool is_permuted() const;
   const ResolvedConfig& resolved() const { return resolved_; }
   Backend& backend() const { return *backend_; }
   const Communicator& comm() const { return comm_; }
+  /// The ranks of this process's ring; comm() if there is only one ring, or one process.
+  const Communicator& ring_comm() const { return ring_comm_; }
+  std::span<const LocalRing> rings() const { return rings_; }
+  /// The ring of a rank, and whether its executor is here.
+  std::int64_t ring_of(std::int64_t rank) const { return rank / grid().seq; }
   TransportKind transport_kind() const { return transports_.front()->kind(); }
   std::int64_t ranks() const { return resolved_.ranks; }
+  /// Of all rings here, in the order of their ranks in the job.
   std::span<const std::unique_ptr<RingExecutor>> executors() const { return executors_; }
 
   /// Milliseconds of the last run, of the slowest rank. Collective.
@@ -90,11 +110,14 @@ class Session {
 
   const ResolvedConfig& resolved_;
   const Communicator& comm_;
+  Communicator ring_comm_;
+  Partition partition_;
   Unwinding unwinding_;
   std::unique_ptr<Backend> backend_;
   std::vector<std::unique_ptr<Transport>> transports_;
   std::unique_ptr<Queue> queue_;
   std::vector<std::unique_ptr<RingExecutor>> executors_;
+  std::vector<LocalRing> rings_;
   std::int64_t predicted_bytes_ = 0;
 };
 

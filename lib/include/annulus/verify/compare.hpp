@@ -32,8 +32,11 @@ struct ErrorSums {
   void add(const ErrorSums& other);
 };
 
-/// Compares rows with the oracle's. `out` [row][head][head_dim] in problem.dtype, `lse` [row][head]. NaN and infinities are compared by
-/// position.
+/// Compares some heads of rows with the oracle's. `out` [row][heads.count][head_dim] in problem.dtype, `lse` [row][heads.count]; the oracle
+/// has room for all heads. NaN and infinities are compared by position.
+ErrorSums compare_rows(const Problem& problem, std::span<const RowId> rows, const CheckedHeads& heads, const void* out, const float* lse,
+                       const OracleRows& oracle);
+/// All heads.
 ErrorSums compare_rows(const Problem& problem, std::span<const RowId> rows, const void* out, const float* lse, const OracleRows& oracle);
 
 /// That the sums are of `rows` whole rows, so that no row which a report counts as checked was left out by every rank or taken by two.

@@ -41,6 +41,12 @@ struct RowId {
   std::int64_t row = 0;  ///< global
 };
 
+/// Which query heads are asked for; the places of the others hold nothing.
+struct CheckedHeads {
+  std::int64_t first = 0;
+  std::int64_t count = 0;
+};
+
 /// Computes the rows from the definition. `problem` gives dtype, causal and scale; extents must be the source's. Inputs are converted to
 /// problem.dtype once.
 ///
@@ -49,7 +55,11 @@ struct RowId {
 /// `threads`. Memory: the rows asked for and 64 MiB of K and V, whatever seq_len (in a permuted order 16 bytes for every token); only
 /// segments that hold a row are read, from one thread. Maxima are found in a first pass over the keys and sums in a second, in key order,
 /// both in fp64 and for the plain run in fp32. Adds to `progress`, unless it is null, while it works.
-/// @throws InvalidArgument if the extents are not the source's, a row lies outside, or problem or pattern is not valid
+/// @throws InvalidArgument if the extents are not the source's, a row or head lies outside, or problem or pattern is not valid
+OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows,
+                       const CheckedHeads& heads, PlainProbabilities probabilities, int threads,
+                       std::atomic<std::uint64_t>* progress = nullptr);
+/// Of all heads.
 OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows,
                        PlainProbabilities probabilities, int threads, std::atomic<std::uint64_t>* progress = nullptr);
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <annulus/core/enums.hpp>
+#include <annulus/core/grid.hpp>
 #include <annulus/core/problem.hpp>
 
 #include <cstdint>
@@ -18,6 +19,7 @@ struct RandomCase {
   PartitionKind partition = PartitionKind::contiguous;
   Schedule schedule = Schedule::ring;
   std::int64_t ranks = 1;
+  Grid grid;
   std::uint64_t data_seed = 0;  ///< below 2^32, so that every configuration format can hold it
 
   /// One line for reports.
