@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace annulus::test {
@@ -130,5 +131,60 @@ class FileWriter {
  private:
   hid_t file_;
 };
+
+/// One part of a virtual dataset: what is selected of the whole, and of a dataset of these extents.
+struct VirtualPart {
+  std::string file;
+  std::string dataset;  ///< empty: the name of the whole
+  std::vector<hsize_t> extents;
+  std::vector<hsize_t> start{};  ///< in the part, of `count` elements `step` apart; empty: all
+  std::vector<hsize_t> step{};
+  std::vector<hsize_t> count{};
+  std::vector<hsize_t> whole_start{};
+  std::vector<hsize_t> whole_step{};
+  std::vector<hsize_t> whole_count{};
+};
+
+inline hid_t space_of(const std::vector<hsize_t>& extents) {
+  return H5Screate_simple(static_cast<int>(extents.size()), extents.data(), nullptr);
+}
+
+/// Virtual datasets of these names and one layout.
+inline void write_virtual(const std::string& path, const std::vector<hsize_t>& extents, const std::vector<VirtualPart>& parts,
+                          const std::vector<std::string>& names = {"q", "k", "v"}, hid_t type = H5T_IEEE_F32LE) {
+  FileWriter file(path);
+  for (const std::string& name : names) {
+    const hid_t creation = H5Pcreate(H5P_DATASET_CREATE);
+    const hid_t whole = space_of(extents);
+    for (const VirtualPart& part : parts) {
+      const hid_t source = space_of(part.extents);
+      if (!part.start.empty()) {
+        REQUIRE(H5Sselect_hyperslab(source, H5S_SELECT_SET, part.start.data(), part.step.data(), part.count.data(), nullptr) >= 0);
+      }
+      REQUIRE(H5Sselect_hyperslab(whole, H5S_SELECT_SET, part.whole_start.data(), part.whole_step.data(), part.whole_count.data(),
+                                  nullptr) >= 0);
+      REQUIRE(H5Pset_virtual(creation, whole, part.file.c_str(), (part.dataset.empty() ? name : part.dataset).c_str(), source) >= 0);
+      H5Sclose(source);
+    }
+    H5Sselect_all(whole);
+    const hid_t dataset = H5Dcreate2(file.get(), name.c_str(), type, whole, H5P_DEFAULT, creation, H5P_DEFAULT);
+    REQUIRE(dataset >= 0);
+    H5Dclose(dataset);
+    H5Sclose(whole);
+    H5Pclose(creation);
+  }
+}
+
+/// Rows [first, first + rows) of a whole of these extents, from a part that holds just them.
+inline VirtualPart rows_of(const std::string& file, std::vector<hsize_t> extents, hsize_t first, hsize_t rows) {
+  VirtualPart part{file, "", {}};
+  part.whole_start.assign(extents.size(), 0);
+  part.whole_start[extents.size() - 3] = first;
+  part.whole_step.assign(extents.size(), 1);
+  extents[extents.size() - 3] = rows;
+  part.whole_count = extents;
+  part.extents = std::move(extents);
+  return part;
+}
 
 }  // namespace annulus::test

@@ -74,27 +74,13 @@ struct Part {
 };
 
 void write_virtual(const std::string& path, hsize_t rows, const std::vector<Part>& parts, hsize_t dim = kDim) {
-  FileWriter file(path);
-  const std::array<hsize_t, 4> extents{1, rows, kHeads, dim};
-  for (const std::string& name : kNames) {
-    const hid_t creation = H5Pcreate(H5P_DATASET_CREATE);
-    const hid_t whole = H5Screate_simple(4, extents.data(), nullptr);
-    for (const Part& part : parts) {
-      const std::array<hsize_t, 4> start{0, part.first, 0, 0};
-      const std::array<hsize_t, 4> count{1, part.rows, kHeads, dim};
-      const hid_t source = H5Screate_simple(4, count.data(), nullptr);
-      REQUIRE(H5Sselect_hyperslab(whole, H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr) >= 0);
-      const std::string dataset = part.dataset.empty() ? name : part.dataset;
-      REQUIRE(H5Pset_virtual(creation, whole, part.file.c_str(), dataset.c_str(), source) >= 0);
-      H5Sclose(source);
-    }
-    H5Sselect_all(whole);
-    const hid_t dataset = H5Dcreate2(file.get(), name.c_str(), H5T_IEEE_F32LE, whole, H5P_DEFAULT, creation, H5P_DEFAULT);
-    REQUIRE(dataset >= 0);
-    H5Dclose(dataset);
-    H5Sclose(whole);
-    H5Pclose(creation);
+  const std::vector<hsize_t> extents{1, rows, kHeads, dim};
+  std::vector<test::VirtualPart> all;
+  for (const Part& part : parts) {
+    all.push_back(test::rows_of(part.file, extents, part.first, part.rows));
+    all.back().dataset = part.dataset;
   }
+  test::write_virtual(path, extents, all);
 }
 
 /// q, k and v of [1, 8, kHeads, kDim] with the creation properties; writes rows [0, written).

@@ -3,42 +3,49 @@
 // out whatever lies in memory behind it. Its interface shows the length to filters alone; hence one of ours comes last.
 #pragma once
 
+#include "box_reader.hpp"
 #include "hdf5_handle.hpp"
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
 namespace annulus {
 
-/// Reads boxes of one dataset whose chunks went through filters, chunk by chunk, each decoded once per call and of exactly its length.
+/// Reads a dataset whose chunks went through filters, each chunk decoded once per call and of exactly its length.
 /// A chunk is taken as it is stored into a file in memory that has room for one, with the dataset's filters and ours behind them.
-class ChunkReader {
+class ChunkReader final : public BoxReader {
  public:
   /// @param dataset open for as long as this lives, with chunks and filters that decode
   /// @param what begins messages: "input file 'x.h5': /q"
-  ChunkReader(hid_t dataset, std::string what);
+  ChunkReader(hid_t dataset, std::string what, ByteOrder order);
 
-  /// Elements [start, start + extent) as stored, in C order, into `out`. Under an Hdf5Lock.
-  /// @throws InvalidArgument naming the chunk if it does not decode, or not to its length; RuntimeFailure if the disk fails
-  void read(const std::vector<hsize_t>& start, const std::vector<hsize_t>& extent, void* out);
-  /// The elements at these places, [count, axes], in their order into `out`. Under an Hdf5Lock. @throws as read()
-  void read_elements(const std::vector<hsize_t>& coordinates, void* out);
+  void read(std::span<const SlabCopy> slabs, void* out) override;
+  std::optional<DecodedUnit> decoded_unit() const override { return DecodedUnit{chunk_, chunk_bytes_}; }
+  void release_buffers() override;
 
  private:
-  /// The dataset of one chunk, in memory. Empty where a filter does not take its own settings for a new dataset, as one that only decodes.
-  void make_place();
+  /// The file in memory with a dataset of one chunk that was not written yet.
+  void make_image();
+  /// Opens a fresh place.
+  void open_place();
   /// Takes the chunk at `corner` to the place.
   void take(const std::vector<hsize_t>& corner);
+  /// Copies what the slab wants of the decoded chunk at `corner`.
+  void copy(const SlabCopy& slab, const std::vector<hsize_t>& corner, const std::byte* chunk, std::byte* out) const;
 
   hid_t dataset_;
   std::string what_;
+  ByteOrder order_;
   Hdf5Handle type_;
+  std::size_t size_;  ///< of an element
   std::vector<hsize_t> extents_;
   std::vector<hsize_t> chunk_;
   std::uint32_t chunk_bytes_ = 0;
-  bool plain_edges_ = false;   ///< chunks that the extents cut went through no filter
+  bool plain_edges_ = false;  ///< chunks that the extents cut went through no filter
+  std::vector<std::byte> image_;
   Hdf5Handle file_;            ///< in memory
   Hdf5Handle place_;           ///< its dataset
   std::uint32_t skipped_ = 0;  ///< filters that the chunk there did not go through, by bit

@@ -4,6 +4,7 @@
 #include <annulus/core/error.hpp>
 
 #include "hdf5_open.hpp"
+#include "virtual_layout.hpp"
 
 #include <array>
 #include <cerrno>
@@ -34,6 +35,10 @@ void require_filters(const DatasetPlace& place, hid_t creation) {
                     "{} is compressed by {}, which this HDF5 does not have; set HDF5_PLUGIN_PATH to the folder of its plugin, or rewrite "
                     "the file with gzip",
                     place.what, shown);
+    ANNULUS_EXPECTS(values <= kMostFilterSettings,
+                    "{} is compressed by {} with {} settings, and at most {} can be asked for; rewrite the "
+                    "file with gzip",
+                    place.what, shown, values, kMostFilterSettings);
     unsigned abilities = 0;
     ANNULUS_EXPECTS(H5Zget_filter_info(filter, &abilities) >= 0 && (abilities & H5Z_FILTER_CONFIG_DECODE_ENABLED) != 0,
                     "{} is compressed by {}, which this HDF5 cannot decode; rewrite the file with gzip", place.what, shown);
@@ -161,17 +166,18 @@ void require_complete(const DatasetPlace& place, SourceFiles& files) {
   refuse_unreadable(place.what);
 }
 
-OpenedDataset open_dataset(const std::string& what, hid_t file, const std::string& path, const std::string& name, SourceFiles& files) {
+OpenedDataset open_dataset(const std::string& what, std::shared_ptr<const ReadableFile> file, const std::string& path,
+                           const std::string& name, SourceFiles& files) {
   std::string file_path = path;
   std::string target = name;
   for (int links = 0; links < kMostLinks; ++links) {
     // The link first: HDF5 calls it an error to ask whether the object behind a missing link exists.
-    if (H5Lexists(file, target.c_str(), H5P_DEFAULT) <= 0) { return {}; }
+    if (H5Lexists(file->get(), target.c_str(), H5P_DEFAULT) <= 0) { return {}; }
     H5L_info_t link{};
-    if (H5Lget_info(file, target.c_str(), &link, H5P_DEFAULT) < 0) { refuse_unreadable(what); }
+    if (H5Lget_info(file->get(), target.c_str(), &link, H5P_DEFAULT) < 0) { refuse_unreadable(what); }
     if (link.type != H5L_TYPE_EXTERNAL) {
-      if (H5Oexists_by_name(file, target.c_str(), H5P_DEFAULT) <= 0) { return {}; }
-      OpenedDataset opened{Hdf5Handle(H5Oopen(file, target.c_str(), H5P_DEFAULT)), file_path};
+      if (H5Oexists_by_name(file->get(), target.c_str(), H5P_DEFAULT) <= 0) { return {}; }
+      OpenedDataset opened{file, Hdf5Handle(H5Oopen(file->get(), target.c_str(), H5P_DEFAULT)), file_path};
       if (!opened.dataset) { refuse_unreadable(what); }
       ANNULUS_EXPECTS(H5Iget_type(opened.dataset.get()) == H5I_DATASET, "{} is not a dataset", what);
       return opened;
@@ -179,7 +185,7 @@ OpenedDataset open_dataset(const std::string& what, hid_t file, const std::strin
     std::vector<char> value(link.u.val_size + 1, '\0');
     const char* file_name = nullptr;
     const char* object = nullptr;
-    if (H5Lget_val(file, target.c_str(), value.data(), link.u.val_size, H5P_DEFAULT) < 0 ||
+    if (H5Lget_val(file->get(), target.c_str(), value.data(), link.u.val_size, H5P_DEFAULT) < 0 ||
         H5Lunpack_elink_val(value.data(), link.u.val_size, nullptr, &file_name, &object) < 0) {
       refuse_unreadable(what);
     }

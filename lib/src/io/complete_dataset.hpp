@@ -4,6 +4,8 @@
 
 #include "source_files.hpp"
 
+#include <cstddef>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -23,12 +25,8 @@ struct DatasetPlace {
 /// @throws InvalidArgument naming the file, dataset, chunk or filter that is missing
 void require_complete(const DatasetPlace& place, SourceFiles& files);
 
-/// As require_complete() for a virtual layout.
-void require_complete_parts(const DatasetPlace& place, hid_t creation, SourceFiles& files);
-
-/// The extents of a dataset's chunks if they went through filters and are decoded whole; of a virtual one the largest along each axis of
-/// all its parts' chunks, which lie as in the part. Empty where nothing is decoded. To be asked of a complete dataset.
-std::vector<hsize_t> decoded_unit(const DatasetPlace& place, SourceFiles& files);
+/// Settings of one filter; HDF5 does not tell more of them.
+inline constexpr std::size_t kMostFilterSettings = 256;
 
 /// Those that a dataset has, or the largest it may ever grow to (H5S_UNLIMITED: any).
 enum class Extents { current, largest };
@@ -41,6 +39,7 @@ std::string shape_text(const std::vector<hsize_t>& extents);
 
 /// An open object and where it lies.
 struct OpenedDataset {
+  std::shared_ptr<const ReadableFile> holder;  ///< keeps the file open and locked
   Hdf5Handle dataset;
   std::string file;  ///< path of the file that holds it, another than the given one behind an external link
 };
@@ -48,6 +47,7 @@ struct OpenedDataset {
 /// Opens the dataset `name`, through external links if need be.
 /// @return an empty handle if there is no such object
 /// @throws InvalidArgument if it is damaged, no dataset, or behind a link whose file is missing
-OpenedDataset open_dataset(const std::string& what, hid_t file, const std::string& path, const std::string& name, SourceFiles& files);
+OpenedDataset open_dataset(const std::string& what, std::shared_ptr<const ReadableFile> file, const std::string& path,
+                           const std::string& name, SourceFiles& files);
 
 }  // namespace annulus

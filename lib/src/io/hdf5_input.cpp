@@ -5,7 +5,7 @@
 #include <annulus/io/source.hpp>
 #include <annulus/pattern/progression.hpp>
 
-#include "chunk_reader.hpp"
+#include "box_reader.hpp"
 #include "complete_dataset.hpp"
 #include "element_convert.hpp"
 #include "hdf5_handle.hpp"
@@ -21,9 +21,10 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <limits>
+#include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -38,31 +39,30 @@ constexpr std::array<Tensor, 3> kTensors{Tensor::q, Tensor::k, Tensor::v};
 
 /// One open dataset of the input.
 struct InputDataset {
-  Hdf5Handle dataset;
-  std::string file;  ///< path of the file that holds it
-  Hdf5Handle type;   ///< the file's own, which is the memory type of every read
+  OpenedDataset opened;
   FileDType dtype;
   std::vector<hsize_t> extents;
+  std::unique_ptr<BoxReader> reader;
 };
 
-InputDataset open_tensor(hid_t file, const std::string& path, Tensor tensor, SourceFiles& files) {
+InputDataset open_tensor(const std::shared_ptr<const ReadableFile>& file, const std::string& path, Tensor tensor, SourceFiles& files) {
   const char* name = dataset_name(tensor);
   const std::string what = fmt::format("input file '{}': {}", path, name);
-  OpenedDataset opened = open_dataset(what, file, path, name, files);
+  InputDataset input;
+  input.opened = open_dataset(what, file, path, name, files);
+  const hid_t dataset = input.opened.dataset.get();
   ANNULUS_EXPECTS(
-      static_cast<bool>(opened.dataset),
+      static_cast<bool>(input.opened.dataset),
       "input file '{}' has no dataset {}; needed are /q [batch, seq, heads, head_dim] and /k, /v [batch, seq, kv_heads, head_dim]", path,
       name);
-  InputDataset input;
-  input.dataset = std::move(opened.dataset);
 
-  input.type = Hdf5Handle(check_h5(H5Dget_type(input.dataset.get()), "H5Dget_type"));
-  const auto recognised = recognise_dtype(input.type.get());
+  const Hdf5Handle type(check_h5(H5Dget_type(dataset), "H5Dget_type"));
+  const auto recognised = recognise_dtype(type.get());
   ANNULUS_EXPECTS(recognised.has_value(), "input file '{}': {} holds {} values; allowed are fp32, fp16 and bf16 (16 bits, 8 of exponent)",
-                  path, name, describe_hdf5_type(input.type.get()));
+                  path, name, describe_hdf5_type(type.get()));
   input.dtype = *recognised;
 
-  input.extents = extents_of(input.dataset.get());
+  input.extents = extents_of(dataset);
   const std::size_t rank = input.extents.size();
   ANNULUS_EXPECTS(rank == 3 || rank == 4,
                   "input file '{}': {} has {} dimensions; allowed are [batch, seq, heads, head_dim] and, for one batch entry, "
@@ -73,7 +73,6 @@ InputDataset open_tensor(hid_t file, const std::string& path, Tensor tensor, Sou
     ANNULUS_EXPECTS(extent <= hsize_t{1} << 48U, "input file '{}': {} is {}; no extent may be beyond 2^48", path, name,
                     shape_text(input.extents));
   }
-  input.file = std::move(opened.file);
   return input;
 }
 
@@ -81,13 +80,16 @@ class Hdf5Input final : public TensorSource {
  public:
   explicit Hdf5Input(const std::string& path, std::function<void()> progress = {}) : path_(path), files_(std::move(progress)) {
     const Hdf5Lock lock;
-    const hid_t file = files_.open(fmt::format("input file '{}'", path), path);
-    for (const Tensor tensor : kTensors) { dataset(tensor) = open_tensor(file, path, tensor, files_); }
-    read_problem(file);
+    file_ = files_.open(fmt::format("input file '{}'", path), path);
+    for (const Tensor tensor : kTensors) { dataset(tensor) = open_tensor(file_, path, tensor, files_); }
+    read_problem();
     for (const Tensor tensor : kTensors) {
       files_.step();
-      require_complete(
-          {dataset(tensor).dataset.get(), dataset(tensor).file, fmt::format("input file '{}': {}", path, dataset_name(tensor))}, files_);
+      InputDataset& input = dataset(tensor);
+      const DatasetPlace place{input.opened.dataset.get(), input.opened.file,
+                               fmt::format("input file '{}': {}", path, dataset_name(tensor))};
+      require_complete(place, files_);
+      input.reader = make_box_reader(place, byte_order_of(place.dataset), files_);
     }
     find_bands();
   }
@@ -104,10 +106,7 @@ class Hdf5Input final : public TensorSource {
 
   std::uint64_t fingerprint(Tensor tensor, std::int64_t part, std::int64_t parts) const override {
     const InputDataset& input = dataset(tensor);
-    std::optional<ChunkReader>& filtered = filtered_[static_cast<std::size_t>(tensor)];
-    return sample_fingerprint({input.dataset.get(), input.type.get(), input.dtype, input.extents,
-                               fmt::format("input file '{}': {}", path_, dataset_name(tensor)), filtered ? &*filtered : nullptr},
-                              part, parts);
+    return sample_fingerprint(*input.reader, input.dtype, input.extents, part, parts);
   }
 
   void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override {
@@ -151,12 +150,9 @@ class Hdf5Input final : public TensorSource {
       start.erase(start.begin());
       extent.erase(extent.begin());
     }
-    if (std::optional<ChunkReader>& filtered = filtered_[static_cast<std::size_t>(tensor)]) {
-      const Hdf5Lock lock;
-      filtered->read(start, extent, out);
-    } else {
-      read_block(input, dataset_name(tensor), start, extent, out);
-    }
+    const SlabCopy slab = box_in_order(std::move(start), std::move(extent));
+    const Hdf5Lock lock;
+    input.reader->read(std::span(&slab, 1), out);
   }
 
   void convert_stored(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, void* stored, DType dtype,
@@ -185,6 +181,8 @@ class Hdf5Input final : public TensorSource {
       band.bytes = {};
       band.number = -1;
     }
+    const Hdf5Lock lock;
+    for (const InputDataset& input : datasets_) { input.reader->release_buffers(); }
   }
 
   /// Reads `bytes` of values, spread over the datasets.
@@ -201,25 +199,14 @@ class Hdf5Input final : public TensorSource {
     std::vector<std::byte> bytes;
   };
 
-  /// Of a chunk of these extents, or of the largest there can be where they are of different parts of a virtual dataset.
-  static std::int64_t bytes_of_chunk(const std::vector<hsize_t>& extents, std::int64_t element) {
-    constexpr hsize_t kMost = std::numeric_limits<std::uint32_t>::max();
-    auto bytes = static_cast<hsize_t>(element);
-    for (const hsize_t extent : extents) { bytes = extent > kMost / bytes ? kMost : std::max<hsize_t>(1, bytes * extent); }
-    return static_cast<std::int64_t>(bytes);
-  }
-
   /// Finds the datasets whose chunks must be decoded whole.
   void find_bands() {
     for (const Tensor tensor : kTensors) {
       const InputDataset& input = dataset(tensor);
-      const std::string what = fmt::format("input file '{}': {}", path_, dataset_name(tensor));
-      std::vector<hsize_t> chunk = decoded_unit({input.dataset.get(), input.file, what}, files_);
-      if (chunk.empty()) { continue; }
-      const Hdf5Handle creation(check_h5(H5Dget_create_plist(input.dataset.get()), "H5Dget_create_plist"));
-      if (H5Pget_layout(creation.get()) == H5D_CHUNKED) { filtered_[static_cast<std::size_t>(tensor)].emplace(input.dataset.get(), what); }
+      const std::optional<DecodedUnit> unit = input.reader->decoded_unit();
+      if (!unit) { continue; }
+      std::vector<hsize_t> chunk = unit->extents;
       const std::int64_t element = size_of(input.dtype.dtype);
-      const std::int64_t chunk_bytes = bytes_of_chunk(chunk, element);
       // A chunk may be larger than a dataset that can grow.
       for (std::size_t axis = 0; axis < chunk.size(); ++axis) { chunk[axis] = std::min(chunk[axis], input.extents[axis]); }
       if (chunk.size() == 3) { chunk.insert(chunk.begin(), 1); }
@@ -229,7 +216,7 @@ class Hdf5Input final : public TensorSource {
       bands.chunk_heads = static_cast<std::int64_t>(chunk[2]);
       bands.chunk_dims = static_cast<std::int64_t>(chunk[3]);
       bands.row_bytes = heads_of(problem_, tensor) * problem_.head_dim * element;
-      bands.chunk_bytes = chunk_bytes;
+      bands.chunk_bytes = unit->bytes;
       if (problem_.batch * problem_.seq_len * bands.row_bytes <= kReadBytes) {
         // One band: whoever comes back to an earlier batch entry, as virtual ranks do, finds it decoded.
         bands.batches = problem_.batch;
@@ -319,7 +306,7 @@ class Hdf5Input final : public TensorSource {
   InputDataset& dataset(Tensor tensor) { return datasets_[static_cast<std::size_t>(tensor)]; }
   const InputDataset& dataset(Tensor tensor) const { return datasets_[static_cast<std::size_t>(tensor)]; }
 
-  void read_problem(hid_t file) {
+  void read_problem() {
     const InputDataset& q = dataset(Tensor::q);
     const InputDataset& k = dataset(Tensor::k);
     const InputDataset& v = dataset(Tensor::v);
@@ -347,9 +334,9 @@ class Hdf5Input final : public TensorSource {
                     shape_text(q.extents), kMaxHeadDim);
     ANNULUS_EXPECTS(problem_.heads % problem_.kv_heads == 0, "input file '{}': the {} heads of /k and /v do not divide the {} heads of /q",
                     path_, problem_.kv_heads, problem_.heads);
-    problem_.scale = read_scale(file);
+    problem_.scale = read_scale(file_->get());
     require_valid();
-    problem_.kv_lengths = read_kv_lengths(file);
+    problem_.kv_lengths = read_kv_lengths();
     require_valid();
   }
 
@@ -360,21 +347,22 @@ class Hdf5Input final : public TensorSource {
   }
 
   /// /kv_lengths [batch], int64; none if there is no such dataset.
-  std::vector<std::int64_t> read_kv_lengths(hid_t file) {
+  std::vector<std::int64_t> read_kv_lengths() {
     const std::string what = fmt::format("input file '{}': /kv_lengths", path_);
-    const OpenedDataset opened = open_dataset(what, file, path_, "/kv_lengths", files_);
+    const OpenedDataset opened = open_dataset(what, file_, path_, "/kv_lengths", files_);
     if (!opened.dataset) { return {}; }
     const hid_t dataset = opened.dataset.get();
     const Hdf5Handle type(check_h5(H5Dget_type(dataset), "H5Dget_type"));
-    const bool is_int64 =
-        H5Tget_class(type.get()) == H5T_INTEGER && H5Tget_size(type.get()) == sizeof(std::int64_t) && H5Tget_sign(type.get()) == H5T_SGN_2;
+    const bool is_int64 = H5Tequal(type.get(), H5T_STD_I64LE) > 0 || H5Tequal(type.get(), H5T_STD_I64BE) > 0;
     ANNULUS_EXPECTS(is_int64, "{} holds {} values; allowed is int64", what, describe_hdf5_type(type.get()));
     const std::vector<hsize_t> extents = extents_of(dataset);
     ANNULUS_EXPECTS(extents == std::vector<hsize_t>{static_cast<hsize_t>(problem_.batch)},
                     "{} is {}; it must be [{}], one number for each batch entry", what, shape_text(extents), problem_.batch);
-    require_complete({dataset, opened.file, what}, files_);
+    const DatasetPlace place{dataset, opened.file, what};
+    require_complete(place, files_);
     std::vector<std::int64_t> lengths(static_cast<std::size_t>(problem_.batch));
-    if (H5Dread(dataset, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, lengths.data()) < 0) { refuse_unreadable(what); }
+    const SlabCopy all = box_in_order({0}, extents);
+    make_box_reader(place, H5Tget_order(H5T_NATIVE_INT64), files_)->read(std::span(&all, 1), lengths.data());
     return lengths;
   }
 
@@ -393,17 +381,6 @@ class Hdf5Input final : public TensorSource {
     return *scale;
   }
 
-  void read_block(const InputDataset& input, const char* name, const std::vector<hsize_t>& start, const std::vector<hsize_t>& extent,
-                  void* out) const {
-    const Hdf5Lock lock;
-    const Hdf5Handle space(check_h5(H5Dget_space(input.dataset.get()), "H5Dget_space"));
-    check_h5(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, start.data(), nullptr, extent.data(), nullptr), "H5Sselect_hyperslab");
-    const Hdf5Handle memory(check_h5(H5Screate_simple(static_cast<int>(extent.size()), extent.data(), nullptr), "H5Screate_simple"));
-    if (H5Dread(input.dataset.get(), input.type.get(), memory.get(), space.get(), H5P_DEFAULT, out) < 0) {
-      refuse_unreadable(fmt::format("input file '{}': {} at {}", path_, name, shape_text(start)));
-    }
-  }
-
   /// "/q[0, 17, 3, 5]" for element `index` of rows that begin at `first`; with the dataset's own number of dimensions.
   std::string element_name(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t index) const {
     const std::int64_t heads = heads_of(problem_, tensor);
@@ -416,11 +393,11 @@ class Hdf5Input final : public TensorSource {
 
   std::string path_;
   SourceFiles files_;
-  std::array<InputDataset, 3> datasets_;  ///< by Tensor; closed before the files
+  std::shared_ptr<const ReadableFile> file_;  ///< stays locked
+  std::array<InputDataset, 3> datasets_;      ///< by Tensor; closed before the files
   Problem problem_;
-  std::array<std::optional<RowBands>, 3> bands_;                ///< by Tensor
-  mutable std::array<std::optional<ChunkReader>, 3> filtered_;  ///< by Tensor; used under an Hdf5Lock
-  mutable std::array<Band, 3> held_;                            ///< by Tensor
+  std::array<std::optional<RowBands>, 3> bands_;  ///< by Tensor
+  mutable std::array<Band, 3> held_;              ///< by Tensor
 };
 
 }  // namespace

@@ -112,6 +112,7 @@ ReadableFile::ReadableFile(const std::string& what, const std::string& path)
     ANNULUS_EXPECTS(::fstat(descriptor_, &status) == 0, "{}: {}", what, system_message(errno));
     ANNULUS_EXPECTS(S_ISREG(status.st_mode), "{} is {}, not a regular file", what,
                     S_ISDIR(status.st_mode) ? "a folder" : "a device, pipe or socket");
+    state_ = {status.st_dev, status.st_ino, status.st_size, status.st_mtim.tv_sec, status.st_mtim.tv_nsec};
     lock_shared(what, descriptor_);
     const Hdf5Lock lock;
     leave_locks_to_us();

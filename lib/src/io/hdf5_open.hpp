@@ -3,10 +3,22 @@
 
 #include "hdf5_handle.hpp"
 
-#include <stdexcept>
+#include <cstdint>
 #include <string>
+#include <sys/types.h>
 
 namespace annulus {
+
+/// What tells whether a file is the one it was: a writer changes its time or its size.
+struct FileState {
+  dev_t device = 0;
+  ino_t inode = 0;
+  off_t bytes = 0;
+  std::int64_t changed_s = 0;
+  std::int64_t changed_ns = 0;
+
+  bool operator==(const FileState&) const = default;
+};
 
 /// An HDF5 file that is open for reading. It holds a shared lock where the file system has locks, and none where it has none: the lock is
 /// this object's and not HDF5's, which on a file system without locks gives up, and where it opens files by itself (the parts of virtual
@@ -23,9 +35,12 @@ class ReadableFile {
   ReadableFile& operator=(const ReadableFile&) = delete;
 
   hid_t get() const noexcept { return file_.get(); }
+  /// When it was opened.
+  const FileState& state() const noexcept { return state_; }
 
  private:
   int descriptor_;  ///< holds the lock
+  FileState state_;
   Hdf5Handle file_;
 };
 

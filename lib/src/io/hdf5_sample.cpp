@@ -3,16 +3,16 @@
 
 #include <annulus/core/error.hpp>
 
-#include "hdf5_open.hpp"
-
 #include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
 #include <fstream>
 #include <set>
+#include <span>
 #include <sys/stat.h>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 namespace annulus {
@@ -50,55 +50,34 @@ std::vector<Run> sampled_runs(std::int64_t total, std::int64_t row) {
   return runs;
 }
 
-/// The places of the values of `runs`, [values, axes].
-std::vector<hsize_t> coordinates_of(std::span<const hsize_t> extents, std::span<const Run> runs, std::size_t values) {
-  std::vector<hsize_t> coordinates;
-  coordinates.reserve(values * extents.size());
-  std::vector<hsize_t> place(extents.size());
+/// Where the values of `runs` lie: all, whole rows of heads, or one each; in memory they come one after another.
+std::vector<SlabCopy> slabs_of(const std::vector<hsize_t>& extents, std::span<const Run> runs) {
+  std::vector<SlabCopy> slabs;
+  hsize_t offset = 0;
   for (const Run& run : runs) {
-    for (std::int64_t index = run.first; index < run.first + run.count; ++index) {
-      auto rest = static_cast<hsize_t>(index);
-      for (std::size_t axis = extents.size(); axis-- > 0;) {
-        place[axis] = rest % extents[axis];
-        rest /= extents[axis];
-      }
-      coordinates.insert(coordinates.end(), place.begin(), place.end());
+    std::vector<hsize_t> start(extents.size());
+    std::vector<hsize_t> extent(extents.size(), 1);
+    auto rest = static_cast<hsize_t>(run.first);
+    auto left = static_cast<hsize_t>(run.count);
+    for (std::size_t axis = extents.size(); axis-- > 0;) {
+      start[axis] = rest % extents[axis];
+      rest /= extents[axis];
+      extent[axis] = std::min(left, extents[axis]);
+      left /= extent[axis];
     }
+    slabs.push_back(box_in_order(std::move(start), std::move(extent), offset));
+    offset += static_cast<hsize_t>(run.count);
   }
-  return coordinates;
-}
-
-/// Reads the values of `runs` into `out`, as stored; `whole`: they are all.
-void read_runs(const SampledDataset& sampled, std::span<const Run> runs, std::size_t values, bool whole, void* out) {
-  const Hdf5Lock lock;
-  const std::vector<hsize_t> coordinates = whole ? std::vector<hsize_t>() : coordinates_of(sampled.extents, runs, values);
-  if (sampled.filtered != nullptr) {
-    if (whole) {
-      const std::vector<hsize_t> extents(sampled.extents.begin(), sampled.extents.end());
-      sampled.filtered->read(std::vector<hsize_t>(extents.size(), 0), extents, out);
-    } else {
-      sampled.filtered->read_elements(coordinates, out);
-    }
-    return;
-  }
-  const Hdf5Handle space(check_h5(H5Dget_space(sampled.dataset), "H5Dget_space"));
-  if (whole) {
-    check_h5(H5Sselect_all(space.get()), "H5Sselect_all");
-  } else {
-    check_h5(H5Sselect_elements(space.get(), H5S_SELECT_SET, values, coordinates.data()), "H5Sselect_elements");
-  }
-  const hsize_t length = values;
-  const Hdf5Handle memory(check_h5(H5Screate_simple(1, &length, nullptr), "H5Screate_simple"));
-  if (H5Dread(sampled.dataset, sampled.type, memory.get(), space.get(), H5P_DEFAULT, out) < 0) { refuse_unreadable(sampled.what); }
+  return slabs;
 }
 
 }  // namespace
 
-std::uint64_t sample_fingerprint(const SampledDataset& sampled, std::int64_t part, std::int64_t parts) {
+std::uint64_t sample_fingerprint(BoxReader& reader, const FileDType& dtype, const std::vector<hsize_t>& extents, std::int64_t part,
+                                 std::int64_t parts) {
   std::int64_t total = 1;
-  for (const hsize_t extent : sampled.extents) { total *= static_cast<std::int64_t>(extent); }
-  const std::int64_t row =
-      static_cast<std::int64_t>(sampled.extents[sampled.extents.size() - 1] * sampled.extents[sampled.extents.size() - 2]);
+  for (const hsize_t extent : extents) { total *= static_cast<std::int64_t>(extent); }
+  const auto row = static_cast<std::int64_t>(extents[extents.size() - 1] * extents[extents.size() - 2]);
   const std::vector<Run> all = sampled_runs(total, row);
   const auto count = static_cast<std::int64_t>(all.size());
   const auto bound = [&](std::int64_t index) { return count / parts * index + std::min(index, count % parts); };
@@ -107,10 +86,13 @@ std::uint64_t sample_fingerprint(const SampledDataset& sampled, std::int64_t par
 
   std::size_t values = 0;
   for (const Run& run : own) { values += static_cast<std::size_t>(run.count); }
-  const auto size = static_cast<std::size_t>(size_of(sampled.dtype.dtype));
+  const auto size = static_cast<std::size_t>(size_of(dtype.dtype));
   std::vector<std::byte> stored(values * size);
-  read_runs(sampled, own, values, static_cast<std::int64_t>(values) == total, stored.data());
-  if (sampled.dtype.byte_swapped) { swap_bytes(sampled.dtype.dtype, stored.data(), static_cast<std::int64_t>(values)); }
+  {
+    const Hdf5Lock lock;
+    reader.read(slabs_of(extents, own), stored.data());
+  }
+  if (dtype.byte_swapped) { swap_bytes(dtype.dtype, stored.data(), static_cast<std::int64_t>(values)); }
 
   std::uint64_t sum = 0;
   const std::byte* value = stored.data();

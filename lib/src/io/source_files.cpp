@@ -15,6 +15,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
+/// Files that stay open though nothing of them is.
+constexpr std::size_t kMostIdleFiles = 32;
+
 std::string environment(const char* name) {
   const char* text = std::getenv(name);
   return text == nullptr ? "" : text;
@@ -68,10 +71,23 @@ std::string SourceFiles::find(const std::string& what, SourceKind kind, const st
   throw InvalidArgument(fmt::format("{} needs the file '{}', which is missing; looked for {}", what, name, fmt::join(shown, ", ")));
 }
 
-hid_t SourceFiles::open(const std::string& what, const std::string& path) {
-  const auto [place, fresh] = open_.try_emplace(path, what, path);
-  if (fresh) { paths_.push_back(path); }
-  return place->second.get();
+std::shared_ptr<const ReadableFile> SourceFiles::open(const std::string& what, const std::string& path) {
+  const auto known = known_.find(path);
+  std::shared_ptr<const ReadableFile> file = known == known_.end() ? nullptr : known->second.file.lock();
+  if (!file) {
+    file = std::make_shared<const ReadableFile>(what, path);
+    if (known == known_.end()) {
+      known_.emplace(path, Known{file->state(), file});
+      paths_.push_back(path);
+    } else {
+      ANNULUS_EXPECTS(known->second.state == file->state(), "{} was changed while it was read", what);
+      known->second.file = file;
+    }
+  }
+  if (const auto place = std::find(latest_.begin(), latest_.end(), file); place != latest_.end()) { latest_.erase(place); }
+  latest_.push_front(file);
+  if (latest_.size() > kMostIdleFiles) { latest_.pop_back(); }
+  return file;
 }
 
 }  // namespace annulus

@@ -3,8 +3,10 @@
 
 #include "hdf5_open.hpp"
 
+#include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,7 +19,8 @@ enum class SourceKind { virtual_source, external_link, external_storage };
 /// The names under which HDF5 looks for a file that the file `holder` names, in its order. The first that exists is what it reads.
 std::vector<std::string> places_of(SourceKind kind, const std::string& holder, const std::string& name);
 
-/// All files that one input is read from, itself first. HDF5 files among them stay open and locked.
+/// All files that one input is read from, itself first. Of the HDF5 files among them those in use are open and locked, and the latest few:
+/// a process may have only so many open, and a virtual dataset more parts.
 class SourceFiles {
  public:
   /// `progress`, if any, is called by step().
@@ -28,8 +31,9 @@ class SourceFiles {
     if (progress_) { progress_(); }
   }
 
-  /// The open file of this path, opened if need be. `what` begins messages. @throws InvalidArgument as ReadableFile
-  hid_t open(const std::string& what, const std::string& path);
+  /// The open file of this path, opened if need be. `what` begins messages.
+  /// @throws InvalidArgument as ReadableFile, or if another file is there than before or it was written
+  std::shared_ptr<const ReadableFile> open(const std::string& what, const std::string& path);
   /// Notes a file of raw values.
   void add_raw(const std::string& path) { paths_.push_back(path); }
 
@@ -41,7 +45,12 @@ class SourceFiles {
  private:
   std::function<void()> progress_;
   std::vector<std::string> paths_;
-  std::map<std::string, ReadableFile> open_;  ///< by path
+  struct Known {
+    FileState state;
+    std::weak_ptr<const ReadableFile> file;
+  };
+  std::map<std::string, Known> known_;                      ///< by path
+  std::deque<std::shared_ptr<const ReadableFile>> latest_;  ///< the last used first
 };
 
 }  // namespace annulus

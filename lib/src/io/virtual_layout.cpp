@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "virtual_layout.hpp"
+
 #include <annulus/core/error.hpp>
 
-#include "complete_dataset.hpp"
 #include "hdf5_open.hpp"
 #include "hdf5_types.hpp"
 
@@ -15,8 +16,7 @@ namespace {
 
 /// Virtual layouts of virtual layouts; more is taken for a circle.
 constexpr int kMostDepth = 8;
-/// Blocks of selections, and cells between their corners, that are looked at; more is no layout that anybody writes.
-constexpr hssize_t kMostBlocks = hssize_t{1} << 20;
+/// Cells between the corners of blocks that are looked at; more is no layout that anybody writes.
 constexpr std::size_t kMostCells = std::size_t{1} << 26;
 
 /// A box of the virtual dataset: corners, both inside.
@@ -58,8 +58,8 @@ void add_blocks(hid_t space, const std::vector<hsize_t>& extents, const std::str
   }
   const hssize_t count = H5Sget_select_hyper_nblocks(space);
   if (count < 0) { refuse_unreadable(what); }
-  ANNULUS_EXPECTS(count <= kMostBlocks && std::ssize(blocks) + count <= kMostBlocks,
-                  "{} is a virtual dataset of more than {} blocks; copy it into one dataset", what, kMostBlocks);
+  ANNULUS_EXPECTS(count <= kMostSelectedBlocks && std::ssize(blocks) + count <= kMostSelectedBlocks,
+                  "{} is a virtual dataset of more than {} blocks; copy it into one dataset", what, kMostSelectedBlocks);
   std::vector<hsize_t> corners(static_cast<std::size_t>(count) * 2 * rank);
   if (H5Sget_select_hyper_blocklist(space, 0, static_cast<hsize_t>(count), corners.data()) < 0) { refuse_unreadable(what); }
   for (auto corner = corners.begin(); corner != corners.end();) {
@@ -132,50 +132,39 @@ void require_covered(const std::vector<Block>& blocks, const std::vector<hsize_t
   throw InvalidArgument(fmt::format("{} is a virtual dataset, and no part of it holds the values from {} on", what, shape_text(corner)));
 }
 
-/// A dataset that a virtual one takes values from, and what messages call it.
-struct OpenedPart {
-  OpenedDataset dataset;
-  std::string what;
-};
-
-OpenedPart open_part(const DatasetPlace& place, hid_t creation, std::size_t index, SourceFiles& files) {
-  const std::string file_name = text_of(H5Pget_virtual_filename, creation, index, place.what);
-  const std::string dataset_name = text_of(H5Pget_virtual_dsetname, creation, index, place.what);
-  ANNULUS_EXPECTS(file_name.find('%') == std::string::npos && dataset_name.find('%') == std::string::npos,
-                  "{} is a virtual dataset of numbered parts ('{}', '{}'), of which nothing tells whether all are there; copy it into one "
-                  "dataset",
-                  place.what, file_name, dataset_name);
-  const std::string path = file_name == "."
-                               ? place.file
-                               : SourceFiles::find(place.what + ", a virtual dataset,", SourceKind::virtual_source, place.file, file_name);
-  OpenedPart part;
-  part.what = fmt::format("{}: its part {} in file '{}'", place.what, dataset_name, path);
-  part.dataset = open_dataset(part.what, files.open(part.what, path), path, dataset_name, files);
-  ANNULUS_EXPECTS(static_cast<bool>(part.dataset.dataset), "{} is missing", part.what);
-  return part;
+/// Whether both hold the same values but for the order of their bytes.
+bool hold_the_same(hid_t type, hid_t other) {
+  const auto dtype = recognise_dtype(type);
+  const auto other_dtype = recognise_dtype(other);
+  if (dtype || other_dtype) { return dtype && other_dtype && dtype->dtype == other_dtype->dtype; }
+  if (H5Tget_class(type) != H5T_INTEGER || H5Tget_class(other) != H5T_INTEGER) { return false; }
+  const Hdf5Handle one(check_h5(H5Tcopy(type), "H5Tcopy"));
+  const Hdf5Handle two(check_h5(H5Tcopy(other), "H5Tcopy"));
+  for (const hid_t own : {one.get(), two.get()}) { check_h5(H5Tset_order(own, H5T_ORDER_LE), "H5Tset_order"); }
+  return H5Tequal(one.get(), two.get()) > 0;
 }
 
 /// Requires that the source is there, of the dtype that is read, and as large as what is taken from it.
 void require_part(const DatasetPlace& place, hid_t creation, std::size_t index, hid_t taken_of_virtual, SourceFiles& files) {
-  const auto [part, what] = open_part(place, creation, index, files);
+  const PartPlace found = find_part(place, creation, index);
+  const std::string& what = found.what;
+  const OpenedDataset part = open_part(found, files);
 
   const Hdf5Handle own_type(check_h5(H5Dget_type(place.dataset), "H5Dget_type"));
   const Hdf5Handle part_type(check_h5(H5Dget_type(part.dataset.get()), "H5Dget_type"));
-  const auto own_dtype = recognise_dtype(own_type.get());
-  const auto part_dtype = recognise_dtype(part_type.get());
-  ANNULUS_EXPECTS(own_dtype && part_dtype && own_dtype->dtype == part_dtype->dtype,
-                  "{} holds {} values and the whole {}; both must be the same", what, describe_hdf5_type(part_type.get()),
-                  describe_hdf5_type(own_type.get()));
+  ANNULUS_EXPECTS(hold_the_same(part_type.get(), own_type.get()), "{} holds {} values and the whole {}; both must be the same", what,
+                  describe_hdf5_type(part_type.get()), describe_hdf5_type(own_type.get()));
 
   const Hdf5Handle taken(H5Pget_virtual_srcspace(creation, index));
   if (!taken) { refuse_unreadable(place.what); }
   const std::vector<hsize_t> extents = extents_of(part.dataset.get());
   const std::size_t rank = extents.size();
   const hssize_t needed = H5Sget_select_npoints(taken_of_virtual);
-  hssize_t offered = 1;
+  hssize_t offered = 0;
   bool fits = true;
   if (H5Sget_select_type(taken.get()) == H5S_SEL_ALL) {
-    for (const hsize_t extent : extents) { offered *= static_cast<hssize_t>(extent); }
+    const Hdf5Handle all(check_h5(H5Dget_space(part.dataset.get()), "H5Dget_space"));
+    offered = H5Sget_simple_extent_npoints(all.get());
   } else {
     fits = H5Sget_simple_extent_ndims(taken.get()) == static_cast<int>(rank) && !is_unlimited(taken.get(), rank);
     std::vector<hsize_t> first(rank);
@@ -185,16 +174,53 @@ void require_part(const DatasetPlace& place, hid_t creation, std::size_t index, 
     offered = H5Sget_select_npoints(taken.get());
   }
   ANNULUS_EXPECTS(fits && offered == needed, "{} is {}, which is not what the whole takes from it", what, shape_text(extents));
-  require_complete({part.dataset.get(), part.file, what, place.depth + 1}, files);
+  mapping_of(place, creation, index, found, part.dataset.get());
+  require_complete({part.dataset.get(), part.file, what, found.depth}, files);
 }
 
 }  // namespace
 
+std::size_t count_parts(const DatasetPlace& place, hid_t creation) {
+  std::size_t count = 0;
+  if (H5Pget_virtual_count(creation, &count) < 0) { refuse_unreadable(place.what); }
+  return count;
+}
+
+PartPlace find_part(const DatasetPlace& place, hid_t creation, std::size_t index) {
+  const std::string file_name = text_of(H5Pget_virtual_filename, creation, index, place.what);
+  PartPlace part;
+  part.dataset = text_of(H5Pget_virtual_dsetname, creation, index, place.what);
+  ANNULUS_EXPECTS(file_name.find('%') == std::string::npos && part.dataset.find('%') == std::string::npos,
+                  "{} is a virtual dataset of numbered parts ('{}', '{}'), of which nothing tells whether all are there; copy it into one "
+                  "dataset",
+                  place.what, file_name, part.dataset);
+  part.file = file_name == "." ? place.file
+                               : SourceFiles::find(place.what + ", a virtual dataset,", SourceKind::virtual_source, place.file, file_name);
+  part.what = fmt::format("{}: its part {} in file '{}'", place.what, part.dataset, part.file);
+  part.depth = place.depth + 1;
+  return part;
+}
+
+OpenedDataset open_part(const PartPlace& part, SourceFiles& files) {
+  OpenedDataset opened = open_dataset(part.what, files.open(part.what, part.file), part.file, part.dataset, files);
+  ANNULUS_EXPECTS(static_cast<bool>(opened.dataset), "{} is missing", part.what);
+  return opened;
+}
+
+VirtualMapping mapping_of(const DatasetPlace& place, hid_t creation, std::size_t index, const PartPlace& part, hid_t part_dataset) {
+  const Hdf5Handle of_whole(check_h5(H5Pget_virtual_vspace(creation, index), "H5Pget_virtual_vspace"));
+  const Hdf5Handle of_part(check_h5(H5Pget_virtual_srcspace(creation, index), "H5Pget_virtual_srcspace"));
+  std::optional<Selection> whole = selection_of(of_whole.get(), extents_of(place.dataset));
+  std::optional<Selection> taken = selection_of(of_part.get(), extents_of(part_dataset));
+  ANNULUS_EXPECTS(whole && taken, "{} is taken in pieces that no choice of indices along each axis gives; copy the whole into one dataset",
+                  part.what);
+  return {std::move(*whole), std::move(*taken)};
+}
+
 void require_complete_parts(const DatasetPlace& place, hid_t creation, SourceFiles& files) {
   ANNULUS_EXPECTS(place.depth < kMostDepth, "{} is a virtual dataset of virtual datasets, {} deep", place.what, kMostDepth);
   const std::vector<hsize_t> extents = extents_of(place.dataset);
-  std::size_t count = 0;
-  if (H5Pget_virtual_count(creation, &count) < 0) { refuse_unreadable(place.what); }
+  const std::size_t count = count_parts(place, creation);
   std::vector<Block> blocks;
   for (std::size_t index = 0; index < count; ++index) {
     const Hdf5Handle space(H5Pget_virtual_vspace(creation, index));
@@ -210,34 +236,6 @@ void require_complete_parts(const DatasetPlace& place, hid_t creation, SourceFil
     files.step();
   }
   require_covered(blocks, extents, place.what);
-}
-
-std::vector<hsize_t> decoded_unit(const DatasetPlace& place, SourceFiles& files) {
-  const Hdf5Handle creation(check_h5(H5Dget_create_plist(place.dataset), "H5Dget_create_plist"));
-  const std::size_t rank = extents_of(place.dataset).size();
-  const H5D_layout_t layout = H5Pget_layout(creation.get());
-  if (layout == H5D_CHUNKED && H5Pget_nfilters(creation.get()) > 0) {
-    std::vector<hsize_t> chunk(rank);
-    check_h5(H5Pget_chunk(creation.get(), static_cast<int>(rank), chunk.data()), "H5Pget_chunk");
-    return chunk;
-  }
-  std::vector<hsize_t> largest;
-  if (layout != H5D_VIRTUAL || place.depth >= kMostDepth) { return largest; }
-  std::size_t count = 0;
-  check_h5(H5Pget_virtual_count(creation.get(), &count), "H5Pget_virtual_count");
-  for (std::size_t index = 0; index < count; ++index) {
-    const OpenedPart part = open_part(place, creation.get(), index, files);
-    std::vector<hsize_t> unit = decoded_unit({part.dataset.dataset.get(), part.dataset.file, part.what, place.depth + 1}, files);
-    if (unit.empty()) { continue; }
-    // Axes are counted from the last: a part may lack the batch.
-    std::reverse(unit.begin(), unit.end());
-    unit.resize(rank, 1);
-    std::reverse(unit.begin(), unit.end());
-    largest.resize(rank, 1);
-    std::transform(unit.begin(), unit.end(), largest.begin(), largest.begin(), [](hsize_t a, hsize_t b) { return std::max(a, b); });
-    files.step();
-  }
-  return largest;
 }
 
 }  // namespace annulus
