@@ -3,11 +3,12 @@
 
 #include <annulus/core/error.hpp>
 
+#include "gpu/profiler_range.hpp"
+
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <limits>
-#include <string>
 
 namespace annulus {
 
@@ -15,18 +16,6 @@ namespace {
 
 /// Host memory that input rows pass through on their way to a device.
 constexpr std::int64_t kStagingBytes = std::int64_t{8} << 20;
-
-/// A stretch of the host's time, by name, for profilers.
-class ProfilerRange {
- public:
-  ProfilerRange(Backend& backend, const std::string& name) : backend_(backend) { backend_.push_range(name.c_str()); }
-  ~ProfilerRange() { backend_.pop_range(); }
-  ProfilerRange(const ProfilerRange&) = delete;
-  ProfilerRange& operator=(const ProfilerRange&) = delete;
-
- private:
-  Backend& backend_;
-};
 
 }  // namespace
 
@@ -136,13 +125,13 @@ void RingExecutor::place_rows(Tensor tensor, std::int64_t batch, std::span<const
 
 void RingExecutor::warm_up() {
   if (backend_.host_memory()) { return; }
-  const ProfilerRange range(backend_, "annulus: warm up");
+  const ProfilerRange range("annulus: warm up");
   kernel_->warm_up(queue_);
   queue_.synchronize();
 }
 
 void RingExecutor::begin(bool alone) {
-  const ProfilerRange range(backend_, "annulus: begin");
+  const ProfilerRange range("annulus: begin");
   alone_ = alone && !backend_.host_memory();  // where posting takes the queue's time
   events_.assign(plan_.steps.size(), {});
   begin_event_ = backend_.record(queue_);
@@ -173,7 +162,7 @@ void RingExecutor::execute(const Op& op) {
 }
 
 void RingExecutor::pack(std::int64_t step) {
-  const ProfilerRange range(backend_, fmt::format("annulus: pack for step {}", step));
+  const ProfilerRange range(fmt::format("annulus: pack for step {}", step).c_str());
   const LoweredTransfers& what = transfers_[static_cast<std::size_t>(step)];
   if (what.pack.empty()) { return; }
   backend_.pack(queue_, what.pack);
@@ -181,7 +170,7 @@ void RingExecutor::pack(std::int64_t step) {
 }
 
 void RingExecutor::post(std::int64_t step) {
-  const ProfilerRange range(backend_, fmt::format("annulus: post step {}", step));
+  const ProfilerRange range(fmt::format("annulus: post step {}", step).c_str());
   if (step == 1) { first_post_event_ = mark(); }
   transport_.ready(step, queue_);
   to_post_.push_back(step);
@@ -199,7 +188,7 @@ void RingExecutor::post_ready() {
 
 void RingExecutor::wait(std::int64_t step) {
   watchdog_.set_step(step);
-  const ProfilerRange range(backend_, fmt::format("annulus: wait for step {}", step));
+  const ProfilerRange range(fmt::format("annulus: wait for step {}", step).c_str());
   StepEvents& events = events_[static_cast<std::size_t>(step)];
   events.wait_begin = mark();
   transport_.wait(step, queue_);
@@ -208,7 +197,7 @@ void RingExecutor::wait(std::int64_t step) {
 }
 
 void RingExecutor::attend(std::int64_t step) {
-  const ProfilerRange range(backend_, fmt::format("annulus: work of step {}", step));
+  const ProfilerRange range(fmt::format("annulus: work of step {}", step).c_str());
   StepEvents& events = events_[static_cast<std::size_t>(step)];
   watchdog_.set_step(step);
   events.work_begin = mark();
@@ -220,7 +209,7 @@ void RingExecutor::attend(std::int64_t step) {
 }
 
 void RingExecutor::finish() {
-  const ProfilerRange range(backend_, "annulus: finish");
+  const ProfilerRange range("annulus: finish");
   kernel_->finish(queue_);
   end_event_ = backend_.record(queue_);
   watchdog_.set_step(-1);

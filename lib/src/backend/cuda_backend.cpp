@@ -11,6 +11,7 @@
 #include "cuda_queue.hpp"
 #include "gpu/cuda_clock.hpp"
 #include "gpu/cuda_handles.hpp"
+#include "gpu/profiler_range.hpp"
 
 #include <cublas_v2.h>
 #include <spdlog/spdlog.h>
@@ -319,36 +320,33 @@ class CudaBackend final : public Backend {
   }
 
   void fill_identity(Queue& queue, const kernels::PartialPointers& partial, std::int64_t rows, std::int64_t head_dim) override {
-    const NvtxRange range("fill_identity");
+    const ProfilerRange range("fill_identity");
     const DeviceGuard guard(device_);
     translated([&] { device_kernels::fill_identity(partial, rows, head_dim, stream_of(queue)); });
   }
   void add_zero_keys(Queue& queue, std::span<const kernels::ZeroKeysTask> tasks) override {
-    const NvtxRange range("add_zero_keys");
+    const ProfilerRange range("add_zero_keys");
     const DeviceGuard guard(device_);
     translated([&] {
       for (const kernels::ZeroKeysTask& task : tasks) { device_kernels::add_zero_keys(task, stream_of(queue)); }
     });
   }
   void pack(Queue& queue, std::span<const kernels::PackTask> tasks) override {
-    const NvtxRange range("pack");
+    const ProfilerRange range("pack");
     const DeviceGuard guard(device_);
     translated([&] { device_kernels::pack(tasks, stream_of(queue)); });
   }
   void attend(Queue& queue, std::span<const kernels::AttendTask> tasks) override {
-    const NvtxRange range("attend");
+    const ProfilerRange range("attend");
     const DeviceGuard guard(device_);
     kernels::for_each_alike(tasks, alike_, [&](std::span<const kernels::AttendTask> alike) { attend_alike(queue, alike); });
   }
   void finish(Queue& queue, const kernels::FinishTask& task) override {
-    const NvtxRange range("finish");
+    const ProfilerRange range("finish");
     const DeviceGuard guard(device_);
     ANNULUS_ASSERT(task.partials >= 1 && task.partials <= kernels::kMaxPartials, "{} partials", task.partials);
     translated([&] { device_kernels::finish(task, stream_of(queue)); });
   }
-
-  void push_range(const char* name) override { static_cast<void>(nvtxRangePushA(name)); }
-  void pop_range() override { static_cast<void>(nvtxRangePop()); }
 
   std::unique_ptr<Event> record(Queue& queue) override {
     const DeviceGuard guard(device_);

@@ -5,7 +5,6 @@
 #include <annulus/core/error.hpp>
 
 #include <cuda_runtime_api.h>
-#include <nvtx3/nvToolsExt.h>
 
 #include <source_location>
 #include <string>
@@ -106,15 +105,6 @@ class CudaEvent {
   void swap(CudaEvent& other) noexcept { std::swap(event_, other.event_); }
 
   cudaEvent_t event_ = nullptr;
-};
-
-/// A range on the timeline of NVIDIA's profilers; costs nothing without one. `name` must outlive the range.
-class NvtxRange {
- public:
-  explicit NvtxRange(const char* name) { static_cast<void>(nvtxRangePushA(name)); }
-  NvtxRange(const NvtxRange&) = delete;
-  NvtxRange& operator=(const NvtxRange&) = delete;
-  ~NvtxRange() { static_cast<void>(nvtxRangePop()); }
 };
 
 /// Number of usable GPUs, at least 1.

@@ -127,10 +127,6 @@ class Backend {
   virtual void attend(Queue& queue, std::span<const kernels::AttendTask> tasks) = 0;
   virtual void finish(Queue& queue, const kernels::FinishTask& task) = 0;
 
-  /// Opens a named range of the calling thread on a profiler's timeline, and closes the innermost one; nothing without a profiler.
-  virtual void push_range(const char* /*name*/) {}
-  virtual void pop_range() {}
-
   /// Marks the queue's present end. Work enqueued later is not covered.
   virtual std::unique_ptr<Event> record(Queue& queue) = 0;
   /// Work enqueued on `queue` from now on starts only once `event` is reached.
