@@ -25,7 +25,7 @@ std::string setup_line(const Session& session) {
   const Grid& grid = session.grid();
   return fmt::format("{} rank{}{} over {}, backend {}", session.ranks(), session.ranks() == 1 ? "" : "s",
                      grid.rings() == 1 ? std::string() : fmt::format(" as {}", to_string(grid)), to_string(session.transport_kind()),
-                     session.backend().describe());
+                     session.kernel().describe());
 }
 
 std::string key_order_line(const Session& session) {
@@ -37,7 +37,7 @@ std::vector<std::pair<std::string, std::string>> result_provenance(const Invocat
                                                                    const std::string& hosts) {
   auto entries = provenance(invocation, session.resolved().config);
   entries.emplace_back("key_order", key_order_line(session));
-  entries.emplace_back("backend", session.backend().describe());
+  entries.emplace_back("backend", session.kernel().describe());
   entries.emplace_back("transport", std::string(to_string(session.transport_kind())));
   entries.emplace_back("ranks", std::to_string(session.ranks()));
   entries.emplace_back("grid", to_string(session.grid()));
@@ -91,7 +91,7 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
   const std::int64_t device_own = comm.max(memory.device_own);
   const std::int64_t device_others = comm.max(memory.device_others);
   const std::int64_t predicted = comm.max(session.predicted_bytes());
-  const std::string hosts = host_lines(comm, session.backend().describe());
+  const std::string hosts = host_lines(comm, session.kernel().describe());
   const std::string& output = resolved.config.output;
   if (!output.empty()) {
     progress.show("writing " + output);

@@ -6,7 +6,8 @@
 #include <annulus/kernels/cuda.hpp>
 #include <annulus_test.hpp>
 
-#include "backend/cuda_queue.hpp"
+#include "attention/task_operations.hpp"
+#include "backend/cuda_access.hpp"
 #include "gpu/cuda_clock.hpp"
 #include "gpu/cuda_handles.hpp"
 
@@ -118,14 +119,15 @@ TEST_CASE("nothing waits for the device while an exception is on its way") {
     BackendOptions options;
     options.kind = BackendKind::cuda;
     const std::unique_ptr<Backend> backend = make_backend(options);
+    const std::unique_ptr<TaskOperations> operations = make_task_operations({}, *backend);
     const std::unique_ptr<Queue> queue = backend->make_queue();
     const Buffer tensors = backend->allocate(kSmallTaskBytes, MemoryUse::tensor);
     const Buffer slot = backend->allocate(1 << 20, MemoryUse::slot);
     const std::vector<AttendTask> tasks{small_task(tensors.get())};
-    backend->attend(*queue, tasks);
+    operations->attend(*queue, tasks);
     queue->synchronize();
     gate.enqueue(stream_of(*queue));
-    backend->attend(*queue, tasks);
+    operations->attend(*queue, tasks);
     left_after = -seconds_since(start);
     throw std::runtime_error("a peer is gone");
   } catch (const std::runtime_error&) { left_after += seconds_since(start); }

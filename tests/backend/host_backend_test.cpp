@@ -5,6 +5,8 @@
 #include <annulus/kernels/cpu.hpp>
 #include <annulus_test.hpp>
 
+#include "attention/task_operations.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -19,16 +21,22 @@
 namespace annulus {
 namespace {
 
-std::unique_ptr<Backend> make(BackendKind kind, int threads = 1, std::int64_t tile_rows = 0) {
+std::unique_ptr<Backend> make(BackendKind kind, int threads = 1) {
   BackendOptions options;
   options.kind = kind;
   options.threads = threads;
-  options.tile_rows = tile_rows;
   return make_backend(options);
 }
 
+std::unique_ptr<TaskOperations> make_operations(Backend& backend, int threads = 1, std::int64_t tile_rows = 0) {
+  KernelOptions options;
+  options.threads = threads;
+  options.tile_rows = tile_rows;
+  return make_task_operations(options, backend);
+}
+
 /// Causal attention of `rows` rows, 2 heads over 1 KV head, head_dim 24: the bytes of acc, max and sum.
-std::vector<float> attend(Backend& backend, std::int64_t rows) {
+std::vector<float> attend(Backend& backend, TaskOperations& operations, std::int64_t rows) {
   constexpr std::int64_t kHeadDim = 24;
   std::mt19937 random(7);
   std::normal_distribution<float> normal;
@@ -58,16 +66,22 @@ std::vector<float> attend(Backend& backend, std::int64_t rows) {
   task.kv_strides.row = kHeadDim;
   task.stat_strides = {0, 0, 1, 0, rows};
   const std::unique_ptr<Queue> queue = backend.make_queue();
-  backend.fill_identity(*queue, {task.acc, task.max, task.sum}, rows * 2, kHeadDim);
-  backend.attend(*queue, {&task, 1});
+  operations.fill_identity(*queue, {task.acc, task.max, task.sum}, rows * 2, kHeadDim);
+  operations.attend(*queue, {&task, 1});
   return partial;
 }
 
+/// The same on backend cpu.
+std::vector<float> attend_on_cpu(int threads, std::int64_t tile_rows, std::int64_t rows) {
+  const std::unique_ptr<Backend> backend = make(BackendKind::cpu, threads);
+  return attend(*backend, *make_operations(*backend, threads, tile_rows), rows);
+}
+
 TEST_CASE("the number of threads does not change a bit of the cpu backend's result", "[backend]") {
-  const std::vector<float> one = attend(*make(BackendKind::cpu, 1), 1111);
+  const std::vector<float> one = attend_on_cpu(1, 0, 1111);
 
   for (const int threads : {2, 3, 7}) {
-    const std::vector<float> several = attend(*make(BackendKind::cpu, threads), 1111);
+    const std::vector<float> several = attend_on_cpu(threads, 0, 1111);
 
     INFO("threads " << threads);
     CHECK(std::memcmp(one.data(), several.data(), one.size() * sizeof(float)) == 0);
@@ -75,10 +89,10 @@ TEST_CASE("the number of threads does not change a bit of the cpu backend's resu
 }
 
 TEST_CASE("the cpu backend takes any number of tile rows", "[backend]") {
-  const std::vector<float> expected = attend(*make(BackendKind::cpu, 2), 333);
+  const std::vector<float> expected = attend_on_cpu(2, 0, 333);
 
   for (const std::int64_t tile_rows : {1, 5, 64, 100, 1024}) {
-    const std::vector<float> result = attend(*make(BackendKind::cpu, 2, tile_rows), 333);
+    const std::vector<float> result = attend_on_cpu(2, tile_rows, 333);
 
     double largest = 0.0;
     for (std::size_t i = 0; i < result.size(); ++i) { largest = std::max(largest, std::abs(static_cast<double>(result[i] - expected[i]))); }
@@ -89,14 +103,14 @@ TEST_CASE("the cpu backend takes any number of tile rows", "[backend]") {
 
 TEST_CASE("the cpu backend's workspace is exactly what it predicts and is counted once", "[backend]") {
   const std::unique_ptr<Backend> backend = make(BackendKind::cpu, 2);
-  REQUIRE(backend->memory().workspace == 0);
+  const std::unique_ptr<TaskOperations> operations = make_operations(*backend, 2);
+  REQUIRE(backend->memory().in_use == 0);
 
-  attend(*backend, 100);
-  attend(*backend, 200);
+  attend(*backend, *operations, 100);
+  attend(*backend, *operations, 200);
 
-  CHECK(backend->memory().workspace == backend->workspace_bytes(24, DType::fp32));
-  CHECK(backend->memory().in_use == backend->memory().workspace);
-  CHECK(backend->memory().high_water == backend->memory().workspace);
+  CHECK(backend->memory().in_use == operations->workspace_bytes(24, DType::fp32));
+  CHECK(backend->memory().high_water == operations->workspace_bytes(24, DType::fp32));
 }
 
 TEST_CASE("host memory is aligned to cache lines, and to huge pages where it is large", "[backend]") {
@@ -127,7 +141,8 @@ TEST_CASE("a moved buffer frees its memory once", "[backend]") {
 }
 
 TEST_CASE("the cpu backend says what it runs on", "[backend]") {
-  const std::string text = make(BackendKind::cpu, 3)->describe();
+  const std::unique_ptr<Backend> backend = make(BackendKind::cpu);
+  const std::string text = make_operations(*backend, 3)->describe();
 
   CHECK(text.find("3 threads") != std::string::npos);
   CHECK(text.find("AVX") != std::string::npos);
@@ -136,21 +151,23 @@ TEST_CASE("the cpu backend says what it runs on", "[backend]") {
 
 TEST_CASE("host backends refuse what they cannot do", "[backend]") {
   CHECK_THROWS_AS(make(BackendKind::cpu, 0), InvalidArgument);
-  CHECK_THROWS_AS(make(BackendKind::cpu, 1, -1), InvalidArgument);
-  CHECK_THROWS_AS(make(BackendKind::cpu, 1, 1025), InvalidArgument);
   const std::unique_ptr<Backend> backend = make(BackendKind::cpu);
+  CHECK_THROWS_AS(make_operations(*backend, 0), InvalidArgument);
+  CHECK_THROWS_AS(make_operations(*backend, 1, -1), InvalidArgument);
+  CHECK_THROWS_AS(make_operations(*backend, 1, 1025), InvalidArgument);
+  const std::unique_ptr<TaskOperations> operations = make_operations(*backend);
   const std::unique_ptr<Queue> queue = backend->make_queue();
   kernels::AttendTask task;
   task.batch = task.segments = task.q_rows = task.k_rows = task.kv_heads = task.q_per_kv = 1;
   task.head_dim = 257;
-  CHECK_THROWS_AS(backend->attend(*queue, {&task, 1}), InvalidArgument);
+  CHECK_THROWS_AS(operations->attend(*queue, {&task, 1}), InvalidArgument);
   task.head_dim = 64;
   task.k_rows = 0;
-  CHECK_THROWS_AS(backend->attend(*queue, {&task, 1}), InvalidArgument);
+  CHECK_THROWS_AS(operations->attend(*queue, {&task, 1}), InvalidArgument);
   kernels::FinishTask finish;
   finish.batch = finish.rows = finish.heads = finish.head_dim = 1;
   finish.partials = kernels::kMaxPartials + 1;
-  CHECK_THROWS_AS(backend->finish(*queue, finish), InvalidArgument);
+  CHECK_THROWS_AS(operations->finish(*queue, finish), InvalidArgument);
 }
 
 TEST_CASE("the measured FMA peak is that of a core", "[backend]") {

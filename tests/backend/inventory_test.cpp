@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <annulus/attention/attention_kernel.hpp>
 #include <annulus/backend/backend.hpp>
 #include <annulus/backend/kernel_table.hpp>
 #include <annulus/core/build_info.hpp>
@@ -8,6 +9,7 @@
 #include <annulus_test.hpp>
 
 #include <algorithm>
+#include <memory>
 #include <set>
 
 namespace {
@@ -39,10 +41,15 @@ TEST_CASE("the table of kernels agrees with the backends that can be made") {
     const auto entry = std::find_if(table.begin(), table.end(), [kind = kind](const KernelInfo& k) { return k.backend == kind; });
     BackendOptions options;
     options.kind = kind;
+    const auto make = [&options, kind = kind] {
+      const std::unique_ptr<Backend> backend = make_backend(options);
+      CHECK(backend->kind() == kind);
+      make_attention_kernel({}, *backend);
+    };
     if (entry != table.end() && entry->obstacle.empty()) {
-      CHECK(make_backend(options)->kind() == kind);
+      CHECK_NOTHROW(make());
     } else {
-      CHECK_THROWS_AS(make_backend(options), Error);
+      CHECK_THROWS_AS(make(), Error);
     }
   }
 }

@@ -5,6 +5,7 @@
 #include <annulus/core/error.hpp>
 #include <annulus_test.hpp>
 
+#include "attention/task_operations.hpp"
 #include "backends_under_test.hpp"
 
 #include <algorithm>
@@ -67,20 +68,24 @@ std::vector<float> decoded(const std::vector<std::byte>& bytes, DType dtype) {
   return values;
 }
 
-// --- a backend with a queue -----------------------------------------------------------------------------------------------------------
+// --- a backend with a queue and the operations of its kernel ----------------------------------------------------------------------------
 
-class Device {
+class Setup {
  public:
-  explicit Device(BackendKind kind, int threads = 2) {
+  explicit Setup(BackendKind kind, int threads = 2) {
     BackendOptions options;
     options.kind = kind;
     options.threads = threads;
     backend_ = make_backend(options);
+    KernelOptions kernel;
+    kernel.threads = threads;
+    operations_ = make_task_operations(kernel, *backend_);
     queue_ = backend_->make_queue();
   }
   Backend& backend() { return *backend_; }
+  TaskOperations& operations() { return *operations_; }
   Queue& queue() { return *queue_; }
-  bool is_double() const { return backend_->accumulator_bytes() == 8; }
+  bool is_double() const { return operations_->accumulator_bytes() == 8; }
 
   Buffer put(const std::vector<std::byte>& bytes) {
     Buffer buffer = backend_->allocate(static_cast<std::int64_t>(bytes.size()), MemoryUse::tensor);
@@ -124,20 +129,20 @@ class Device {
 
  private:
   std::unique_ptr<Backend> backend_;
+  std::unique_ptr<TaskOperations> operations_;
   std::unique_ptr<Queue> queue_;
 };
 
-/// A contiguous partial on a device.
+/// A contiguous partial on a setup.
 struct Partial {
-  Partial(Device& device, std::int64_t rows, std::int64_t head_dim)
-      : acc(device.backend().allocate(rows * head_dim * device.backend().accumulator_bytes(), MemoryUse::tensor)),
-        max(device.backend().allocate(rows * device.backend().accumulator_bytes(), MemoryUse::tensor)),
-        sum(device.backend().allocate(rows * device.backend().accumulator_bytes(), MemoryUse::tensor)) {
-    device.backend().fill_identity(device.queue(), pointers(), rows, head_dim);
+  Partial(Setup& setup, std::int64_t rows, std::int64_t head_dim)
+      : acc(setup.backend().allocate(rows * head_dim * setup.operations().accumulator_bytes(), MemoryUse::tensor)),
+        max(setup.backend().allocate(rows * setup.operations().accumulator_bytes(), MemoryUse::tensor)),
+        sum(setup.backend().allocate(rows * setup.operations().accumulator_bytes(), MemoryUse::tensor)) {
+    setup.operations().fill_identity(setup.queue(), pointers(), rows, head_dim);
   }
-  Partial(Device& device, const std::vector<double>& acc_values, const std::vector<double>& max_values,
-          const std::vector<double>& sum_values)
-      : acc(device.put_numbers(acc_values)), max(device.put_numbers(max_values)), sum(device.put_numbers(sum_values)) {}
+  Partial(Setup& setup, const std::vector<double>& acc_values, const std::vector<double>& max_values, const std::vector<double>& sum_values)
+      : acc(setup.put_numbers(acc_values)), max(setup.put_numbers(max_values)), sum(setup.put_numbers(sum_values)) {}
   kernels::PartialPointers pointers() const { return {acc.get(), max.get(), sum.get()}; }
 
   Buffer acc;
@@ -208,13 +213,13 @@ struct Outputs {
   std::vector<double> lse;
 };
 
-/// Folds the case's keys into `partial` on the device, chunk by chunk.
-void attend(Device& device, const Case& c, const Inputs& inputs, const Partial& partial) {
-  const Buffer q = device.put(encoded(inputs.q, c.dtype));
-  const Buffer k = device.put(encoded(inputs.k, c.dtype));
-  const Buffer v = device.put(encoded(inputs.v, c.dtype));
+/// Folds the case's keys into `partial` on the setup, chunk by chunk.
+void attend(Setup& setup, const Case& c, const Inputs& inputs, const Partial& partial) {
+  const Buffer q = setup.put(encoded(inputs.q, c.dtype));
+  const Buffer k = setup.put(encoded(inputs.k, c.dtype));
+  const Buffer v = setup.put(encoded(inputs.v, c.dtype));
   const std::int64_t element = size_of(c.dtype);
-  const std::int64_t number = device.backend().accumulator_bytes();
+  const std::int64_t number = setup.operations().accumulator_bytes();
   const std::int64_t q_row = c.heads() * c.head_dim;
   const std::int64_t k_row = c.kv_heads * c.head_dim;
 
@@ -246,16 +251,16 @@ void attend(Device& device, const Case& c, const Inputs& inputs, const Partial& 
     task.k = k.get() + at;
     task.v = v.get() + at;
     task.k_positions.first = first_key * c.key_stride;
-    device.backend().attend(device.queue(), {&task, 1});
+    setup.operations().attend(setup.queue(), {&task, 1});
     first_key += keys;
   }
-  device.queue().synchronize();
+  setup.queue().synchronize();
 }
 
-Outputs finish(Device& device, const Case& c, const std::vector<const Partial*>& partials, Combine combine = Combine::lse,
+Outputs finish(Setup& setup, const Case& c, const std::vector<const Partial*>& partials, Combine combine = Combine::lse,
                double output_scale = 1.0) {
-  Buffer out = device.backend().allocate(c.partial_rows() * c.head_dim * size_of(c.dtype), MemoryUse::tensor);
-  Buffer lse = device.backend().allocate(c.partial_rows() * 4, MemoryUse::tensor);
+  Buffer out = setup.backend().allocate(c.partial_rows() * c.head_dim * size_of(c.dtype), MemoryUse::tensor);
+  Buffer lse = setup.backend().allocate(c.partial_rows() * 4, MemoryUse::tensor);
   kernels::FinishTask task;
   task.dtype = c.dtype;
   task.combine = combine;
@@ -268,25 +273,25 @@ Outputs finish(Device& device, const Case& c, const std::vector<const Partial*>&
   for (std::size_t g = 0; g < partials.size(); ++g) { task.partial[g] = partials[g]->pointers(); }
   task.out = out.get();
   task.lse = reinterpret_cast<float*>(lse.get());
-  device.backend().finish(device.queue(), task);
-  const std::vector<float> out_values = decoded(device.get(out), c.dtype);
-  const std::vector<float> lse_values = decoded(device.get(lse), DType::fp32);
+  setup.operations().finish(setup.queue(), task);
+  const std::vector<float> out_values = decoded(setup.get(out), c.dtype);
+  const std::vector<float> lse_values = decoded(setup.get(lse), DType::fp32);
   return {std::vector<double>(out_values.begin(), out_values.end()), std::vector<double>(lse_values.begin(), lse_values.end())};
 }
 
-Outputs run(Device& device, const Case& c, const Inputs& inputs) {
-  const Partial partial(device, c.partial_rows(), c.head_dim);
-  attend(device, c, inputs, partial);
-  return finish(device, c, {&partial});
+Outputs run(Setup& setup, const Case& c, const Inputs& inputs) {
+  const Partial partial(setup, c.partial_rows(), c.head_dim);
+  attend(setup, c, inputs, partial);
+  return finish(setup, c, {&partial});
 }
 
 /// The reference backend's partial, divided in fp64.
 Outputs oracle(const Case& c, const Inputs& inputs) {
-  Device device(BackendKind::reference);
-  const Partial partial(device, c.partial_rows(), c.head_dim);
-  attend(device, c, inputs, partial);
-  Outputs result{device.get_numbers(partial.acc), device.get_numbers(partial.max)};
-  const std::vector<double> sum = device.get_numbers(partial.sum);
+  Setup setup(BackendKind::reference);
+  const Partial partial(setup, c.partial_rows(), c.head_dim);
+  attend(setup, c, inputs, partial);
+  Outputs result{setup.get_numbers(partial.acc), setup.get_numbers(partial.max)};
+  const std::vector<double> sum = setup.get_numbers(partial.sum);
   for (std::int64_t b = 0; b < c.batch; ++b) {
     for (std::int64_t row = 0; row < c.q_seq(); ++row) {
       for (std::int64_t head = 0; head < c.heads(); ++head) {
@@ -388,14 +393,14 @@ double max_abs(const std::vector<double>& values) {
 
 /// Checks a backend's result against the reference's: twice the error of a plain fp32 run, 1.2 times that of a plain 16-bit run, and a
 /// floor of one rounding to fp32. `max_score` bounds the scores.
-void check_against_reference(Device& device, const Case& c, const Inputs& inputs, double max_score) {
-  INFO(device.backend().describe());
+void check_against_reference(Setup& setup, const Case& c, const Inputs& inputs, double max_score) {
+  INFO(setup.operations().describe());
   INFO(c.text());
 
-  const Outputs result = run(device, c, inputs);
+  const Outputs result = run(setup, c, inputs);
 
   const Outputs expected = oracle(c, inputs);
-  const Outputs plain_run = plain(c, inputs, device.backend().rounds_probabilities(c.dtype));
+  const Outputs plain_run = plain(c, inputs, setup.operations().rounds_probabilities(c.dtype));
   CHECK(non_finite_mismatches(result.out, expected.out) == 0);
   CHECK(non_finite_mismatches(result.lse, expected.lse) == 0);
   const double factor = c.dtype == DType::fp32 ? 2.0 : 1.2;
@@ -410,7 +415,7 @@ constexpr std::array<DType, 3> kDTypes{DType::fp32, DType::fp16, DType::bf16};
 
 TEST_CASE("attend agrees with reference on random problems", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
-  Device device(kind);
+  Setup setup(kind);
   std::mt19937_64 random(kSeed);
   const auto between = [&](std::int64_t low, std::int64_t high) { return std::uniform_int_distribution<std::int64_t>(low, high)(random); };
   constexpr std::array<std::int64_t, 14> kHeadDims{1, 2, 3, 7, 8, 16, 31, 33, 64, 72, 96, 128, 129, 256};
@@ -437,7 +442,7 @@ TEST_CASE("attend agrees with reference on random problems", "[backend]") {
       left -= c.chunks.back();
     }
 
-    check_against_reference(device, c, random_inputs(c, random), 8.0);
+    check_against_reference(setup, c, random_inputs(c, random), 8.0);
   }
 }
 
@@ -446,7 +451,7 @@ TEST_CASE("attend with shapes around a tile's edge agrees with reference", "[bac
   const std::int64_t k_rows = GENERATE(127, 128, 129, 256, 257);
   const std::int64_t q_rows = GENERATE(63, 64, 65);
   const Mask mask = GENERATE(Mask::none, Mask::causal);
-  Device device(kind);
+  Setup setup(kind);
   std::mt19937_64 random(kSeed);
   Case c;
   c.mask = mask;
@@ -456,12 +461,12 @@ TEST_CASE("attend with shapes around a tile's edge agrees with reference", "[bac
   c.first_query = k_rows - q_rows;
   c.scale = 0.25;
 
-  check_against_reference(device, c, random_inputs(c, random), 8.0);
+  check_against_reference(setup, c, random_inputs(c, random), 8.0);
 }
 
 TEST_CASE("attend keeps fp32 accuracy over 8192 keys", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
-  Device device(kind);
+  Setup setup(kind);
   std::mt19937_64 random(kSeed);
   Case c;
   c.q_rows = 67;
@@ -470,10 +475,10 @@ TEST_CASE("attend keeps fp32 accuracy over 8192 keys", "[backend]") {
   c.scale = 1.0 / std::sqrt(128.0);
   const Inputs inputs = random_inputs(c, random);
 
-  const Outputs result = run(device, c, inputs);
+  const Outputs result = run(setup, c, inputs);
 
   const Outputs expected = oracle(c, inputs);
-  INFO(device.backend().describe());
+  INFO(setup.operations().describe());
   CHECK(rms_difference(result.out, expected.out) <= 2e-6 * rms(expected.out));
   CHECK(max_lse_error(expected, result) <= 1e-5);
 }
@@ -482,7 +487,7 @@ TEST_CASE("attend resolves scores of ten thousand as well as a plain run", "[bac
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
   const DType dtype = GENERATE(from_range(kDTypes.begin(), kDTypes.end()));
   const Mask mask = GENERATE(Mask::none, Mask::causal);
-  Device device(kind);
+  Setup setup(kind);
   std::mt19937_64 random(kSeed);
   Case c;
   c.dtype = dtype;
@@ -495,13 +500,13 @@ TEST_CASE("attend resolves scores of ten thousand as well as a plain run", "[bac
   c.scale = 310.0;  // scores are normal with a standard deviation of 8 * 310: the largest pass 10000
   c.chunks = {150, 250};
 
-  check_against_reference(device, c, random_inputs(c, random), 1.3e4);
+  check_against_reference(setup, c, random_inputs(c, random), 1.3e4);
 }
 
 TEST_CASE("attend gives a constant value back when all keys are equal", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
   const DType dtype = GENERATE(from_range(kDTypes.begin(), kDTypes.end()));
-  Device device(kind);
+  Setup setup(kind);
   std::mt19937_64 random(kSeed);
   Case c;
   c.dtype = dtype;
@@ -514,7 +519,7 @@ TEST_CASE("attend gives a constant value back when all keys are equal", "[backen
     inputs.v[i] = 1.25F;
   }
 
-  const Outputs result = run(device, c, inputs);
+  const Outputs result = run(setup, c, inputs);
 
   // Not exactly: a product library may round the scores of a tile's edge in another order.
   const std::vector<double> constant(result.out.size(), 1.25);
@@ -525,7 +530,7 @@ TEST_CASE("attend gives a constant value back when all keys are equal", "[backen
 
 TEST_CASE("attend with a scale of zero is the mean of the values", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
-  Device device(kind);
+  Setup setup(kind);
   std::mt19937_64 random(kSeed);
   Case c;
   c.q_rows = 5;
@@ -534,7 +539,7 @@ TEST_CASE("attend with a scale of zero is the mean of the values", "[backend]") 
   c.scale = 0.0;
   const Inputs inputs = random_inputs(c, random);
 
-  const Outputs result = run(device, c, inputs);
+  const Outputs result = run(setup, c, inputs);
 
   CHECK(result.lse == std::vector<double>(5, static_cast<double>(static_cast<float>(std::log(77.0)))));
   CHECK(rms_difference(result.out, oracle(c, inputs).out) <= 0x1p-22);
@@ -543,7 +548,7 @@ TEST_CASE("attend with a scale of zero is the mean of the values", "[backend]") 
 TEST_CASE("attend with a scale of zero gives a constant value back exactly", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
   const DType dtype = GENERATE(from_range(kDTypes.begin(), kDTypes.end()));
-  Device device(kind);
+  Setup setup(kind);
   std::mt19937_64 random(kSeed);
   Case c;
   c.dtype = dtype;
@@ -554,7 +559,7 @@ TEST_CASE("attend with a scale of zero gives a constant value back exactly", "[b
   Inputs inputs = random_inputs(c, random);
   std::fill(inputs.v.begin(), inputs.v.end(), 1.25F);
 
-  const Outputs result = run(device, c, inputs);
+  const Outputs result = run(setup, c, inputs);
 
   CHECK(result.out == std::vector<double>(result.out.size(), 1.25));
 }
@@ -562,7 +567,7 @@ TEST_CASE("attend with a scale of zero gives a constant value back exactly", "[b
 TEST_CASE("attend with one visible key returns its value exactly", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
   const DType dtype = GENERATE(from_range(kDTypes.begin(), kDTypes.end()));
-  Device device(kind);
+  Setup setup(kind);
   std::mt19937_64 random(kSeed);
   Case c;
   c.dtype = dtype;
@@ -571,14 +576,14 @@ TEST_CASE("attend with one visible key returns its value exactly", "[backend]") 
   c.head_dim = 40;
   const Inputs inputs = random_inputs(c, random);
 
-  const Outputs result = run(device, c, inputs);
+  const Outputs result = run(setup, c, inputs);
 
   CHECK(result.out == std::vector<double>(inputs.v.begin(), inputs.v.begin() + 40));
 }
 
 TEST_CASE("attend leaves the partial of a row untouched that sees no key", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
-  Device device(kind);
+  Setup setup(kind);
   std::mt19937_64 random(kSeed);
   Case c;
   c.mask = Mask::causal;
@@ -591,23 +596,23 @@ TEST_CASE("attend leaves the partial of a row untouched that sees no key", "[bac
   for (std::size_t i = 0; i < acc.size(); ++i) { acc[i] = static_cast<double>(i) * 0.5; }
   const std::vector<double> max(90, -3.5);
   const std::vector<double> sum(90, 2.0);
-  const Partial partial(device, acc, max, sum);
+  const Partial partial(setup, acc, max, sum);
 
-  attend(device, c, inputs, partial);
+  attend(setup, c, inputs, partial);
 
-  const std::vector<double> acc_after = device.get_numbers(partial.acc);
+  const std::vector<double> acc_after = setup.get_numbers(partial.acc);
   CHECK(std::equal(acc.begin(), acc.begin() + 75 * 24, acc_after.begin()));
   CHECK(std::vector<double>(75, -3.5) == [&] {
-    auto all = device.get_numbers(partial.max);
+    auto all = setup.get_numbers(partial.max);
     all.resize(75);
     return all;
   }());
   CHECK(std::vector<double>(75, 2.0) == [&] {
-    auto all = device.get_numbers(partial.sum);
+    auto all = setup.get_numbers(partial.sum);
     all.resize(75);
     return all;
   }());
-  CHECK(device.get_numbers(partial.sum)[75] > 2.0 * std::exp(-3.5));
+  CHECK(setup.get_numbers(partial.sum)[75] > 2.0 * std::exp(-3.5));
 }
 
 TEST_CASE("attend carries NaN and infinity to the rows that see them and to no other", "[backend]") {
@@ -617,7 +622,7 @@ TEST_CASE("attend carries NaN and infinity to the rows that see them and to no o
   const float bad = GENERATE(std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity());
   const int operand = GENERATE(0, 1, 2);
   INFO("operand " << "qkv"[operand] << " bad " << bad);
-  Device device(kind);
+  Setup setup(kind);
   std::mt19937_64 random(kSeed);
   Case c;
   c.dtype = dtype;
@@ -631,7 +636,7 @@ TEST_CASE("attend carries NaN and infinity to the rows that see them and to no o
   poisoned[141 * 20 + 7] = bad;
   poisoned[60 * 20 + 3] = bad;
 
-  Outputs result = run(device, c, inputs);
+  Outputs result = run(setup, c, inputs);
 
   INFO(c.text());
   const Outputs expected = oracle(c, inputs);
@@ -649,7 +654,7 @@ TEST_CASE("attend carries NaN and infinity to the rows that see them and to no o
 TEST_CASE("attend gives a score of minus infinity no weight, whichever chunk it comes in", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
   const std::int64_t first_chunk = GENERATE(4, 20);
-  Device device(kind);
+  Setup setup(kind);
   std::mt19937_64 random(kSeed);
   Case c;
   c.mask = Mask::causal;  // the first four rows see no other score
@@ -661,9 +666,9 @@ TEST_CASE("attend gives a score of minus infinity no weight, whichever chunk it 
   for (std::size_t row = 0; row < 24; ++row) { inputs.q[row * 8] = 1.0F; }
   for (const std::size_t row : {0, 1, 2, 3, 10}) { inputs.k[row * 8] = -std::numeric_limits<float>::infinity(); }
 
-  check_against_reference(device, c, inputs, 30.0);
+  check_against_reference(setup, c, inputs, 30.0);
 
-  const Outputs result = run(device, c, inputs);
+  const Outputs result = run(setup, c, inputs);
   CHECK(std::vector<double>(result.lse.begin(), result.lse.begin() + 4) == std::vector<double>(4, -kInfinity));
 }
 
@@ -700,7 +705,7 @@ HostPartial random_partial(const Case& c, std::mt19937_64& random) {
   return partial;
 }
 
-Partial on(Device& device, const HostPartial& host) { return {device, host.acc, host.max, host.sum}; }
+Partial on(Setup& setup, const HostPartial& host) { return {setup, host.acc, host.max, host.sum}; }
 
 /// Batch 2, heads 3, an odd number of rows.
 Case partial_case(DType dtype = DType::fp32) {
@@ -715,27 +720,27 @@ Case partial_case(DType dtype = DType::fp32) {
 
 TEST_CASE("fill_identity writes the empty partial over whatever was there", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
-  Device device(kind);
+  Setup setup(kind);
   std::mt19937_64 random(kSeed);
   const Case c = partial_case();
-  const Partial partial = on(device, random_partial(c, random));
+  const Partial partial = on(setup, random_partial(c, random));
 
-  device.backend().fill_identity(device.queue(), partial.pointers(), c.partial_rows(), c.head_dim);
+  setup.operations().fill_identity(setup.queue(), partial.pointers(), c.partial_rows(), c.head_dim);
 
-  CHECK(device.get_numbers(partial.acc) == std::vector<double>(as_size(c.partial_rows() * c.head_dim), 0.0));
-  CHECK(device.get_numbers(partial.max) == std::vector<double>(as_size(c.partial_rows()), -kInfinity));
-  CHECK(device.get_numbers(partial.sum) == std::vector<double>(as_size(c.partial_rows()), 0.0));
+  CHECK(setup.get_numbers(partial.acc) == std::vector<double>(as_size(c.partial_rows() * c.head_dim), 0.0));
+  CHECK(setup.get_numbers(partial.max) == std::vector<double>(as_size(c.partial_rows()), -kInfinity));
+  CHECK(setup.get_numbers(partial.sum) == std::vector<double>(as_size(c.partial_rows()), 0.0));
 }
 
 TEST_CASE("keys of zeros are where a row's sum begins, for the rows of the task and no others", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
-  Device device(kind);
+  Setup setup(kind);
   // Rows 1, 4, 7 and, a segment later, 11, 14, 17 of 20; heads 1 and 2 of a second group of three; batch 2.
   const std::int64_t rows = 20;
   const std::int64_t heads = 6;
   const std::int64_t batch = 2;
-  const Partial partial(device, batch * heads * rows, 3);
-  const std::int64_t number = device.backend().accumulator_bytes();
+  const Partial partial(setup, batch * heads * rows, 3);
+  const std::int64_t number = setup.operations().accumulator_bytes();
   kernels::ZeroKeysTask task;
   task.count = 3;
   task.batch = batch;
@@ -749,11 +754,11 @@ TEST_CASE("keys of zeros are where a row's sum begins, for the rows of the task 
   kernels::ZeroKeysTask more = task;
   more.count = 4;
 
-  device.backend().add_zero_keys(device.queue(), std::vector<kernels::ZeroKeysTask>{task, more});
+  setup.operations().add_zero_keys(setup.queue(), std::vector<kernels::ZeroKeysTask>{task, more});
 
-  const std::vector<double> max = device.get_numbers(partial.max);
-  const std::vector<double> sum = device.get_numbers(partial.sum);
-  CHECK(device.get_numbers(partial.acc) == std::vector<double>(as_size(batch * heads * rows * 3), 0.0));
+  const std::vector<double> max = setup.get_numbers(partial.max);
+  const std::vector<double> sum = setup.get_numbers(partial.sum);
+  CHECK(setup.get_numbers(partial.acc) == std::vector<double>(as_size(batch * heads * rows * 3), 0.0));
   for (std::int64_t i = 0; i < batch * heads * rows; ++i) {
     const std::int64_t row = i % rows % 10;
     const bool touched = (row == 1 || row == 4 || row == 7) && i / rows % 3 != 0;
@@ -765,20 +770,20 @@ TEST_CASE("keys of zeros are where a row's sum begins, for the rows of the task 
 
 TEST_CASE("finishing three partials in any order is their fp64 softmax", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
-  Device device(kind);
+  Setup setup(kind);
   std::mt19937_64 random(kSeed);
   const Case c = partial_case();
   std::array<HostPartial, 3> parts;
   for (HostPartial& part : parts) { part = random_partial(c, random); }
   // One softmax over all three, in fp64: the finish of the reference backend.
-  Device reference(BackendKind::reference);
+  Setup reference(BackendKind::reference);
   const std::array<Partial, 3> exact{on(reference, parts[0]), on(reference, parts[1]), on(reference, parts[2])};
   const Outputs expected = finish(reference, c, {&exact[0], &exact[1], &exact[2]}, Combine::lse);
 
   std::array<std::size_t, 3> order{0, 1, 2};
-  const std::array<Partial, 3> found{on(device, parts[0]), on(device, parts[1]), on(device, parts[2])};
+  const std::array<Partial, 3> found{on(setup, parts[0]), on(setup, parts[1]), on(setup, parts[2])};
   do {
-    const Outputs result = finish(device, c, {&found[order[0]], &found[order[1]], &found[order[2]]}, Combine::lse);
+    const Outputs result = finish(setup, c, {&found[order[0]], &found[order[1]], &found[order[2]]}, Combine::lse);
 
     INFO("order " << order[0] << order[1] << order[2]);
     CHECK(non_finite_mismatches(result.out, expected.out) == 0);
@@ -790,7 +795,7 @@ TEST_CASE("finishing three partials in any order is their fp64 softmax", "[backe
 
 TEST_CASE("attending parts one after the other is attending all keys", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
-  Device device(kind);
+  Setup setup(kind);
   std::mt19937_64 random(kSeed);
   Case c;
   c.mask = Mask::causal;
@@ -800,7 +805,7 @@ TEST_CASE("attending parts one after the other is attending all keys", "[backend
   c.head_dim = 64;
   c.scale = 0.125;
   Inputs inputs = random_inputs(c, random);
-  const Partial into(device, c.partial_rows(), c.head_dim);
+  const Partial into(setup, c.partial_rows(), c.head_dim);
   for (const std::int64_t keys : {50, 80}) {  // keys 0..49, then 50..129: the first query rows see none of the second part
     Case half = c;
     half.k_rows = keys;
@@ -808,10 +813,10 @@ TEST_CASE("attending parts one after the other is attending all keys", "[backend
     Inputs own = inputs;
     own.k.assign(inputs.k.begin() + (keys == 50 ? 0 : 50 * 64), inputs.k.end());
     own.v.assign(inputs.v.begin() + (keys == 50 ? 0 : 50 * 64), inputs.v.end());
-    attend(device, half, own, into);
+    attend(setup, half, own, into);
   }
 
-  const Outputs result = finish(device, c, {&into});
+  const Outputs result = finish(setup, c, {&into});
 
   const Outputs expected = oracle(c, inputs);
   CHECK(rms_difference(result.out, expected.out) <=
@@ -825,15 +830,15 @@ TEST_CASE("finish combines branches as reference does and rounds once", "[backen
   const Combine combine = GENERATE(Combine::lse, Combine::mean, Combine::sum);
   const int branches = GENERATE(1, 2, 5);
   const double output_scale = GENERATE(1.0, 0.2);
-  Device device(kind);
-  Device reference(BackendKind::reference);
+  Setup setup(kind);
+  Setup reference(BackendKind::reference);
   std::mt19937_64 random(kSeed);
   const Case c = partial_case(dtype);
   std::vector<Partial> partials;
   std::vector<Partial> exact;
   for (int g = 0; g < branches; ++g) {
     const HostPartial host = random_partial(c, random);
-    partials.push_back(on(device, host));
+    partials.push_back(on(setup, host));
     exact.push_back(on(reference, host));
   }
   std::vector<const Partial*> pointers;
@@ -843,7 +848,7 @@ TEST_CASE("finish combines branches as reference does and rounds once", "[backen
     exact_pointers.push_back(&exact[g]);
   }
 
-  const Outputs result = finish(device, c, pointers, combine, output_scale);
+  const Outputs result = finish(setup, c, pointers, combine, output_scale);
 
   Case in_fp32 = c;
   in_fp32.dtype = DType::fp32;
@@ -861,12 +866,12 @@ TEST_CASE("finish gives zero and minus infinity for a row that nothing covers", 
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
   const DType dtype = GENERATE(from_range(kDTypes.begin(), kDTypes.end()));
   const Combine combine = GENERATE(Combine::lse, Combine::mean, Combine::sum);
-  Device device(kind);
+  Setup setup(kind);
   const Case c = partial_case(dtype);
-  const Partial first(device, c.partial_rows(), c.head_dim);
-  const Partial second(device, c.partial_rows(), c.head_dim);
+  const Partial first(setup, c.partial_rows(), c.head_dim);
+  const Partial second(setup, c.partial_rows(), c.head_dim);
 
-  const Outputs result = finish(device, c, {&first, &second}, combine);
+  const Outputs result = finish(setup, c, {&first, &second}, combine);
 
   CHECK(result.out == std::vector<double>(result.out.size(), 0.0));
   CHECK(result.lse == std::vector<double>(result.lse.size(), -kInfinity));
@@ -878,13 +883,13 @@ TEST_CASE("pack gathers strided rows bit for bit", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
   const std::int64_t element_size = GENERATE(2, 4);
   const std::int64_t head_dim = GENERATE(1, 5, 64, 130);
-  Device device(kind);
+  Setup setup(kind);
   std::mt19937_64 random(kSeed);
   // src [batch 2, seq 60, heads 5, head_dim]: rows 2, 5, 8, ... and heads 1, 3.
   std::vector<std::byte> host(as_size(2 * 60 * 5 * head_dim * element_size));
   for (std::byte& byte : host) { byte = static_cast<std::byte>(random()); }
-  const Buffer src = device.put(host);
-  const Buffer dst = device.backend().allocate(2 * 19 * 2 * head_dim * element_size, MemoryUse::slot);
+  const Buffer src = setup.put(host);
+  const Buffer dst = setup.backend().allocate(2 * 19 * 2 * head_dim * element_size, MemoryUse::slot);
   kernels::PackTask task;
   task.element_size = element_size;
   task.batch = 2;
@@ -897,9 +902,9 @@ TEST_CASE("pack gathers strided rows bit for bit", "[backend]") {
   task.src_row_stride = 3 * 5 * head_dim;
   task.src_head_stride = 2 * head_dim;
 
-  device.backend().pack(device.queue(), {&task, 1});
+  setup.backend().pack(setup.queue(), {&task, 1});
 
-  const std::vector<std::byte> packed = device.get(dst);
+  const std::vector<std::byte> packed = setup.get(dst);
   std::vector<std::byte> expected;
   for (std::int64_t b = 0; b < 2; ++b) {
     for (std::int64_t row = 2; row < 2 + 19 * 3; row += 3) {
@@ -914,9 +919,9 @@ TEST_CASE("pack gathers strided rows bit for bit", "[backend]") {
 
 TEST_CASE("memory is accounted, and attend takes no more workspace than predicted", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
-  Device device(kind);
+  Setup setup(kind);
   std::mt19937_64 random(kSeed);
-  Backend& backend = device.backend();
+  Backend& backend = setup.backend();
   const std::int64_t before = backend.memory().in_use;
   {
     const Buffer first = backend.allocate(1000, MemoryUse::tensor);
@@ -932,19 +937,18 @@ TEST_CASE("memory is accounted, and attend takes no more workspace than predicte
   c.q_rows = 100;
   c.k_rows = 100;
   c.head_dim = 80;
-  run(device, c, random_inputs(c, random));
+  run(setup, c, random_inputs(c, random));
 
-  CHECK(backend.memory().workspace <= backend.workspace_bytes(80, DType::fp32));
-  CHECK(backend.memory().in_use <= before + backend.memory().workspace);
+  CHECK(backend.memory().in_use <= before + setup.operations().workspace_bytes(80, DType::fp32));
 }
 
 TEST_CASE("an allocation beyond the memory there is fails with the numbers", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
-  Device device(kind);
+  Setup setup(kind);
   const std::int64_t bytes = std::int64_t{1} << 50;
 
   try {
-    const Buffer buffer = device.backend().allocate(bytes, MemoryUse::tensor);
+    const Buffer buffer = setup.backend().allocate(bytes, MemoryUse::tensor);
     FAIL("1 PiB was granted");
   } catch (const RuntimeFailure& failure) {
     INFO(failure.what());
@@ -954,18 +958,18 @@ TEST_CASE("an allocation beyond the memory there is fails with the numbers", "[b
 
 TEST_CASE("copies and events follow the queue", "[backend]") {
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
-  Device device(kind);
+  Setup setup(kind);
   const std::vector<std::byte> host{std::byte{1}, std::byte{2}, std::byte{3}};
-  const Buffer from = device.put(host);
-  const Buffer to = device.backend().allocate(3, MemoryUse::tensor);
+  const Buffer from = setup.put(host);
+  const Buffer to = setup.backend().allocate(3, MemoryUse::tensor);
 
-  const std::unique_ptr<Event> start = device.backend().record(device.queue());
-  device.backend().copy(device.queue(), to.get(), from.get(), 3);
-  const std::unique_ptr<Event> end = device.backend().record(device.queue());
-  device.backend().wait(device.queue(), *end);
+  const std::unique_ptr<Event> start = setup.backend().record(setup.queue());
+  setup.backend().copy(setup.queue(), to.get(), from.get(), 3);
+  const std::unique_ptr<Event> end = setup.backend().record(setup.queue());
+  setup.backend().wait(setup.queue(), *end);
   end->synchronize();
 
-  CHECK(device.get(to) == host);
+  CHECK(setup.get(to) == host);
   CHECK(end->reached());
   CHECK(end->ms_since(*start) >= 0.0);
 }

@@ -10,7 +10,7 @@
 #include <annulus/transport/make_transport.hpp>
 #include <annulus_test.hpp>
 
-#include "backend/cuda_queue.hpp"
+#include "backend/cuda_access.hpp"
 #include "gpu/cuda_handles.hpp"
 #include "gpu_test_kernels.hpp"
 #include "mpi_world.hpp"
@@ -56,7 +56,7 @@ class Gpu {
  public:
   explicit Gpu(const Communicator& comm) : comm_(comm), share_(fewer_gpus_than_ranks(comm)), device_(assign_gpu(comm, share_)) {
     static_cast<void>(cudaSetDevice(device_));
-    backend = make_backend({.kind = BackendKind::cuda, .kernel = KernelKind::cublas, .threads = 1, .tile_rows = 0, .device = device_});
+    backend = make_backend({.kind = BackendKind::cuda, .threads = 1, .device = device_});
     queue = backend->make_queue();
     wrong_ = backend->allocate(sizeof(unsigned long long), MemoryUse::slot);
     REQUIRE(cudaMemset(wrong_.get(), 0, sizeof(unsigned long long)) == cudaSuccess);

@@ -16,8 +16,7 @@ using namespace annulus;
 TEST_CASE("a message of more than 2 GiB between two ranks arrives intact") {
   const Communicator& comm = test::world();
   REQUIRE(comm.size() == 2);
-  const auto backend =
-      make_backend({.kind = BackendKind::reference, .kernel = KernelKind::cublas, .threads = 1, .tile_rows = 0, .device = 0});
+  const auto backend = make_backend({.kind = BackendKind::reference, .threads = 1, .device = 0});
   const auto queue = backend->make_queue();
   const auto transport = make_transport(TransportKind::mpi, comm, *backend, false);
   const std::int64_t words = ((std::int64_t{1} << 31) + 4096) / 8 + 3;

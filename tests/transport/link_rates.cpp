@@ -16,7 +16,8 @@
 #include <annulus/transport/gpu_transports.hpp>
 #include <annulus/transport/make_transport.hpp>
 
-#include "backend/cuda_queue.hpp"
+#include "attention/task_operations.hpp"
+#include "backend/cuda_access.hpp"
 #include "gpu/cuda_handles.hpp"
 #include "gpu_test_kernels.hpp"
 #include "transport/p2p_transport.hpp"
@@ -115,11 +116,13 @@ std::optional<Options> parse(int argc, char** argv) {
 /// A rank's GPU and one queue of it.
 struct Gpu {
   explicit Gpu(int device)
-      : backend(make_backend({.kind = BackendKind::cuda, .kernel = KernelKind::cublas, .threads = 1, .tile_rows = 0, .device = device})),
+      : backend(make_backend({.kind = BackendKind::cuda, .threads = 1, .device = device})),
+        operations(make_task_operations({}, *backend)),
         queue(backend->make_queue()) {}
   cudaStream_t stream() const { return stream_of(*queue); }
 
   std::unique_ptr<Backend> backend;
+  std::unique_ptr<TaskOperations> operations;
   std::unique_ptr<Queue> queue;
 };
 
@@ -140,7 +143,7 @@ class Attention {
     acc_ = gpu.backend->allocate(kElements * 4, MemoryUse::tensor);
     stats_ = gpu.backend->allocate(2 * kStats * 4, MemoryUse::tensor);
     const kernels::PartialPointers partial{acc_.get(), stats_.get(), stats_.get() + kStats * 4};
-    gpu.backend->fill_identity(*gpu.queue, partial, kStats, kHeadDim);
+    gpu.operations->fill_identity(*gpu.queue, partial, kStats, kHeadDim);
 
     task_.dtype = DType::bf16;
     task_.batch = 1;
@@ -168,7 +171,7 @@ class Attention {
   }
 
   void enqueue(std::int64_t calls) {
-    for (std::int64_t call = 0; call < calls; ++call) { gpu_.backend->attend(*gpu_.queue, {&task_, 1}); }
+    for (std::int64_t call = 0; call < calls; ++call) { gpu_.operations->attend(*gpu_.queue, {&task_, 1}); }
   }
   static std::string describe() { return fmt::format("dense bf16, {0} x {0} rows, {1} heads of {2}", kRows, kHeads, kHeadDim); }
 
@@ -469,7 +472,7 @@ int measure(const Communicator& comm, const Options& options) {
   });
 
   Report report(comm.rank() == 0);
-  const std::vector<std::string> machines = comm.all_gather(fmt::format("{}: {}", comm.name(), gpu->backend->describe()));
+  const std::vector<std::string> machines = comm.all_gather(fmt::format("{}: {}", comm.name(), gpu->operations->describe()));
   for (const std::string& machine : machines) { report.line(machine); }
   if (comm.max(ranks_on_gpu(comm, device)) > 1) { report.line("ranks share a GPU: these figures mean nothing"); }
   report.line(fmt::format("every rank sends to the next one; time of the slowest rank, median of {}; attention: {}", options.repetitions,

@@ -27,8 +27,7 @@ std::vector<std::byte> message(std::int64_t source, std::int64_t target, std::in
 }
 
 struct HostSetup {
-  std::unique_ptr<Backend> backend =
-      make_backend({.kind = BackendKind::reference, .kernel = KernelKind::cublas, .threads = 1, .tile_rows = 0, .device = 0});
+  std::unique_ptr<Backend> backend = make_backend({.kind = BackendKind::reference, .threads = 1, .device = 0});
   std::unique_ptr<Queue> queue = backend->make_queue();
 };
 

@@ -7,6 +7,7 @@
 
 #include "fused_kernel.hpp"
 #include "task_kernel.hpp"
+#include "task_operations.hpp"
 
 #include <fmt/format.h>
 
@@ -14,21 +15,6 @@
 #include <numbers>
 
 namespace annulus {
-
-namespace {
-
-bool is_16_bit(DType dtype) {
-  switch (dtype) {
-    case DType::fp16:
-    case DType::bf16:
-      return true;
-    case DType::fp32:
-      break;
-  }
-  return false;
-}
-
-}  // namespace
 
 std::string fused_obstacle(const Problem& problem) {
   if (!is_16_bit(problem.dtype)) { return fmt::format("it takes fp16 and bf16, and the dtype is {}", to_string(problem.dtype)); }
@@ -70,16 +56,15 @@ Int128 kernel_bytes(KernelKind kernel, const RingPlan& plan, std::int64_t accumu
   return whole_partials_bytes(plan.problem, sizes_of(plan), accumulator_bytes);
 }
 
-std::unique_ptr<AttentionKernel> make_attention_kernel(KernelKind kernel, const RingPlan& plan, const TensorAddresses& addresses,
-                                                       Backend& backend) {
-  switch (kernel) {
+std::unique_ptr<AttentionKernel> make_attention_kernel(const KernelOptions& options, Backend& device) {
+  switch (options.kernel) {
     case KernelKind::fused:
-      return make_fused_kernel(plan, addresses, backend);
+      return make_fused_kernel(device);
     case KernelKind::automatic:
     case KernelKind::cublas:
       break;
   }
-  return std::make_unique<TaskKernel>(plan, addresses, backend);
+  return std::make_unique<TaskKernel>(make_task_operations(options, device), device);
 }
 
 }  // namespace annulus

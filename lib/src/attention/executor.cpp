@@ -19,8 +19,8 @@ constexpr std::int64_t kStagingBytes = std::int64_t{8} << 20;
 
 }  // namespace
 
-RingExecutor::RingExecutor(std::shared_ptr<const RingPlan> plan, KernelKind kernel, Backend& backend, Transport& transport, Queue& queue,
-                           Watchdog& watchdog)
+RingExecutor::RingExecutor(std::shared_ptr<const RingPlan> plan, AttentionKernel& kernel, Backend& backend, Transport& transport,
+                           Queue& queue, Watchdog& watchdog)
     : owned_plan_(std::move(plan)), plan_(*owned_plan_), backend_(backend), transport_(transport), queue_(queue), watchdog_(watchdog) {
   ANNULUS_EXPECTS(transport.rank() == plan_.rank && transport.ranks() == plan_.ranks,
                   "the transport is of rank {} of {}, the plan of {} of {}", transport.rank(), transport.ranks(), plan_.rank, plan_.ranks);
@@ -47,7 +47,7 @@ RingExecutor::RingExecutor(std::shared_ptr<const RingPlan> plan, KernelKind kern
   addresses.out = out_.get();
   addresses.lse = reinterpret_cast<float*>(lse_.get());
   transfers_ = lower_transfers(plan_, addresses);
-  kernel_ = make_attention_kernel(kernel, plan_, addresses, backend);
+  attention_ = kernel.prepare(plan_, addresses);
 }
 
 void RingExecutor::load(const TensorSource& source) {
@@ -126,7 +126,7 @@ void RingExecutor::place_rows(Tensor tensor, std::int64_t batch, std::span<const
 void RingExecutor::warm_up() {
   if (backend_.host_memory()) { return; }
   const ProfilerRange range("annulus: warm up");
-  kernel_->warm_up(queue_);
+  attention_->warm_up(queue_);
   queue_.synchronize();
 }
 
@@ -137,7 +137,7 @@ void RingExecutor::begin(bool alone) {
   begin_event_ = backend_.record(queue_);
   first_post_event_ = begin_event_;
   last_mark_ = nullptr;
-  kernel_->begin(queue_);
+  attention_->begin(queue_);
 }
 
 std::shared_ptr<Event> RingExecutor::mark() {
@@ -201,7 +201,7 @@ void RingExecutor::attend(std::int64_t step) {
   StepEvents& events = events_[static_cast<std::size_t>(step)];
   watchdog_.set_step(step);
   events.work_begin = mark();
-  kernel_->attend(queue_, step);
+  attention_->attend(queue_, step);
   last_mark_ = nullptr;
   events.work_end = mark();
   post_ready();
@@ -210,7 +210,7 @@ void RingExecutor::attend(std::int64_t step) {
 
 void RingExecutor::finish() {
   const ProfilerRange range("annulus: finish");
-  kernel_->finish(queue_);
+  attention_->finish(queue_);
   end_event_ = backend_.record(queue_);
   watchdog_.set_step(-1);
 }

@@ -6,7 +6,7 @@
 #include <annulus/kernels/cuda.hpp>
 #include <annulus/kernels/fused.hpp>
 
-#include "backend/cuda_queue.hpp"
+#include "backend/cuda_access.hpp"
 #include "gpu/cuda_handles.hpp"
 
 #include <cuda_runtime_api.h>
@@ -15,6 +15,7 @@
 #include <limits>
 #include <numbers>
 #include <numeric>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -24,17 +25,9 @@ namespace {
 
 namespace fused = kernels::cuda::fused;
 
-/// Calls `body`; what the kernels throw becomes this library's error.
-template <class Body>
-void translated(Body&& body) {
-  try {
-    body();
-  } catch (const kernels::cuda::LibraryError& error) { throw RuntimeFailure(error.what()); }
-}
-
-class FusedKernel final : public AttentionKernel {
+class FusedAttention final : public PlannedAttention {
  public:
-  FusedKernel(const RingPlan& plan, const TensorAddresses& addresses, Backend& backend)
+  FusedAttention(const RingPlan& plan, const TensorAddresses& addresses, Backend& backend)
       : backend_(backend), program_(fused_program(plan)), steps_(plan.steps.size()) {
     const Problem& problem = plan.problem;
     const auto allocate = [&](std::int64_t bytes) { return backend.allocate(bytes, MemoryUse::tensor); };
@@ -198,10 +191,24 @@ class FusedKernel final : public AttentionKernel {
   bool prepared_ = false;
 };
 
+class FusedKernel final : public AttentionKernel {
+ public:
+  explicit FusedKernel(Backend& device) : device_(device) {}
+  std::string describe() const override { return device_.describe() + ", kernel fused"; }
+  /// It takes 16-bit inputs only.
+  bool rounds_probabilities(DType /*dtype*/) const override { return true; }
+  std::int64_t workspace_bytes(std::int64_t /*head_dim*/, DType /*dtype*/) const override { return 0; }
+  Int128 plan_bytes(const RingPlan& plan) const override { return fused_bytes(fused_program(plan), plan.problem.head_dim); }
+  std::unique_ptr<PlannedAttention> prepare(const RingPlan& plan, const TensorAddresses& addresses) override {
+    return std::make_unique<FusedAttention>(plan, addresses, device_);
+  }
+
+ private:
+  Backend& device_;
+};
+
 }  // namespace
 
-std::unique_ptr<AttentionKernel> make_fused_kernel(const RingPlan& plan, const TensorAddresses& addresses, Backend& backend) {
-  return std::make_unique<FusedKernel>(plan, addresses, backend);
-}
+std::unique_ptr<AttentionKernel> make_fused_kernel(Backend& device) { return std::make_unique<FusedKernel>(device); }
 
 }  // namespace annulus

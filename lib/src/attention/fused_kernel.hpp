@@ -7,8 +7,8 @@
 
 namespace annulus {
 
-/// Kernel fused for one plan on a Hopper GPU, the backend's.
-/// @throws RuntimeFailure if there is not enough memory or CUDA refuses; NotCompiled in a build without CUDA
-std::unique_ptr<AttentionKernel> make_fused_kernel(const RingPlan& plan, const TensorAddresses& addresses, Backend& backend);
+/// Kernel fused on a Hopper GPU.
+/// @throws NotCompiled in a build without CUDA
+std::unique_ptr<AttentionKernel> make_fused_kernel(Backend& device);
 
 }  // namespace annulus

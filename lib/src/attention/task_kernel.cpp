@@ -1,25 +1,46 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "task_kernel.hpp"
 
+#include <annulus/plan/cost.hpp>
+
 #include <algorithm>
+#include <vector>
 
 namespace annulus {
+namespace {
 
-TaskKernel::TaskKernel(const RingPlan& plan, const TensorAddresses& addresses, Backend& backend) : backend_(backend) {
+class TaskAttention final : public PlannedAttention {
+ public:
+  TaskAttention(const RingPlan& plan, const TensorAddresses& addresses, TaskOperations& operations, Backend& device);
+
+  void warm_up(Queue& queue) override;
+  void begin(Queue& queue) override;
+  void attend(Queue& queue, std::int64_t step) override;
+  void finish(Queue& queue) override;
+
+ private:
+  TaskOperations& operations_;
+  std::vector<Buffer> memory_;
+  std::vector<kernels::PartialPointers> partials_;
+  LoweredWork work_;
+};
+
+TaskAttention::TaskAttention(const RingPlan& plan, const TensorAddresses& addresses, TaskOperations& operations, Backend& device)
+    : operations_(operations) {
   const Problem& problem = plan.problem;
   const std::int64_t stats = problem.batch * plan.local_rows * problem.heads;
-  const std::int64_t accumulator = backend.accumulator_bytes();
+  const std::int64_t accumulator = operations.accumulator_bytes();
   for (std::int64_t index = 0; index < plan.partials; ++index) {
     kernels::PartialPointers partial;
-    partial.acc = memory_.emplace_back(backend.allocate(stats * problem.head_dim * accumulator, MemoryUse::tensor)).get();
-    partial.max = memory_.emplace_back(backend.allocate(stats * accumulator, MemoryUse::tensor)).get();
-    partial.sum = memory_.emplace_back(backend.allocate(stats * accumulator, MemoryUse::tensor)).get();
+    partial.acc = memory_.emplace_back(device.allocate(stats * problem.head_dim * accumulator, MemoryUse::tensor)).get();
+    partial.max = memory_.emplace_back(device.allocate(stats * accumulator, MemoryUse::tensor)).get();
+    partial.sum = memory_.emplace_back(device.allocate(stats * accumulator, MemoryUse::tensor)).get();
     partials_.push_back(partial);
   }
   work_ = lower_work(plan, addresses, partials_, accumulator);
 }
 
-void TaskKernel::warm_up(Queue& queue) {
+void TaskAttention::warm_up(Queue& queue) {
   // Enough for a whole tile of every kind; more of it would only take time.
   constexpr std::int64_t kRows = 4096;
   constexpr std::int64_t kSegments = 16;
@@ -34,26 +55,36 @@ void TaskKernel::warm_up(Queue& queue) {
       task.q_rows = std::min(task.q_rows, kRows);
       task.k_rows = std::min(task.k_rows, kRows);
     }
-    if (!part.empty()) { backend_.attend(queue, part); }
+    if (!part.empty()) { operations_.attend(queue, part); }
   }
   finish(queue);
 }
 
-void TaskKernel::begin(Queue& queue) {
+void TaskAttention::begin(Queue& queue) {
   const kernels::FinishTask& all = work_.finish;
   const std::int64_t stats = all.batch * all.rows * all.heads;
   if (stats == 0) { return; }
-  for (const kernels::PartialPointers& partial : partials_) { backend_.fill_identity(queue, partial, stats, all.head_dim); }
-  if (!work_.zero_keys.empty()) { backend_.add_zero_keys(queue, work_.zero_keys); }
+  for (const kernels::PartialPointers& partial : partials_) { operations_.fill_identity(queue, partial, stats, all.head_dim); }
+  if (!work_.zero_keys.empty()) { operations_.add_zero_keys(queue, work_.zero_keys); }
 }
 
-void TaskKernel::attend(Queue& queue, std::int64_t step) {
+void TaskAttention::attend(Queue& queue, std::int64_t step) {
   const std::vector<kernels::AttendTask>& tasks = work_.attend[static_cast<std::size_t>(step)];
-  if (!tasks.empty()) { backend_.attend(queue, tasks); }
+  if (!tasks.empty()) { operations_.attend(queue, tasks); }
 }
 
-void TaskKernel::finish(Queue& queue) {
-  if (work_.finish.batch * work_.finish.rows > 0) { backend_.finish(queue, work_.finish); }
+void TaskAttention::finish(Queue& queue) {
+  if (work_.finish.batch * work_.finish.rows > 0) { operations_.finish(queue, work_.finish); }
+}
+
+}  // namespace
+
+Int128 TaskKernel::plan_bytes(const RingPlan& plan) const {
+  return whole_partials_bytes(plan.problem, sizes_of(plan), operations_->accumulator_bytes());
+}
+
+std::unique_ptr<PlannedAttention> TaskKernel::prepare(const RingPlan& plan, const TensorAddresses& addresses) {
+  return std::make_unique<TaskAttention>(plan, addresses, *operations_, device_);
 }
 
 }  // namespace annulus

@@ -3,26 +3,27 @@
 
 #include <annulus/attention/attention_kernel.hpp>
 
-#include <vector>
+#include "task_operations.hpp"
+
+#include <memory>
+#include <string>
 
 namespace annulus {
 
-/// The kernels that take tasks of addresses and strides, which are their backend's attend() and finish(): reference, cpu and cublas.
-/// Partials are of the whole shard.
+/// The kernels that take tasks of addresses and strides: reference, cpu and cublas. Partials are of the whole shard.
 class TaskKernel final : public AttentionKernel {
  public:
-  TaskKernel(const RingPlan& plan, const TensorAddresses& addresses, Backend& backend);
+  TaskKernel(std::unique_ptr<TaskOperations> operations, Backend& device) : operations_(std::move(operations)), device_(device) {}
 
-  void warm_up(Queue& queue) override;
-  void begin(Queue& queue) override;
-  void attend(Queue& queue, std::int64_t step) override;
-  void finish(Queue& queue) override;
+  std::string describe() const override { return operations_->describe(); }
+  bool rounds_probabilities(DType dtype) const override { return operations_->rounds_probabilities(dtype); }
+  std::int64_t workspace_bytes(std::int64_t head_dim, DType dtype) const override { return operations_->workspace_bytes(head_dim, dtype); }
+  Int128 plan_bytes(const RingPlan& plan) const override;
+  std::unique_ptr<PlannedAttention> prepare(const RingPlan& plan, const TensorAddresses& addresses) override;
 
  private:
-  Backend& backend_;
-  std::vector<Buffer> memory_;
-  std::vector<kernels::PartialPointers> partials_;
-  LoweredWork work_;
+  std::unique_ptr<TaskOperations> operations_;
+  Backend& device_;
 };
 
 }  // namespace annulus

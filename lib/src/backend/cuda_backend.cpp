@@ -4,16 +4,13 @@
 #include <annulus/core/error.hpp>
 #include <annulus/core/unwinding.hpp>
 #include <annulus/gpu/cuda_devices.hpp>
-#include <annulus/kernels/alike.hpp>
-#include <annulus/kernels/cublas.hpp>
 #include <annulus/kernels/cuda.hpp>
 
-#include "cuda_queue.hpp"
+#include "cuda_access.hpp"
 #include "gpu/cuda_clock.hpp"
 #include "gpu/cuda_handles.hpp"
 #include "gpu/profiler_range.hpp"
 
-#include <cublas_v2.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -22,25 +19,12 @@
 #include <limits>
 #include <memory>
 #include <span>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace annulus {
 namespace {
-
-namespace device_kernels = kernels::cuda;
-
-/// Calls `body`; what the kernels throw becomes this library's errors.
-template <class Body>
-void translated(Body&& body) {
-  try {
-    body();
-  } catch (const device_kernels::LibraryError& error) { throw RuntimeFailure(error.what()); } catch (const std::invalid_argument& error) {
-    throw InvalidArgument(error.what());
-  }
-}
 
 /// For destructors and noexcept functions: says once what failed, and goes on.
 void log_failure(cudaError_t status, const char* call) noexcept {
@@ -150,6 +134,12 @@ class CudaQueue final : public Queue {
   CudaClock clock_;
 };
 
+CudaQueue& cuda_queue(Queue& queue) {
+  auto* const cuda = dynamic_cast<CudaQueue*>(&queue);
+  ANNULUS_ASSERT(cuda != nullptr, "a queue of another backend");
+  return *cuda;
+}
+
 /// A pool that keeps what is freed, so that a loop allocates from the driver once.
 class MemoryPool {
  public:
@@ -184,18 +174,15 @@ class CudaBackend final : public Backend {
     const int gpus = require_gpus();
     ANNULUS_EXPECTS(device_ >= 0 && device_ < gpus, "backend cuda: there is no device {}; this process sees {} GPU{}", device_, gpus,
                     gpus == 1 ? ", number 0" : fmt::format("s, 0 to {}", gpus - 1));
-    ANNULUS_EXPECTS(options.tile_rows >= 0 && options.tile_rows <= kMostTileRows,
-                    "tile-rows {} is out of range: the cublas kernel takes 0 to {}", options.tile_rows, kMostTileRows);
     // For good: transports and other users of this thread go by the current device. The guards below serve other threads.
     ANNULUS_CUDA(cudaSetDevice(device_));
     info_ = visible_gpus().at(static_cast<std::size_t>(device_));
-    ANNULUS_EXPECTS(device_kernels::built_for_current_device(),
+    ANNULUS_EXPECTS(kernels::cuda::built_for_current_device(),
                     "backend cuda: {} has compute capability {}.{}, for which this binary holds no machine code (see `annulus info`)",
                     info_.name, info_.compute_major, info_.compute_minor);
     pool_ = std::make_unique<MemoryPool>(device_);
     streams_ = std::make_shared<StreamSet>();
     moments_ = std::make_shared<MomentPool>();
-    translated([&] { attention_ = std::make_unique<device_kernels::CublasAttention>(); });
   }
   CudaBackend(const CudaBackend&) = delete;
   CudaBackend& operator=(const CudaBackend&) = delete;
@@ -203,26 +190,15 @@ class CudaBackend final : public Backend {
     if (unwinding()) { return; }
     const cudaError_t entered = cudaSetDevice(device_);
     if (entered != cudaSuccess) { log_failure(entered, "cudaSetDevice"); }
-    workspace_.reset();
     const cudaError_t status = cudaStreamSynchronize(streams_->memory());
     if (status != cudaSuccess) { log_failure(status, "cudaStreamSynchronize"); }
   }
 
   BackendKind kind() const override { return BackendKind::cuda; }
+  int device() const { return device_; }
   std::string describe() const override {
-    return fmt::format("cuda: {} (device {}, {}, compute capability {}.{}), kernel {}", info_.name, device_, info_.uuid,
-                       info_.compute_major, info_.compute_minor, kernel_text());
-  }
-  std::int64_t accumulator_bytes() const override { return 4; }
-  bool rounds_probabilities(DType dtype) const override {
-    switch (dtype) {
-      case DType::fp16:
-      case DType::bf16:
-        return true;
-      case DType::fp32:
-        break;
-    }
-    return false;
+    return fmt::format("cuda: {} (device {}, {}, compute capability {}.{})", info_.name, device_, info_.uuid, info_.compute_major,
+                       info_.compute_minor);
   }
   bool host_memory() const override { return false; }
 
@@ -276,13 +252,6 @@ class CudaBackend final : public Backend {
     }
   }
 
-  std::int64_t workspace_bytes(std::int64_t head_dim, DType dtype) const override {
-    std::int64_t bytes = 0;
-    for (const kernels::Mask mask : kernels::kMasks) {
-      bytes = std::max(bytes, device_kernels::CublasAttention::workspace_bytes(tiling_for(head_dim, dtype, mask)));
-    }
-    return bytes;
-  }
   MemoryReport memory() const override {
     const DeviceGuard guard(device_);
     std::size_t free_bytes = 0;
@@ -319,39 +288,15 @@ class CudaBackend final : public Backend {
     copy_bytes(queue, dst, src, bytes, cudaMemcpyDeviceToDevice);
   }
 
-  void fill_identity(Queue& queue, const kernels::PartialPointers& partial, std::int64_t rows, std::int64_t head_dim) override {
-    const ProfilerRange range("fill_identity");
-    const DeviceGuard guard(device_);
-    translated([&] { device_kernels::fill_identity(partial, rows, head_dim, stream_of(queue)); });
-  }
-  void add_zero_keys(Queue& queue, std::span<const kernels::ZeroKeysTask> tasks) override {
-    const ProfilerRange range("add_zero_keys");
-    const DeviceGuard guard(device_);
-    translated([&] {
-      for (const kernels::ZeroKeysTask& task : tasks) { device_kernels::add_zero_keys(task, stream_of(queue)); }
-    });
-  }
   void pack(Queue& queue, std::span<const kernels::PackTask> tasks) override {
     const ProfilerRange range("pack");
     const DeviceGuard guard(device_);
-    translated([&] { device_kernels::pack(tasks, stream_of(queue)); });
+    translated([&] { kernels::cuda::pack(tasks, stream_of(queue)); });
   }
-  void attend(Queue& queue, std::span<const kernels::AttendTask> tasks) override {
-    const ProfilerRange range("attend");
-    const DeviceGuard guard(device_);
-    kernels::for_each_alike(tasks, alike_, [&](std::span<const kernels::AttendTask> alike) { attend_alike(queue, alike); });
-  }
-  void finish(Queue& queue, const kernels::FinishTask& task) override {
-    const ProfilerRange range("finish");
-    const DeviceGuard guard(device_);
-    ANNULUS_ASSERT(task.partials >= 1 && task.partials <= kernels::kMaxPartials, "{} partials", task.partials);
-    translated([&] { device_kernels::finish(task, stream_of(queue)); });
-  }
-
   std::unique_ptr<Event> record(Queue& queue) override {
     const DeviceGuard guard(device_);
-    const cudaStream_t stream = stream_of(queue);
-    return std::make_unique<RecordedEvent>(moments_, dynamic_cast<CudaQueue&>(queue).clock(), stream);
+    CudaQueue& cuda = cuda_queue(queue);
+    return std::make_unique<RecordedEvent>(moments_, cuda.clock(), cuda.get());
   }
   void wait(Queue& queue, const Event& event) override {
     const DeviceGuard guard(device_);
@@ -359,52 +304,8 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  std::string kernel_text() const {
-    switch (options_.kernel) {
-      case KernelKind::fused:
-        return "fused";
-      case KernelKind::automatic:
-      case KernelKind::cublas:
-        break;
-    }
-    int major = 0;
-    int minor = 0;
-    int patch = 0;
-    static_cast<void>(cublasGetProperty(MAJOR_VERSION, &major));
-    static_cast<void>(cublasGetProperty(MINOR_VERSION, &minor));
-    static_cast<void>(cublasGetProperty(PATCH_LEVEL, &patch));
-    return fmt::format("cublas, products by cuBLAS {}.{}.{}", major, minor, patch);
-  }
-
-  static constexpr std::int64_t kMostTileRows = 16384;
   /// The driver's and the libraries' own: code loaded on first use, cuBLAS handles, graphs.
   static constexpr std::int64_t kMostLibraryBytes = std::int64_t{1} << 30;
-
-  /// Attends tasks of one head_dim, dtype and mask.
-  void attend_alike(Queue& queue, std::span<const kernels::AttendTask> tasks) {
-    const kernels::AttendTask& front = tasks.front();
-    const std::int64_t bytes = workspace_bytes(front.head_dim, front.dtype);
-    if (workspace_.bytes() < bytes) {
-      // Another one may come to lie where this one lay, but the chance is not worth the graphs' memory.
-      translated([&] { attention_->forget(workspace_.get()); });
-      workspace_.reset();
-      memory_.workspace = 0;
-      workspace_ = allocate(bytes, MemoryUse::tensor);
-      memory_.workspace = bytes;
-    }
-    const device_kernels::CublasTiling tiling = tiling_for(front.head_dim, front.dtype, front.mask);
-    translated([&] { attention_->attend(tasks, tiling, workspace_.get(), workspace_.bytes(), stream_of(queue)); });
-  }
-
-  device_kernels::CublasTiling tiling_for(std::int64_t head_dim, DType dtype, kernels::Mask mask) const {
-    device_kernels::CublasTiling tiling = device_kernels::default_tiling(head_dim, dtype, mask);
-    if (options_.tile_rows > 0) {
-      tiling.q_tile = options_.tile_rows;
-      tiling.causal_q_tile = options_.tile_rows;
-      tiling.rows = std::max(tiling.rows, options_.tile_rows);
-    }
-    return tiling;
-  }
 
   bool from_driver(MemoryUse use) const { return use == MemoryUse::slot || options_.memory_pool == MemoryPooling::off; }
 
@@ -438,25 +339,18 @@ class CudaBackend final : public Backend {
   std::unique_ptr<MemoryPool> pool_;
   std::shared_ptr<StreamSet> streams_;
   std::shared_ptr<MomentPool> moments_;
-  std::unique_ptr<device_kernels::CublasAttention> attention_;
-  std::vector<kernels::AttendTask> alike_;  ///< a mixed list by masks
-  Buffer workspace_;
 };
 
 }  // namespace
 
-cudaStream_t stream_of(Queue& queue) {
-  auto* cuda_queue = dynamic_cast<CudaQueue*>(&queue);
-  ANNULUS_ASSERT(cuda_queue != nullptr, "a queue of another backend");
-  return cuda_queue->get();
+int device_of(const Backend& backend) {
+  const auto* const cuda = dynamic_cast<const CudaBackend*>(&backend);
+  ANNULUS_EXPECTS(cuda != nullptr, "this works on memory of backend cuda, found {}", to_string(backend.kind()));
+  return cuda->device();
 }
+
+cudaStream_t stream_of(Queue& queue) { return cuda_queue(queue).get(); }
 
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) { return std::make_unique<CudaBackend>(options); }
-
-double cuda_product_rate(DType dtype) {
-  double rate = 0;
-  translated([&] { rate = device_kernels::product_rate(dtype); });
-  return rate;
-}
 
 }  // namespace annulus

@@ -9,6 +9,4 @@ std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& /*options*/) {
   throw NotCompiled("backend cuda is not compiled into this binary; it has: reference, cpu");
 }
 
-double cuda_product_rate(DType /*dtype*/) { throw NotCompiled("this binary is built without CUDA"); }
-
 }  // namespace annulus

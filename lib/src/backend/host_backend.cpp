@@ -2,7 +2,8 @@
 #include "host_backend.hpp"
 
 #include <annulus/core/error.hpp>
-#include <annulus/core/problem.hpp>
+#include <annulus/kernels/cpu.hpp>
+#include <annulus/kernels/reference.hpp>
 
 #include "host_memory.hpp"
 
@@ -41,12 +42,20 @@ void copy_bytes(void* dst, const void* src, std::int64_t bytes) {
   if (bytes > 0) { std::memcpy(dst, src, static_cast<std::size_t>(bytes)); }
 }
 
-void check_partial(const kernels::PartialPointers& partial, const char* operation) {
-  ANNULUS_EXPECTS(partial.acc != nullptr && partial.max != nullptr && partial.sum != nullptr, "{}: a partial has a null pointer",
-                  operation);
+void check(const kernels::PackTask& task) {
+  ANNULUS_EXPECTS(task.batch >= 1 && task.rows >= 1 && task.heads >= 1 && task.head_dim >= 1 && task.element_size >= 1,
+                  "pack: extents must be at least 1, found batch {} rows {} heads {} head_dim {} element_size {}", task.batch, task.rows,
+                  task.heads, task.head_dim, task.element_size);
+  ANNULUS_EXPECTS(task.src != nullptr && task.dst != nullptr, "pack: null pointer");
 }
 
 }  // namespace
+
+HostBackend::HostBackend(BackendKind kind, int threads) : kind_(kind), threads_(threads) {
+  ANNULUS_EXPECTS(threads >= 1, "threads must be at least 1, found {}", threads);
+}
+
+std::string HostBackend::describe() const { return std::string(to_string(kind_)); }
 
 std::unique_ptr<Queue> HostBackend::make_queue() { return std::make_unique<HostQueue>(); }
 
@@ -63,7 +72,7 @@ Buffer HostBackend::allocate(std::int64_t bytes, MemoryUse use) {
   }
   if (data == nullptr) {
     throw RuntimeFailure(fmt::format("backend {}: cannot allocate {} bytes of host memory: {} are available, this rank holds {}",
-                                     to_string(kind()), bytes, available_host_memory(), in_use_.load()));
+                                     to_string(kind_), bytes, available_host_memory(), in_use_.load()));
   }
   const std::int64_t now = in_use_.fetch_add(bytes) + bytes;
   std::int64_t high = high_water_.load();
@@ -77,7 +86,7 @@ void HostBackend::deallocate(std::byte* data, std::int64_t bytes, MemoryUse /*us
   in_use_.fetch_sub(bytes);
 }
 
-MemoryReport HostBackend::memory() const { return {in_use_.load(), high_water_.load(), own_bytes()}; }
+MemoryReport HostBackend::memory() const { return {in_use_.load(), high_water_.load()}; }
 
 std::int64_t HostBackend::available_bytes() const { return available_host_memory(); }
 
@@ -87,42 +96,18 @@ void HostBackend::upload(Queue& /*queue*/, void* dst, const void* host, std::int
 void HostBackend::download(Queue& /*queue*/, void* host, const void* src, std::int64_t bytes) { copy_bytes(host, src, bytes); }
 void HostBackend::copy(Queue& /*queue*/, void* dst, const void* src, std::int64_t bytes) { copy_bytes(dst, src, bytes); }
 
+void HostBackend::pack(Queue& /*queue*/, std::span<const kernels::PackTask> tasks) {
+  for (const kernels::PackTask& task : tasks) {
+    check(task);
+    if (kind_ == BackendKind::reference) {
+      kernels::reference::pack(task);
+    } else {
+      kernels::cpu::pack(task, threads_);
+    }
+  }
+}
+
 std::unique_ptr<Event> HostBackend::record(Queue& /*queue*/) { return std::make_unique<HostEvent>(); }
 void HostBackend::wait(Queue& /*queue*/, const Event& /*event*/) {}
-
-void check_task(const kernels::ZeroKeysTask& task) {
-  ANNULUS_EXPECTS(task.count >= 1 && task.batch >= 1 && task.segments >= 1 && task.rows >= 1 && task.kv_heads >= 1 && task.q_per_kv >= 1,
-                  "add_zero_keys: extents must be at least 1, found count {} batch {} segments {} rows {} kv_heads {} q_per_kv {}",
-                  task.count, task.batch, task.segments, task.rows, task.kv_heads, task.q_per_kv);
-  ANNULUS_EXPECTS(task.max != nullptr && task.sum != nullptr, "add_zero_keys: null pointer");
-}
-
-void check_task(const kernels::PackTask& task) {
-  ANNULUS_EXPECTS(task.batch >= 1 && task.rows >= 1 && task.heads >= 1 && task.head_dim >= 1 && task.element_size >= 1,
-                  "pack: extents must be at least 1, found batch {} rows {} heads {} head_dim {} element_size {}", task.batch, task.rows,
-                  task.heads, task.head_dim, task.element_size);
-  ANNULUS_EXPECTS(task.src != nullptr && task.dst != nullptr, "pack: null pointer");
-}
-
-void check_task(const kernels::AttendTask& task) {
-  ANNULUS_EXPECTS(task.batch >= 1 && task.segments >= 1 && task.q_rows >= 1 && task.k_rows >= 1 && task.kv_heads >= 1 && task.q_per_kv >= 1,
-                  "attend: extents must be at least 1, found batch {} segments {} q_rows {} k_rows {} kv_heads {} q_per_kv {}", task.batch,
-                  task.segments, task.q_rows, task.k_rows, task.kv_heads, task.q_per_kv);
-  ANNULUS_EXPECTS(task.head_dim >= 1 && task.head_dim <= kMaxHeadDim, "attend: head_dim {} is not in 1..{}", task.head_dim, kMaxHeadDim);
-  ANNULUS_EXPECTS(task.q_positions.stride >= 1 && task.k_positions.stride >= 1,
-                  "attend: position strides must be at least 1, found {} and {}", task.q_positions.stride, task.k_positions.stride);
-  ANNULUS_EXPECTS(task.q != nullptr && task.k != nullptr && task.v != nullptr, "attend: null pointer");
-  check_partial({task.acc, task.max, task.sum}, "attend");
-}
-
-void check_task(const kernels::FinishTask& task) {
-  ANNULUS_EXPECTS(task.batch >= 1 && task.rows >= 1 && task.heads >= 1 && task.head_dim >= 1,
-                  "finish: extents must be at least 1, found batch {} rows {} heads {} head_dim {}", task.batch, task.rows, task.heads,
-                  task.head_dim);
-  ANNULUS_EXPECTS(task.partials >= 1 && task.partials <= kernels::kMaxPartials, "finish: {} partials are not in 1..{}", task.partials,
-                  kernels::kMaxPartials);
-  ANNULUS_EXPECTS(task.out != nullptr && task.lse != nullptr, "finish: null pointer");
-  for (int g = 0; g < task.partials; ++g) { check_partial(task.partial[g], "finish"); }
-}
 
 }  // namespace annulus

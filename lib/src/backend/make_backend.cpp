@@ -8,14 +8,13 @@ namespace annulus {
 
 std::unique_ptr<Backend> make_backend(const BackendOptions& options) {
   switch (options.kind) {
-    case BackendKind::reference:
-      return make_reference_backend(options);
     case BackendKind::cuda:
       return make_cuda_backend(options);
+    case BackendKind::reference:
     case BackendKind::cpu:
       break;
   }
-  return make_cpu_backend(options);
+  return std::make_unique<HostBackend>(options.kind, options.threads);
 }
 
 }  // namespace annulus

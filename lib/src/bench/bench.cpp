@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/bench/bench.hpp>
 
-#include <annulus/backend/cuda_backend.hpp>
+#include <annulus/attention/product_rate.hpp>
 #include <annulus/bench/statistics.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/kernels/cpu.hpp>
@@ -87,7 +87,7 @@ BenchReport bench(const Config& config, const Communicator& comm, PlanCache& pla
   report.check.name = "configured problem";
   report.config = as_run(session);
   report.ranks = session.ranks();
-  report.backend = session.backend().describe();
+  report.backend = session.kernel().describe();
   report.input = resolved.source->describe();
 
   std::vector<std::vector<std::vector<StepTiming>>> repetitions;
@@ -119,7 +119,7 @@ BenchReport bench(const Config& config, const Communicator& comm, PlanCache& pla
     report.of_peak = gflops / report.fma_peak_gflops;
   }
   if (session.backend().kind() == BackendKind::cuda && size_of(session.problem().dtype) == 2) {
-    together(comm, [&] { report.product_tflops = cuda_product_rate(session.problem().dtype) / 1e12; });
+    together(comm, [&] { report.product_tflops = product_rate(session.problem().dtype) / 1e12; });
     // Of the processes, each of which has a GPU and works for all its ranks.
     const double tflops = report.flops / report.median_ms / 1e9 / static_cast<double>(comm.size());
     if (report.product_tflops > 0) { report.of_peak = tflops / report.product_tflops; }

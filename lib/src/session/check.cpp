@@ -79,7 +79,7 @@ std::vector<std::int64_t> positions_of(const std::vector<RowId>& rows, const Ses
 
 /// What the session's kernel does to probabilities.
 PlainProbabilities plain_probabilities(const Session& session) {
-  if (!session.backend().rounds_probabilities(session.problem().dtype)) { return PlainProbabilities::kept; }
+  if (!session.kernel().rounds_probabilities(session.problem().dtype)) { return PlainProbabilities::kept; }
   switch (session.resolved().config.kernel) {
     case KernelKind::fused:
       return PlainProbabilities::rounded_at_scales;

@@ -242,11 +242,8 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   });
   BackendOptions options;
   options.kind = config.backend;
-  options.kernel = config.kernel;
   options.threads = checked_narrow<int>(config.threads);
-  options.tile_rows = config.tile_rows;
   options.memory_pool = config.memory_pool;
-  options.progress = &comm.watchdog().progress_counter();
   std::int64_t sharing = comm.host_size();
   if (config.backend == BackendKind::cuda) {
     options.device = assign_gpu(comm, config.share_gpu);
@@ -254,6 +251,7 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   }
   together(comm, [&] {
     backend_ = make_backend(options);
+    kernel_ = make_attention_kernel({config.kernel, options.threads, config.tile_rows, &comm.watchdog().progress_counter()}, *backend_);
     queue_ = backend_->make_queue();
   });
   // Transports come before the look at the free memory: they take some of it.
@@ -266,11 +264,8 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
     together(comm, [&] { transports_.push_back(make_transport(kind, ring_comm_, *backend_, config.share_gpu)); });
   }
   together(comm, [&] {
-    if (config.kernel != KernelKind::fused) { predicted_bytes_ = backend_->workspace_bytes(config.problem.head_dim, config.problem.dtype); }
-    for (const auto& plan : plans) {
-      predicted_bytes_ +=
-          plan_memory(plan->problem, sizes_of(*plan), kernel_bytes(config.kernel, *plan, backend_->accumulator_bytes())).total();
-    }
+    predicted_bytes_ = kernel_->workspace_bytes(config.problem.head_dim, config.problem.dtype);
+    for (const auto& plan : plans) { predicted_bytes_ += plan_memory(plan->problem, sizes_of(*plan), kernel_->plan_bytes(*plan)).total(); }
     std::int64_t reading = 0;
     for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
       if (const auto bands = resolved.source->bands(tensor)) { reading += bands->bytes() + bands->decoding_bytes(); }
@@ -296,7 +291,7 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   together(comm, [&] {
     for (std::size_t index = 0; index < plans.size(); ++index) {
       executors_.push_back(
-          std::make_unique<RingExecutor>(std::move(plans[index]), config.kernel, *backend_, *transports_[index], *queue_, comm.watchdog()));
+          std::make_unique<RingExecutor>(std::move(plans[index]), *kernel_, *backend_, *transports_[index], *queue_, comm.watchdog()));
     }
     const std::size_t each = executors_.size() / rings_.size();
     for (std::size_t index = 0; index < rings_.size(); ++index) {

@@ -6,8 +6,7 @@
 #include <annulus/core/unwinding.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
-#include "backend/cuda_queue.hpp"
-#include "gpu_identity.hpp"
+#include "backend/cuda_access.hpp"
 #include "job/message_chunks.hpp"
 
 #include <spdlog/spdlog.h>

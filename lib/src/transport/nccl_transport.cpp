@@ -5,8 +5,7 @@
 #include <annulus/gpu/gpu_assignment.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
-#include "backend/cuda_queue.hpp"
-#include "gpu_identity.hpp"
+#include "backend/cuda_access.hpp"
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>

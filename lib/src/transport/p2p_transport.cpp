@@ -5,9 +5,8 @@
 #include <annulus/core/unwinding.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
-#include "backend/cuda_queue.hpp"
+#include "backend/cuda_access.hpp"
 #include "gpu/cuda_driver.hpp"
-#include "gpu_identity.hpp"
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>

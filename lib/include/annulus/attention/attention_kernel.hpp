@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The seam to the attention kernels: what a rank's plan asks of the kernel that attends for it.
+// The seam to the attention kernels: what a session asks of its kernel, and what a rank's plan asks of it.
 #pragma once
 
 #include <annulus/attention/lower.hpp>
@@ -8,6 +8,7 @@
 #include <annulus/core/problem.hpp>
 #include <annulus/plan/plan.hpp>
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -15,10 +16,11 @@
 namespace annulus {
 
 /// Attention of one rank's plan at fixed addresses. It owns the running partials, whose layout is nobody else's business, and whatever the
-/// kernel needs besides. Everything is enqueued on the queue that is given, one and the same for its life. Q, K and V are never written.
-class AttentionKernel {
+/// kernel needs for the plan besides. Everything is enqueued on the queue that is given, one and the same for its life. Q, K and V are
+/// never written.
+class PlannedAttention {
  public:
-  virtual ~AttentionKernel() = default;
+  virtual ~PlannedAttention() = default;
   /// Lets a device load the code that the steps will need, by a small part of their work. Before the first begin(), which wipes out the
   /// result; the queue may still be at it.
   virtual void warm_up(Queue& queue) = 0;
@@ -37,6 +39,35 @@ class AttentionKernel {
   virtual double possible_flops(Queue& /*queue*/) { return 0; }
 };
 
+/// An attention kernel on one device, for all ranks that run there. It owns what they share; used by one host thread at a time.
+class AttentionKernel {
+ public:
+  virtual ~AttentionKernel() = default;
+  /// One line for reports: what it runs on and which library does the products.
+  virtual std::string describe() const = 0;
+  /// Whether, for inputs of this dtype, the probabilities are rounded to it before they meet V (products that take 16-bit operands).
+  virtual bool rounds_probabilities(DType dtype) const = 0;
+  /// Bytes of the device that all plans of such a problem share, at most; taken when the first of them attends.
+  virtual std::int64_t workspace_bytes(std::int64_t head_dim, DType dtype) const = 0;
+  /// Bytes of the device that one plan takes: the partials, and lists of its work.
+  virtual Int128 plan_bytes(const RingPlan& plan) const = 0;
+  /// Ready for this plan. All arguments, the memory and this must outlive it.
+  /// @throws RuntimeFailure if there is not enough memory
+  virtual std::unique_ptr<PlannedAttention> prepare(const RingPlan& plan, const TensorAddresses& addresses) = 0;
+};
+
+/// Settings a kernel is made from.
+struct KernelOptions {
+  KernelKind kernel = KernelKind::automatic;       ///< of backend cuda, where automatic is cublas; the others have one
+  int threads = 1;                                 ///< of the cpu kernel
+  std::int64_t tile_rows = 0;                      ///< query rows of a tile; 0 lets the kernel choose
+  std::atomic<std::uint64_t>* progress = nullptr;  ///< the cpu and reference kernels count what they have done there; may be null
+};
+
+/// The kernel, on a device that must outlive it.
+/// @throws InvalidArgument if an option is out of range, RuntimeFailure if this CPU lacks the instructions, NotCompiled
+std::unique_ptr<AttentionKernel> make_attention_kernel(const KernelOptions& options, Backend& device);
+
 /// Why kernel fused cannot serve such a problem, whatever the device; empty if it can.
 std::string fused_obstacle(const Problem& problem);
 
@@ -44,12 +75,8 @@ std::string fused_obstacle(const Problem& problem);
 /// @throws InvalidArgument with the reason if the kernel that is asked for cannot serve
 KernelKind resolve_kernel(KernelKind asked, const Problem& problem, std::int64_t tile_rows, bool hopper);
 
-/// Bytes that the kernel takes for one plan: the partials, and lists of its work. `accumulator_bytes`: of a number of the partials of
-/// kernels that are their backend's attend() and finish().
+/// AttentionKernel::plan_bytes() without a device. `accumulator_bytes`: of a number of the partials of kernels that take tasks, 4, or 8 for
+/// reference.
 Int128 kernel_bytes(KernelKind kernel, const RingPlan& plan, std::int64_t accumulator_bytes);
-
-/// The kernel, ready for this plan; KernelKind::automatic is that of a backend with only one. All arguments and the memory must outlive it.
-std::unique_ptr<AttentionKernel> make_attention_kernel(KernelKind kernel, const RingPlan& plan, const TensorAddresses& addresses,
-                                                       Backend& backend);
 
 }  // namespace annulus

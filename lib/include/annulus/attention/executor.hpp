@@ -19,11 +19,11 @@ namespace annulus {
 
 /// Runs one rank's plan on one backend over one transport, op by op.
 ///
-/// It owns the rank's tensors, slots and kernel (allocated once). Everything is enqueued on `queue`; `backend`, `transport`, `queue` and
-/// `watchdog` must outlive it. Q, K and V are never written.
+/// It owns the rank's tensors, slots and partials (allocated once). Everything is enqueued on `queue`; `kernel`, `backend`, `transport`,
+/// `queue` and `watchdog` must outlive it. Q, K and V are never written.
 class RingExecutor {
  public:
-  RingExecutor(std::shared_ptr<const RingPlan> plan, KernelKind kernel, Backend& backend, Transport& transport, Queue& queue,
+  RingExecutor(std::shared_ptr<const RingPlan> plan, AttentionKernel& kernel, Backend& backend, Transport& transport, Queue& queue,
                Watchdog& watchdog);
   // The kernel knows the plan by its address.
   RingExecutor(const RingExecutor&) = delete;
@@ -64,9 +64,9 @@ class RingExecutor {
   double total_ms() { return ms_since_begin_of(*this); }
   /// The same from the begin() of another executor on the same queue.
   double ms_since_begin_of(const RingExecutor& other);
-  /// As AttentionKernel's: around one attention.
-  bool count_cycles() { return kernel_->count_cycles(queue_); }
-  double possible_flops() { return kernel_->possible_flops(queue_); }
+  /// As PlannedAttention's: around one attention.
+  bool count_cycles() { return attention_->count_cycles(queue_); }
+  double possible_flops() { return attention_->possible_flops(queue_); }
   /// Fails unless the bytes that arrived since begin() are the plan's.
   void check_traffic();
 
@@ -112,7 +112,7 @@ class RingExecutor {
   std::vector<Buffer> slots_;  ///< by number
   std::vector<Buffer> sends_;
   std::vector<LoweredTransfers> transfers_;  ///< by step
-  std::unique_ptr<AttentionKernel> kernel_;
+  std::unique_ptr<PlannedAttention> attention_;
   std::vector<StepEvents> events_;
   std::shared_ptr<Event> begin_event_;
   std::shared_ptr<Event> first_post_event_;  ///< when step 1 was posted; the origin of the transports' timelines

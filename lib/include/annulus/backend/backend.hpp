@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The seam to the hardware. Every operation is enqueued on a queue and may still be in flight at return; operations of one queue run in
-// order. Memory handed to an operation stays in use until the queue has passed it. CPU backends run at once.
+// The seam to the hardware: memory, queues, events and copies, no mathematics. Every operation is enqueued on a queue and may still be in
+// flight at return; operations of one queue run in order. Memory handed to an operation stays in use until the queue has passed it. CPU
+// backends run at once.
 #pragma once
 
 #include <annulus/core/enums.hpp>
 #include <annulus/kernels/tasks.hpp>
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -85,7 +85,6 @@ class Event {
 struct MemoryReport {
   std::int64_t in_use = 0;
   std::int64_t high_water = 0;     ///< largest in_use since the last reset_high_water()
-  std::int64_t workspace = 0;      ///< of it, what the backend took for itself
   std::int64_t device_own = 0;     ///< taken from the device for all this, with what a pool keeps; 0 where there is no device
   std::int64_t device_others = 0;  ///< taken from the device by contexts, libraries and other processes
 };
@@ -94,12 +93,8 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual BackendKind kind() const = 0;
-  /// One line for reports: what it runs on and which library does the products.
+  /// What it is, in a few words.
   virtual std::string describe() const = 0;
-  /// Size of one number of the running partial: 4 (fp32) or 8 (fp64, reference).
-  virtual std::int64_t accumulator_bytes() const = 0;
-  /// Whether, for inputs of this dtype, the probabilities are rounded to it before they meet V (products that take 16-bit operands).
-  virtual bool rounds_probabilities(DType /*dtype*/) const { return false; }
   /// Whether the memory can be read and written by the host directly.
   virtual bool host_memory() const { return true; }
 
@@ -107,8 +102,6 @@ class Backend {
   /// @throws RuntimeFailure with the numbers if there is not enough memory
   virtual Buffer allocate(std::int64_t bytes, MemoryUse use) = 0;
   virtual void deallocate(std::byte* data, std::int64_t bytes, MemoryUse use) noexcept = 0;
-  /// Bytes attend() will need for itself beyond its operands, at most, for tasks of this problem.
-  virtual std::int64_t workspace_bytes(std::int64_t head_dim, DType dtype) const = 0;
   virtual MemoryReport memory() const = 0;
   /// Bytes that could still be allocated now, as far as the system says, less what libraries will take of them.
   virtual std::int64_t available_bytes() const = 0;
@@ -118,14 +111,8 @@ class Backend {
   virtual void upload(Queue& queue, void* dst, const void* host, std::int64_t bytes) = 0;
   virtual void download(Queue& queue, void* host, const void* src, std::int64_t bytes) = 0;
   virtual void copy(Queue& queue, void* dst, const void* src, std::int64_t bytes) = 0;
-
-  /// Sets a partial of `rows` (batch, head, row) triples to the identity: acc 0, max -inf, sum 0.
-  virtual void fill_identity(Queue& queue, const kernels::PartialPointers& partial, std::int64_t rows, std::int64_t head_dim) = 0;
-  /// As ZeroKeysTask says, task after task.
-  virtual void add_zero_keys(Queue& queue, std::span<const kernels::ZeroKeysTask> tasks) = 0;
+  /// Copies rows together as PackTask says, for all tasks, in no order: no task's dst may alias the src or dst of another.
   virtual void pack(Queue& queue, std::span<const kernels::PackTask> tasks) = 0;
-  virtual void attend(Queue& queue, std::span<const kernels::AttendTask> tasks) = 0;
-  virtual void finish(Queue& queue, const kernels::FinishTask& task) = 0;
 
   /// Marks the queue's present end. Work enqueued later is not covered.
   virtual std::unique_ptr<Event> record(Queue& queue) = 0;
@@ -136,12 +123,9 @@ class Backend {
 /// Settings a backend is made from.
 struct BackendOptions {
   BackendKind kind = BackendKind::cpu;
-  KernelKind kernel = KernelKind::cublas;
-  int threads = 1;                                 ///< of the cpu and reference backends
-  std::atomic<std::uint64_t>* progress = nullptr;  ///< the cpu and reference backends count what attend() has done there; may be null
-  std::int64_t tile_rows = 0;                      ///< query rows of a tile; 0 lets the kernel choose
-  int device = 0;                                  ///< of the cuda backend
-  MemoryPooling memory_pool = MemoryPooling::on;   ///< of the cuda backend
+  int threads = 1;                                ///< of the cpu and reference backends: those that copy rows together
+  int device = 0;                                 ///< of the cuda backend
+  MemoryPooling memory_pool = MemoryPooling::on;  ///< of the cuda backend
 };
 
 /// @throws NotCompiled if this binary lacks the backend, with what it has

@@ -10,17 +10,12 @@ namespace annulus {
 /// The backend on GPU options.device.
 ///
 /// Tensors come from one stream-ordered pool of that device, which keeps what is freed; slots from plain cudaMalloc. Memory may be used on
-/// any queue at once after allocate(), and is reused only once all queues have passed their present ends. Partials are fp32. attend() runs
-/// on streams of its own, forked from and joined to the queue. A backend is used by one host thread at a time. The calling
-/// thread's current CUDA device is options.device from then on. upload() and download() are asynchronous for the caller only from pinned
-/// memory; from pageable memory they may block.
+/// any queue at once after allocate(), and is reused only once all queues have passed their present ends. A backend is used by one host
+/// thread at a time. The calling thread's current CUDA device is options.device from then on. upload() and download() are asynchronous for
+/// the caller only from pinned memory; from pageable memory they may block.
 /// @throws NotCompiled in a build without CUDA
 /// @throws InvalidArgument if there is no driver, no GPU, no such device, or no machine code for it in this binary
-/// @throws RuntimeFailure if CUDA or cuBLAS fails
+/// @throws RuntimeFailure if CUDA fails
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
-
-/// FLOPs a second of a plain product on the calling thread's device: kernels::cuda::product_rate().
-/// @throws NotCompiled, RuntimeFailure
-double cuda_product_rate(DType dtype);
 
 }  // namespace annulus

@@ -61,7 +61,7 @@ struct LocalRing {
   std::span<const std::unique_ptr<RingExecutor>> executors;  ///< in the order of their ranks
 };
 
-/// The ranks of this process, ready to run: backend, transports, executors. Collective construction.
+/// The ranks of this process, ready to run: backend, kernel, transports, executors. Collective construction.
 class Session {
  public:
   /// @throws AgreedError if the configuration does not fit the job, or memory would not suffice (with the numbers)
@@ -86,6 +86,7 @@ class Session {
   bool is_permuted() const;
   const ResolvedConfig& resolved() const { return resolved_; }
   Backend& backend() const { return *backend_; }
+  const AttentionKernel& kernel() const { return *kernel_; }
   const Communicator& comm() const { return comm_; }
   /// The ranks of this process's ring; comm() if there is only one ring, or one process.
   const Communicator& ring_comm() const { return ring_comm_; }
@@ -101,7 +102,7 @@ class Session {
   double slowest_ms();
   /// Timings of the last run of this process's ranks, [rank][step].
   std::vector<std::vector<StepTiming>> local_timings();
-  /// The plan's prediction for this process (all its ranks) and the backend's workspace.
+  /// The plan's prediction for this process (all its ranks) and the kernel's workspace.
   std::int64_t predicted_bytes() const { return predicted_bytes_; }
 
  private:
@@ -114,6 +115,7 @@ class Session {
   Partition partition_;
   Unwinding unwinding_;
   std::unique_ptr<Backend> backend_;
+  std::unique_ptr<AttentionKernel> kernel_;
   std::vector<std::unique_ptr<Transport>> transports_;
   std::unique_ptr<Queue> queue_;
   std::vector<std::unique_ptr<RingExecutor>> executors_;

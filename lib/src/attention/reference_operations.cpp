@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/kernels/reference.hpp>
 
-#include "host_backend.hpp"
+#include "check_task.hpp"
+#include "task_operations.hpp"
 
 namespace annulus {
 namespace {
 
-class ReferenceBackend final : public HostBackend {
+class ReferenceOperations final : public TaskOperations {
  public:
-  explicit ReferenceBackend(std::atomic<std::uint64_t>* progress) : progress_(progress) {}
-  BackendKind kind() const override { return BackendKind::reference; }
+  explicit ReferenceOperations(std::atomic<std::uint64_t>* progress) : progress_(progress) {}
   std::string describe() const override { return "reference: fp64, plain loops, 1 thread"; }
-  std::int64_t accumulator_bytes() const override { return sizeof(double); }
   std::int64_t workspace_bytes(std::int64_t /*head_dim*/, DType /*dtype*/) const override { return 0; }
+  std::int64_t accumulator_bytes() const override { return sizeof(double); }
 
   void fill_identity(Queue& /*queue*/, const kernels::PartialPointers& partial, std::int64_t rows, std::int64_t head_dim) override {
     kernels::reference::fill_identity(partial, rows, head_dim);
@@ -21,12 +21,6 @@ class ReferenceBackend final : public HostBackend {
     for (const auto& task : tasks) {
       check_task(task);
       kernels::reference::add_zero_keys(task);
-    }
-  }
-  void pack(Queue& /*queue*/, std::span<const kernels::PackTask> tasks) override {
-    for (const auto& task : tasks) {
-      check_task(task);
-      kernels::reference::pack(task);
     }
   }
   void attend(Queue& /*queue*/, std::span<const kernels::AttendTask> tasks) override {
@@ -46,8 +40,8 @@ class ReferenceBackend final : public HostBackend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_reference_backend(const BackendOptions& options) {
-  return std::make_unique<ReferenceBackend>(options.progress);
+std::unique_ptr<TaskOperations> make_reference_operations(const KernelOptions& options) {
+  return std::make_unique<ReferenceOperations>(options.progress);
 }
 
 }  // namespace annulus
