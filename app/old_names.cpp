@@ -58,7 +58,7 @@ constexpr std::array<Entry, 32> kReplaced{{
      "averaged its branches with a factor for each key; --offset segment --head-split all --mixing mean is its softmax"},
     {"ring_dilated_attention_triton_kernel", kResidues},
     {"ring_dilated_attention_triton_optimized", kResidues},
-    {"ring_distributed_dilated_attention", "could not be constructed; preset hybrid is its attention, on any number of ranks"},
+    {"ring_distributed_dilated_attention", "could not be constructed; preset distributed is its attention, on any number of ranks"},
     {"ring_multihead_dilated_attention_hybrid", "is preset hybrid between projections, which are not part of this program"},
     {"ring_attention_utils", "is the ring itself: every preset passes blocks, --virtual-ranks simulates it"},
     {"ring_attention_lse", "is how every preset merges partial results"},

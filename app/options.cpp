@@ -184,8 +184,8 @@ Option timeout_option() {
 Option grid_option() {
   Option option{"grid",
                 Scope::execution,
-                "spreads the ranks over batch entries, heads and tokens: batch=B,heads=H,seq=S, each 1 if left out, seq what is left; KV "
-                "blocks travel along seq only",
+                "spreads the ranks over batch entries, heads and tokens: batch=B,heads=H,seq=S, each 1 if left out, seq what is left, "
+                "or auto; KV blocks travel along seq only",
                 ValueKind::text,
                 kPlanning,
                 {},

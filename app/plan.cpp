@@ -43,7 +43,7 @@ Int128 partial_bytes(const Config& config, const Problem& problem, const Partiti
 ExitCode execute_plan(const Invocation& invocation) {
   const Config config = resolve_without_input(invocation.config);
   const std::int64_t ranks = config.ranks > 0 ? config.ranks : config.virtual_ranks;
-  const Grid grid = resolve_grid(config.grid, config.problem, ranks);
+  const Grid& grid = config.places;
   const Partition partition(config.partition, config.problem.seq_len, grid.seq);
   constexpr std::int64_t kLines = 16;
   constexpr std::int64_t kMostListed = 256;  // ranks whose links, up to their square, are listed one by one

@@ -89,8 +89,11 @@ std::string line_of(const CaseReport& report) {
 }
 
 std::string ways_text(const Config& config) {
-  return fmt::format("partition {}, schedule {}{}", to_string(config.partition), to_string(config.schedule),
-                     config.ways_reason.empty() ? "" : fmt::format(" (auto: {})", config.ways_reason));
+  const auto because = [](const std::string& reason) { return reason.empty() ? std::string() : fmt::format(" (auto: {})", reason); };
+  const std::string grid =
+      config.grid_reason.empty() ? std::string() : fmt::format("grid {}{}; ", to_string(config.places), because(config.grid_reason));
+  return fmt::format("{}partition {}, schedule {}{}", grid, to_string(config.partition), to_string(config.schedule),
+                     because(config.ways_reason));
 }
 
 std::string line_of(const RowCounts& counts) {

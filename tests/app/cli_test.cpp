@@ -198,7 +198,7 @@ TEST_CASE("--preset takes the names that users of the Python modules know, or sa
   expect_refusal({"plan", "--preset", "RingDilatedAttentionV3"}, "preset production has its groups");
   expect_refusal({"plan", "--preset", "ring_dilated_attention_simple_triton"}, "--mixing mean");
   expect_refusal({"plan", "--preset", "TrueRingDilatedAttention"}, "preset dense is the ring");
-  expect_refusal({"plan", "--preset", "RingDistributedDilatedAttention"}, "preset hybrid is its attention");
+  expect_refusal({"plan", "--preset", "RingDistributedDilatedAttention"}, "preset distributed is its attention");
 }
 
 TEST_CASE("unknown flags, commands and presets are refused") {
@@ -416,7 +416,7 @@ TEST_CASE("a grid that does not fit ranks, batch or heads is refused, and plan c
   expect_refusal(plan("heads=7", "7"), "the problem has 6 heads");
   expect_refusal(plan("batch=2", "2"), "the batch has 1 entry");
   expect_refusal(plan("heads=2,seq=2", "6"), "has 4 places, and there are 6 ranks");
-  expect_refusal(plan("heads", "4"), "'heads' is not batch=N, heads=N or seq=N");
+  expect_refusal(plan("heads", "4"), "'heads' is not auto, batch=N, heads=N or seq=N");
 
   // Each KV head is kept by two rings of two ranks, which send each other a block of 150 rows.
   const std::int64_t block = std::int64_t{2} * 150 * 64 * 4;

@@ -120,7 +120,7 @@ TEST_CASE("what a grid leaves out is found from the ranks, and one that does not
 }
 
 TEST_CASE("a grid is read as it is printed, and nonsense is refused") {
-  for (const Grid& grid : {Grid(), Grid{2, 3, 4}, Grid{1, 8, 0}}) { CHECK(grid_from(to_string(grid)) == grid); }
+  for (const Grid& grid : {Grid(), Grid{2, 3, 4}, Grid{1, 8, 0}, Grid{1, 1, 0, true}}) { CHECK(grid_from(to_string(grid)) == grid); }
   CHECK(grid_from("seq=4,heads=2") == Grid{1, 2, 4});
   for (const char* text : {"", "heads", "heads=", "heads=0", "heads=-1", "heads=2,", ",heads=2", "heads=2,heads=2", "rows=2", "heads=2x",
                            "heads=99999999999999999999", "seq=0"}) {

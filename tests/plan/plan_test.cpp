@@ -134,6 +134,30 @@ TEST_CASE("the rings of a grid attend together what one rank attends, each pair 
   CHECK(proven > 150);
 }
 
+TEST_CASE("a grid that is chosen has as many rings as work can be dealt out to evenly") {
+  const Grid automatic = grid_from("auto");
+  const auto choose = [&](const Problem& problem, const Pattern& pattern, std::int64_t ranks) {
+    return choose_grid(automatic, problem, pattern, PartitionKind::automatic, Schedule::automatic, ranks).grid;
+  };
+  Problem problem = problem_of(65536, 16, 2, false);
+  const Pattern dense = dense_pattern(problem.seq_len);
+  CHECK(choose(problem, dense, 1) == Grid{1, 1, 1});
+  CHECK(choose(problem, dense, 4) == Grid{1, 4, 1});   // two ranks to a KV head
+  CHECK(choose(problem, dense, 24) == Grid{1, 8, 3});  // 24 and 12 parts of 16 heads are not alike
+  CHECK(choose(problem, dense, 64) == Grid{1, 16, 4});
+  problem.batch = 3;
+  CHECK(choose(problem, dense, 6) == Grid{3, 2, 1});
+  CHECK(choose(problem, dense, 4) == Grid{1, 4, 1});
+  problem = problem_of(65536, 3, 3, true);
+  CHECK(choose(problem, dense, 4) == Grid{1, 1, 4});  // no part of 3 heads goes into 4 ranks
+
+  // 16 heads for three branches: 6, 5 and 5, of other work each, which only a ring shares out.
+  Pattern split = longnet();
+  split.branches = {{2048, 1}, {65536, 1}, {8192, 8}};
+  CHECK(choose(problem_of(65536, 16, 16, false), split, 2) == Grid{1, 1, 2});
+  CHECK(choose_grid({1, 2, 0}, problem_of(65536, 16, 16, false), split, PartitionKind::automatic, Schedule::automatic, 4).reason.empty());
+}
+
 TEST_CASE("zigzag gives every rank the same work under a causal mask, in every step, and moves no more than ring-full") {
   for (const std::int64_t ranks : {2, 3, 8, 64}) {
     const Problem problem = problem_of(ranks * 2 * 40, 2, 1, true);

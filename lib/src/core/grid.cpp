@@ -30,6 +30,10 @@ std::int64_t parts_from(std::string_view text, std::string_view entry) {
 
 Grid grid_from(std::string_view text) {
   Grid grid;
+  if (text == "auto") {
+    grid.automatic = true;
+    return grid;
+  }
   const std::array<std::pair<std::string_view, std::int64_t*>, 3> axes{
       {{"batch", &grid.batch}, {"heads", &grid.heads}, {"seq", &grid.seq}}};
   std::set<std::string_view> named;
@@ -38,8 +42,8 @@ Grid grid_from(std::string_view text) {
     const std::string_view entry = text.substr(begin, comma - begin);
     const std::size_t equals = entry.find('=');
     const auto* const axis = std::find_if(axes.begin(), axes.end(), [&](const auto& one) { return one.first == entry.substr(0, equals); });
-    ANNULUS_EXPECTS(equals != std::string_view::npos && axis != axes.end(), "--grid '{}': '{}' is not batch=N, heads=N or seq=N", text,
-                    entry);
+    ANNULUS_EXPECTS(equals != std::string_view::npos && axis != axes.end(), "--grid '{}': '{}' is not auto, batch=N, heads=N or seq=N",
+                    text, entry);
     ANNULUS_EXPECTS(named.insert(axis->first).second, "--grid '{}' has {} twice", text, axis->first);
     *axis->second = parts_from(text, entry.substr(equals + 1));
     begin = comma + 1;
@@ -48,6 +52,7 @@ Grid grid_from(std::string_view text) {
 }
 
 std::string to_string(const Grid& grid) {
+  if (grid.automatic) { return "auto"; }
   std::string text = fmt::format("batch={},heads={}", grid.batch, grid.heads);
   if (grid.seq > 0) { text += fmt::format(",seq={}", grid.seq); }
   return text;

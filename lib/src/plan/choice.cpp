@@ -2,6 +2,7 @@
 #include <annulus/plan/choice.hpp>
 
 #include <annulus/core/error.hpp>
+#include <annulus/pattern/grid_cell.hpp>
 #include <annulus/plan/cost.hpp>
 
 #include <algorithm>
@@ -24,6 +25,49 @@ double busiest_share(const Problem& problem, const Pattern& pattern, PartitionKi
 bool allows_zigzag(Schedule schedule) { return schedule == Schedule::automatic || keeps_key_order(PartitionKind::zigzag, schedule, true); }
 
 }  // namespace
+
+namespace {
+
+/// Visible pairs of the busiest rank.
+Int128 busiest_pairs(const Grid& grid, const Problem& problem, const Pattern& pattern, PartitionKind partition, Schedule schedule) {
+  Int128 most = 0;
+  for (std::int64_t ring = 0; ring < grid.rings(); ++ring) {
+    const Problem cell = cell_of(problem, grid, ring).problem;
+    const Ways ways = choose_ways(cell, pattern, partition, schedule, grid.seq);
+    for (const Int128 pairs : pairs_of_ranks(cell, pattern, Partition(ways.partition, cell.seq_len, grid.seq))) {
+      most = std::max(most, pairs);
+    }
+  }
+  return most;
+}
+
+/// Whether heads can be cut in so many parts of equal numbers.
+bool cuts_evenly(const Problem& problem, std::int64_t parts) {
+  return problem.kv_heads % parts == 0 || (parts % problem.kv_heads == 0 && problem.heads % parts == 0);
+}
+
+}  // namespace
+
+GridChoice choose_grid(const Grid& asked, const Problem& problem, const Pattern& pattern, PartitionKind partition, Schedule schedule,
+                       std::int64_t ranks) {
+  if (!asked.automatic) { return {resolve_grid(asked, problem, ranks), {}}; }
+  // Cells of other sizes than their neighbours' cannot be balanced, so only parts that divide what they cut come in question.
+  std::vector<Grid> grids;
+  for (std::int64_t batch = std::gcd(ranks, problem.batch); batch >= 1; --batch) {
+    if (problem.batch % batch != 0 || ranks % batch != 0) { continue; }
+    for (std::int64_t heads = std::min(ranks / batch, problem.heads); heads >= 1; --heads) {
+      if (ranks / batch % heads == 0 && cuts_evenly(problem, heads)) { grids.push_back({batch, heads, ranks / batch / heads}); }
+    }
+  }
+  std::stable_sort(grids.begin(), grids.end(), [](const Grid& a, const Grid& b) { return a.rings() > b.rings(); });
+  std::vector<Int128> busiest;
+  for (const Grid& grid : grids) { busiest.push_back(busiest_pairs(grid, problem, pattern, partition, schedule)); }
+  const Int128 least = *std::min_element(busiest.begin(), busiest.end());
+  // Within what a plain ring would lose by its transfers.
+  const auto balanced = std::find_if(busiest.begin(), busiest.end(), [&](Int128 pairs) { return 50 * pairs <= 51 * least; });
+  return {grids[static_cast<std::size_t>(balanced - busiest.begin())],
+          fmt::format("the most rings of {} even grids that give no rank more work", grids.size())};
+}
 
 Ways choose_ways(const Problem& problem, const Pattern& pattern, PartitionKind partition, Schedule schedule, std::int64_t ranks) {
   Ways ways{partition, schedule, {}};

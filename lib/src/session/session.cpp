@@ -123,9 +123,13 @@ void choose_kernel(Config& config, bool hopper) {
                   to_string(config.kernel), to_string(config.backend));
 }
 
-/// Fills in partition and schedule.
+/// Fills in grid, partition and schedule.
 void fill_in_ways(Config& config, std::int64_t ranks) {
-  Ways ways = choose_ways(config.problem, config.pattern, config.partition, config.schedule, ranks);
+  GridChoice choice = choose_grid(config.grid, config.problem, config.pattern, config.partition, config.schedule, ranks);
+  config.places = choice.grid;
+  config.grid_reason = std::move(choice.reason);
+  Ways ways =
+      choose_ways(cell_of(config.problem, config.places, 0).problem, config.pattern, config.partition, config.schedule, config.places.seq);
   config.partition = ways.partition;
   config.schedule = ways.schedule;
   config.ways_reason = std::move(ways.reason);
@@ -135,7 +139,7 @@ void fill_in_ways(Config& config, std::int64_t ranks) {
 
 Config resolve_without_input(Config config) {
   open_source(config);
-  fill_in_ways(config, resolve_grid(config.grid, config.problem, config.ranks > 0 ? config.ranks : config.virtual_ranks).seq);
+  fill_in_ways(config, config.ranks > 0 ? config.ranks : config.virtual_ranks);
   // A login node plans for GPUs that it does not have: what is asked for is taken to be there.
   choose_kernel(config, sees_only_hopper() || (config.kernel == KernelKind::fused && visible_gpus().empty()));
   routing_of(config);
@@ -197,8 +201,7 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
     ANNULUS_EXPECTS(!loopback || comm.size() == 1, "transport loopback runs in one process, and this job has {}", comm.size());
     if (loopback) { config.transport = TransportKind::loopback; }
     resolved.ranks = loopback ? config.virtual_ranks : comm.size();
-    resolved.grid = resolve_grid(config.grid, config.problem, resolved.ranks);
-    fill_in_ways(config, resolved.grid.seq);
+    fill_in_ways(config, resolved.ranks);
     routing_of(config);
     if (comm.rank() == 0) { require_distinct_files(named_files(config, resolved.source.get())); }
   });
@@ -226,8 +229,9 @@ TransportKind transport_of_rings(TransportKind asked, const Communicator& comm, 
 Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const TransportDecorator& decorate, PlanCache* cache)
     : resolved_(resolved),
       comm_(comm),
-      ring_comm_(resolved.grid.rings() == 1 || comm.size() == 1 ? comm.share() : comm.split(comm.rank() / resolved.grid.seq)),
-      partition_(resolved.config.partition, resolved.config.problem.seq_len, resolved.grid.seq) {
+      ring_comm_(resolved.config.places.rings() == 1 || comm.size() == 1 ? comm.share()
+                                                                         : comm.split(comm.rank() / resolved.config.places.seq)),
+      partition_(resolved.config.partition, resolved.config.problem.seq_len, resolved.config.places.seq) {
   const Config& config = resolved.config;
   const bool loopback = config.transport == TransportKind::loopback;
   std::vector<std::shared_ptr<const RingPlan>> plans;

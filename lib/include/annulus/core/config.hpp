@@ -53,7 +53,10 @@ struct Config {
   std::string preset_file;  ///< where the preset was read; empty: none
   std::string config_file;  ///< as named; empty: none
 
-  std::string ways_reason;  ///< of a resolved configuration: why partition and schedule are what they are; empty if asked for
+  // Of a resolved configuration:
+  Grid places;              ///< the grid with as many places as there are ranks
+  std::string grid_reason;  ///< why it is what it is; empty if asked for
+  std::string ways_reason;  ///< the same of partition and schedule
 
   std::set<std::string, std::less<>> given;  ///< options that preset, file or flags set, by name
 };

@@ -12,13 +12,14 @@ namespace annulus {
 struct Grid {
   std::int64_t batch = 1;
   std::int64_t heads = 1;
-  std::int64_t seq = 0;  ///< 0: what the others leave of the ranks
+  std::int64_t seq = 0;    ///< 0: what the others leave of the ranks
+  bool automatic = false;  ///< to be chosen; the numbers mean nothing then
 
   std::int64_t rings() const { return batch * heads; }
   bool operator==(const Grid&) const = default;
 };
 
-/// Reads "batch=2,heads=4,seq=8", in any order; what is left out is as in Grid().
+/// Reads "batch=2,heads=4,seq=8", in any order, or "auto"; what is left out is as in Grid().
 /// @throws InvalidArgument that says what is wrong with the text
 Grid grid_from(std::string_view text);
 

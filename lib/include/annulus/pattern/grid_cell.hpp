@@ -17,7 +17,7 @@ struct GridCell {
   bool operator==(const GridCell&) const = default;
 };
 
-/// The grid with its `seq` filled in.
+/// A grid that is asked for, with its `seq` filled in.
 /// @throws InvalidArgument unless the grid has as many places as there are ranks, and each ring has a batch entry and a head
 Grid resolve_grid(const Grid& asked, const Problem& whole, std::int64_t ranks);
 

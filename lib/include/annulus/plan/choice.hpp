@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What `auto` means for the partition and the schedule.
+// What `auto` means for the grid, the partition and the schedule.
 #pragma once
 
 #include <annulus/core/enums.hpp>
+#include <annulus/core/grid.hpp>
 #include <annulus/core/problem.hpp>
 
 #include <cstdint>
@@ -21,5 +22,18 @@ struct Ways {
 /// with direct, which keeps the order of keys; else contiguous, with ring, whose blocks travel between neighbours alone.
 /// @throws InvalidArgument as make_plan
 Ways choose_ways(const Problem& problem, const Pattern& pattern, PartitionKind partition, Schedule schedule, std::int64_t ranks);
+
+/// A grid with as many places as there are ranks.
+struct GridChoice {
+  Grid grid;
+  std::string reason;  ///< one phrase on why; empty if it was asked for
+};
+
+/// Takes the grid that was asked for, or chooses one. Batch entries and heads need nothing of each other, so it takes as many rings as
+/// there can be, of as few ranks, among the grids whose busiest rank has hardly more work than that of any other grid; parts of the batch
+/// before parts of the heads.
+/// @throws InvalidArgument as resolve_grid() and make_plan()
+GridChoice choose_grid(const Grid& asked, const Problem& problem, const Pattern& pattern, PartitionKind partition, Schedule schedule,
+                       std::int64_t ranks);
 
 }  // namespace annulus

@@ -31,7 +31,6 @@ struct ResolvedConfig {
   Config config;
   std::shared_ptr<const TensorSource> source;
   std::int64_t ranks = 1;  ///< processes, or virtual ranks
-  Grid grid;               ///< with as many places as there are ranks
 };
 
 /// Opens the input (or generator), takes shapes, dtype and scale from it, fills in defaults and validates all of it. Collective: all ranks
@@ -81,7 +80,7 @@ class Session {
   const Pattern& pattern() const;
   /// Of the sequence among the ranks of a ring.
   const Partition& partition() const { return partition_; }
-  const Grid& grid() const { return resolved_.grid; }
+  const Grid& grid() const { return resolved_.config.places; }
   /// Whether positions of the plan are not rows of the input.
   bool is_permuted() const;
   const ResolvedConfig& resolved() const { return resolved_; }
