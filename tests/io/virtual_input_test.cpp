@@ -6,6 +6,7 @@
 #include <annulus_test.hpp>
 
 #include "hdf5_fixture.hpp"
+#include "io/chunk_grid.hpp"
 
 #include <algorithm>
 #include <array>
@@ -422,4 +423,43 @@ TEST_CASE("chunks are checked whose filter does not take its own settings for a 
   CHECK_THROWS_WITH(by_rows(*open_input(path), Tensor::k, 3),
                     contains_text("/k is damaged: its chunk at [0, 3, 0, 0] decodes to 36 bytes, and a chunk is 72"));
   H5Zunregister(kFlip);
+}
+
+TEST_CASE("stretches of rows end where chunks of all parts do", "[io][input]") {
+  const auto stretches = [](const std::vector<ChunkGrid>& grids, std::int64_t seq_len, std::int64_t most) {
+    std::vector<std::pair<std::int64_t, std::int64_t>> all;
+    for (const RowBands::Stretch& own : chunk_stretches(grids, seq_len, most)) { all.emplace_back(own.first, own.chunk_rows); }
+    return all;
+  };
+  using Rows = std::vector<std::pair<std::int64_t, std::int64_t>>;
+
+  CHECK(stretches({{0, 100, 7}}, 100, 7) == Rows{{0, 7}});
+  CHECK(stretches({}, 100, 7) == Rows{{0, 7}});
+  // One part after another; the first ends inside a chunk.
+  CHECK(stretches({{0, 25, 10}, {25, 60, 10, 25}}, 60, 10) == Rows{{0, 10}, {25, 10}});
+  CHECK(stretches({{0, 30, 30}, {30, 80, 50, 30}, {80, 131, 51, 80}}, 131, 51) == Rows{{0, 30}, {30, 50}, {80, 51}});
+  // Taken from inside a part, whose first chunk is then shorter.
+  CHECK(stretches({{0, 24, 10, 4}}, 24, 10) == Rows{{0, 4}, {4, 10}});
+  // Side by side: where both end.
+  CHECK(stretches({{0, 24, 4}, {0, 24, 6}}, 24, 12) == Rows{{0, 12}});
+  // Every second row of each.
+  CHECK(stretches({{0, 39, 20, 0, 2}, {1, 40, 20, 1, 2}}, 40, 20) == Rows{{0, 20}});
+  // Across each other: there is no such end.
+  CHECK(stretches({{0, 100, 10}, {0, 100, 10, 5}}, 100, 10) == Rows{{0, 10}});
+  // What nothing decodes lies between.
+  CHECK(stretches({{0, 20, 10}, {50, 70, 10, 50}}, 80, 40) == Rows{{0, 10}, {20, 30}, {60, 10}});
+
+  RowBands bands;
+  bands.seq_len = 60;
+  bands.row_bytes = 3;
+  bands.stretches = {{0, 10, 20}, {25, 10, 30}};
+  const auto at = [&](std::int64_t row) {
+    const RowBands::Band band = bands.band_at(row);
+    return std::pair{band.first, band.count};
+  };
+  CHECK(at(0) == std::pair<std::int64_t, std::int64_t>{0, 20});
+  CHECK(at(24) == std::pair<std::int64_t, std::int64_t>{20, 5});
+  CHECK(at(25) == std::pair<std::int64_t, std::int64_t>{25, 30});
+  CHECK(at(59) == std::pair<std::int64_t, std::int64_t>{55, 5});
+  CHECK(bands.bytes() == 90);
 }

@@ -88,7 +88,10 @@ void RingExecutor::load_rows(const TensorSource& source, Tensor tensor, std::int
     part = std::min(staged_rows, count - done);
     if (backend_.host_memory()) {
       // A whole band at a time is read to its place without a copy.
-      if (bands) { part = std::min(count - done, bands->rows - (first + done) % bands->rows); }
+      if (bands) {
+        const RowBands::Band band = bands->band_at(first + done);
+        part = std::min(count - done, band.first + band.count - first - done);
+      }
       source.read(tensor, batch, first + done, part, problem.dtype, target + done * bytes);
     } else {
       source.read(tensor, batch, first + done, part, problem.dtype, staging.data());

@@ -93,8 +93,10 @@ class HostLoad {
   void run() {
     const Problem& problem = source_.problem();
     for (std::int64_t batch = 0; batch < problem.batch; batch += bands_.batches) {
-      for (std::int64_t row = 0; row < problem.seq_len; row += bands_.rows) {
-        load_band(batch, std::min(bands_.batches, problem.batch - batch), {row, std::min(bands_.rows, problem.seq_len - row)});
+      for (std::int64_t row = 0; row < problem.seq_len;) {
+        const RowBands::Band band = bands_.band_at(row);
+        load_band(batch, std::min(bands_.batches, problem.batch - batch), {band.first, band.count}, band.chunk_rows);
+        row = band.first + band.count;
       }
     }
     if (failure_) { std::rethrow_exception(failure_); }
@@ -124,11 +126,11 @@ class HostLoad {
   }
 
   /// The chunks of a band that hold rows of this host, the same list on all its ranks.
-  std::vector<Box> chunks_of(std::int64_t batch, std::int64_t batches, const Range& band) const {
+  std::vector<Box> chunks_of(std::int64_t batch, std::int64_t batches, const Range& band, std::int64_t chunk_rows) const {
     std::vector<Box> chunks;
     const std::int64_t head_dim = source_.problem().head_dim;
-    for (std::int64_t row = band.first; row < band.first + band.count; row += bands_.chunk_rows) {
-      const Range rows{row, std::min(bands_.chunk_rows, band.first + band.count - row)};
+    for (std::int64_t row = band.first; row < band.first + band.count; row += chunk_rows) {
+      const Range rows{row, std::min(chunk_rows, band.first + band.count - row)};
       if (!anyone_needs({batch, batches}, rows)) { continue; }
       for (std::int64_t head = 0; head < heads_; head += bands_.chunk_heads) {
         for (std::int64_t dim = 0; dim < head_dim; dim += bands_.chunk_dims) {
@@ -140,8 +142,8 @@ class HostLoad {
     return chunks;
   }
 
-  void load_band(std::int64_t batch, std::int64_t batches, const Range& band) {
-    const std::vector<Box> chunks = chunks_of(batch, batches, band);
+  void load_band(std::int64_t batch, std::int64_t batches, const Range& band, std::int64_t chunk_rows) {
+    const std::vector<Box> chunks = chunks_of(batch, batches, band, chunk_rows);
     if (chunks.empty()) { return; }
     const Range entries = common(wanted_[me()].entries, {batch, batches});
     std::vector<Range> own;

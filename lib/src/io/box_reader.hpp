@@ -2,6 +2,7 @@
 // Values of a complete dataset as they are stored, and nothing else in their place: what HDF5 does not ask while it reads is asked here.
 #pragma once
 
+#include "chunk_grid.hpp"
 #include "complete_dataset.hpp"
 
 #include <cstddef>
@@ -30,6 +31,8 @@ SlabCopy box_in_order(std::vector<hsize_t> start, std::vector<hsize_t> extent, h
 struct DecodedUnit {
   std::vector<hsize_t> extents;  ///< along the axes of the dataset; of a virtual one the largest that a chunk of any part takes
   std::uint32_t bytes = 0;       ///< of the largest chunk
+  /// Where chunks lie along each axis; of a virtual dataset of each part whose chunks keep their order there.
+  std::vector<std::vector<ChunkGrid>> grids;
 };
 
 /// How the bytes of an element are brought to memory.

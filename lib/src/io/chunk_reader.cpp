@@ -142,6 +142,15 @@ ChunkReader::ChunkReader(hid_t dataset, std::string what, ByteOrder order)
   chunk_bytes_ = static_cast<std::uint32_t>(bytes);
 }
 
+std::optional<DecodedUnit> ChunkReader::decoded_unit() const {
+  DecodedUnit unit{chunk_, chunk_bytes_, {}};
+  for (std::size_t axis = 0; axis < chunk_.size(); ++axis) {
+    const auto extent = static_cast<std::int64_t>(extents_[axis]);
+    unit.grids.push_back({{0, extent, std::min(extent, static_cast<std::int64_t>(chunk_[axis]))}});
+  }
+  return unit;
+}
+
 void ChunkReader::make_image() {
   register_filters();
   const Hdf5Handle creation(check_h5(H5Dget_create_plist(dataset_), "H5Dget_create_plist"));

@@ -23,7 +23,7 @@ class ChunkReader final : public BoxReader {
   ChunkReader(hid_t dataset, std::string what, ByteOrder order);
 
   void read(std::span<const SlabCopy> slabs, void* out) override;
-  std::optional<DecodedUnit> decoded_unit() const override { return DecodedUnit{chunk_, chunk_bytes_}; }
+  std::optional<DecodedUnit> decoded_unit() const override;
   void release_buffers() override;
 
  private:

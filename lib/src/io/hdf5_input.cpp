@@ -6,6 +6,7 @@
 #include <annulus/pattern/progression.hpp>
 
 #include "box_reader.hpp"
+#include "chunk_grid.hpp"
 #include "complete_dataset.hpp"
 #include "element_convert.hpp"
 #include "hdf5_handle.hpp"
@@ -123,10 +124,10 @@ class Hdf5Input final : public TensorSource {
       std::byte* target = static_cast<std::byte*>(out) + done * row_elements * size_of(dtype);
       std::byte* stored = converts ? scratch.data() : target;
       const std::optional<RowBands>& bands = bands_[static_cast<std::size_t>(tensor)];
-      const std::int64_t whole = bands ? rows_of_band_at(*bands, first + done) : rows;
-      const bool direct = !bands || (!converts && problem_.batch == 1 && whole > 0 && whole <= count - done);
+      const RowBands::Band band = bands ? bands->band_at(first + done) : RowBands::Band{first + done, rows};
+      const bool direct = !bands || (!converts && problem_.batch == 1 && band.first == first + done && band.count <= count - done);
       if (direct) {
-        rows = whole;
+        rows = band.count;
         read_box(tensor, {batch, 1, first + done, rows, 0, heads_of(problem_, tensor), 0, problem_.head_dim}, stored);
       } else {
         copy_from_band(tensor, batch, first + done, rows, stored);
@@ -212,25 +213,22 @@ class Hdf5Input final : public TensorSource {
       if (chunk.size() == 3) { chunk.insert(chunk.begin(), 1); }
       RowBands& bands = bands_[static_cast<std::size_t>(tensor)].emplace();
       bands.batches = static_cast<std::int64_t>(chunk[0]);
-      bands.chunk_rows = static_cast<std::int64_t>(chunk[1]);
+      bands.seq_len = problem_.seq_len;
       bands.chunk_heads = static_cast<std::int64_t>(chunk[2]);
       bands.chunk_dims = static_cast<std::int64_t>(chunk[3]);
       bands.row_bytes = heads_of(problem_, tensor) * problem_.head_dim * element;
       bands.chunk_bytes = unit->bytes;
-      if (problem_.batch * problem_.seq_len * bands.row_bytes <= kReadBytes) {
-        // One band: whoever comes back to an earlier batch entry, as virtual ranks do, finds it decoded.
-        bands.batches = problem_.batch;
-        bands.rows = problem_.seq_len;
-        continue;
+      const bool one = problem_.batch * problem_.seq_len * bands.row_bytes <= kReadBytes;
+      // One band: whoever comes back to an earlier batch entry, as virtual ranks do, finds it decoded.
+      if (one) { bands.batches = problem_.batch; }
+      bands.stretches = one ? std::vector<RowBands::Stretch>{{0, static_cast<std::int64_t>(chunk[1]), 0}}
+                            : chunk_stretches(unit->grids[unit->grids.size() - 3], problem_.seq_len, static_cast<std::int64_t>(chunk[1]));
+      for (RowBands::Stretch& stretch : bands.stretches) {
+        bands.chunk_rows = std::max(bands.chunk_rows, stretch.chunk_rows);
+        const std::int64_t chunks = kReadBytes / (bands.batches * stretch.chunk_rows * bands.row_bytes);
+        stretch.rows = one ? problem_.seq_len : stretch.chunk_rows * std::max<std::int64_t>(1, chunks);
       }
-      const std::int64_t chunks = kReadBytes / (bands.batches * bands.chunk_rows * bands.row_bytes);
-      bands.rows = std::min(problem_.seq_len, bands.chunk_rows * std::max<std::int64_t>(1, chunks));
     }
-  }
-
-  /// Rows of the band that begins at this row; 0 where none does.
-  std::int64_t rows_of_band_at(const RowBands& bands, std::int64_t row) const {
-    return row % bands.rows == 0 ? std::min(bands.rows, problem_.seq_len - row) : 0;
   }
 
   /// Rows within one batch entry from the bands they lie in, each of which is read by one call, so that its chunks are decoded once.
@@ -239,11 +237,9 @@ class Hdf5Input final : public TensorSource {
     Band& band = held_[static_cast<std::size_t>(tensor)];
     const std::lock_guard<std::mutex> guard(band.mutex);
     for (std::int64_t done = 0; done < count;) {
-      const std::int64_t row_band = (first + done) / bands.rows;
-      const std::int64_t begin = row_band * bands.rows;
-      const std::int64_t rows = std::min(bands.rows, problem_.seq_len - begin);
+      const auto [begin, rows, chunk_rows] = bands.band_at(first + done);
       const std::int64_t batch_begin = batch / bands.batches * bands.batches;
-      const std::int64_t number = batch / bands.batches * ceil_div(problem_.seq_len, bands.rows) + row_band;
+      const std::int64_t number = batch_begin * problem_.seq_len + begin;
       if (band.number != number) {
         const std::int64_t batches = std::min(bands.batches, problem_.batch - batch_begin);
         band.number = -1;

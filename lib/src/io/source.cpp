@@ -3,7 +3,25 @@
 
 #include <annulus/core/error.hpp>
 
+#include <algorithm>
+#include <iterator>
+
 namespace annulus {
+
+RowBands::Band RowBands::band_at(std::int64_t row) const {
+  const auto next = std::upper_bound(stretches.begin(), stretches.end(), row,
+                                     [](std::int64_t value, const Stretch& stretch) { return value < stretch.first; });
+  const Stretch& own = *std::prev(next);
+  const std::int64_t end = next == stretches.end() ? seq_len : next->first;
+  const std::int64_t first = own.first + (row - own.first) / own.rows * own.rows;
+  return {first, std::min(own.rows, end - first), own.chunk_rows};
+}
+
+std::int64_t RowBands::bytes() const {
+  std::int64_t rows = 0;
+  for (const Stretch& stretch : stretches) { rows = std::max(rows, band_at(stretch.first).count); }
+  return batches * rows * row_bytes;
+}
 
 void TensorSource::read_box(Tensor /*tensor*/, const Box& /*box*/, void* /*out*/) const {
   ANNULUS_ASSERT(false, "{} has no bands", describe());

@@ -272,4 +272,25 @@ std::vector<hsize_t> VirtualMapping::spread(const std::vector<hsize_t>& part_ext
   return extents;
 }
 
+std::vector<std::vector<ChunkGrid>> VirtualMapping::spread(const std::vector<std::vector<ChunkGrid>>& part_grids) const {
+  std::vector<std::vector<ChunkGrid>> grids(whole_.size());
+  for (const Group& group : groups_) {
+    const SelectedAxis& whole = whole_[group.whole.front()];
+    const SelectedAxis& part = part_[group.part.front()];
+    const bool alone = group.whole.size() == 1 && group.part.size() == 1 && whole.runs.size() == 1 && part.runs.size() == 1;
+    if (!alone || part.runs.front().step != 1) { continue; }
+    const auto step = static_cast<std::int64_t>(whole.runs.front().step);
+    const auto first = static_cast<std::int64_t>(part.runs.front().first);
+    const auto end = first + static_cast<std::int64_t>(part.count);
+    const auto to_whole = [&](std::int64_t index) { return static_cast<std::int64_t>(whole.runs.front().first) + (index - first) * step; };
+    for (const ChunkGrid& own : part_grids[group.part.front()]) {
+      const std::int64_t begin = std::max(own.begin, first);
+      const std::int64_t last = std::min(own.end, end) - 1;
+      if (begin > last) { continue; }
+      grids[group.whole.front()].push_back({to_whole(begin), to_whole(last) + 1, own.chunk * step, to_whole(own.phase), own.step * step});
+    }
+  }
+  return grids;
+}
+
 }  // namespace annulus

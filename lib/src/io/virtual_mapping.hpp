@@ -43,6 +43,8 @@ class VirtualMapping {
 
   /// Appends what is taken from the part for `wanted` of the whole, whose steps are 1.
   void add_slabs(const SlabCopy& wanted, std::vector<SlabCopy>& slabs) const;
+  /// Where a part's chunks lie along the axes of the whole, of those that are an axis of the part, in one piece or with a step.
+  std::vector<std::vector<ChunkGrid>> spread(const std::vector<std::vector<ChunkGrid>>& part_grids) const;
   /// The extents, along the axes of the whole, that a box of the part takes there.
   std::vector<hsize_t> spread(const std::vector<hsize_t>& part_extents) const;
 

@@ -13,6 +13,20 @@ namespace {
 /// A process may have 1,024 files open, two for each here, and Q, K and V may have parts in different ones.
 constexpr std::size_t kMostOpenParts = 32;
 
+/// Adds a grid: most go on where the latest one ends, or are it again.
+void unite(const ChunkGrid& grid, std::vector<ChunkGrid>& grids) {
+  if (!grids.empty()) {
+    ChunkGrid& latest = grids.back();
+    const bool alike = latest.chunk == grid.chunk && latest.step == grid.step && (latest.phase - grid.phase) % grid.chunk == 0;
+    if (alike && latest.begin == grid.begin && latest.end == grid.end) { return; }
+    if (alike && latest.end == grid.begin && (grid.begin - grid.phase) % grid.chunk == 0) {
+      latest.end = grid.end;
+      return;
+    }
+  }
+  grids.push_back(grid);
+}
+
 /// Slabs whose steps are 1, which hold the same.
 std::vector<SlabCopy> without_steps(std::span<const SlabCopy> slabs) {
   std::vector<SlabCopy> all(slabs.begin(), slabs.end());
@@ -82,8 +96,12 @@ void VirtualReader::find_parts(const DatasetPlace& place, hid_t creation) {
     VirtualMapping mapping = mapping_of(place, creation, index, part, opened->dataset.dataset.get());
     if (const auto unit = opened->reader->decoded_unit()) {
       const std::vector<hsize_t> own = mapping.spread(unit->extents);
-      if (!unit_) { unit_ = DecodedUnit{std::vector<hsize_t>(own.size(), 1), 0}; }
+      const std::vector<std::vector<ChunkGrid>> grids = mapping.spread(unit->grids);
+      if (!unit_) { unit_ = DecodedUnit{std::vector<hsize_t>(own.size(), 1), 0, std::vector<std::vector<ChunkGrid>>(own.size())}; }
       for (std::size_t axis = 0; axis < own.size(); ++axis) { unit_->extents[axis] = std::max(unit_->extents[axis], own[axis]); }
+      for (std::size_t axis = 0; axis < own.size(); ++axis) {
+        for (const ChunkGrid& grid : grids[axis]) { unite(grid, unit_->grids[axis]); }
+      }
       unit_->bytes = std::max(unit_->bytes, unit->bytes);
     }
     parts_.push_back({std::move(part), std::move(mapping)});

@@ -34,18 +34,37 @@ struct Box {
 };
 
 /// How a tensor is stored whose rows cannot be read alone, since they lie in chunks that are decoded whole. A band is whole chunks over all
-/// heads: `batches` batch entries by `rows` rows, a multiple of the chunk's.
+/// heads: `batches` batch entries by some rows.
 struct RowBands {
+  /// Rows from `first` to the next stretch: no chunk of any head reaches over a multiple of chunk_rows, counted from `first`, and bands
+  /// have `rows`, a multiple of that. A tensor has more than one where it is put together from parts of unequal lengths.
+  struct Stretch {
+    std::int64_t first = 0;
+    std::int64_t chunk_rows = 1;
+    std::int64_t rows = 1;
+  };
+
+  /// Rows [first, first + count), to be read in units of chunk_rows.
+  struct Band {
+    std::int64_t first = 0;
+    std::int64_t count = 0;
+    std::int64_t chunk_rows = 1;
+  };
+
   std::int64_t batches = 1;
-  std::int64_t rows = 1;
-  std::int64_t chunk_rows = 1;
+  std::int64_t seq_len = 0;
+  std::vector<Stretch> stretches;  ///< ascending, the first at 0
+  std::int64_t chunk_rows = 1;     ///< the most of any stretch
   std::int64_t chunk_heads = 1;
   std::int64_t chunk_dims = 1;
   std::int64_t row_bytes = 0;    ///< of all heads of a row, as stored
   std::int64_t chunk_bytes = 0;  ///< of a whole chunk when it is decoded, the largest where parts of the tensor differ
 
+  /// The band that holds this row.
+  Band band_at(std::int64_t row) const;
+
   /// What read() keeps of the tensor, as long as release_buffers() is not called.
-  std::int64_t bytes() const { return batches * rows * row_bytes; }
+  std::int64_t bytes() const;
 
   /// What decoding needs besides: a chunk twice as it was stored, which filters shorten or leave about as long, its place among chunks of
   /// other lengths that came before, and what the filters make of it.
