@@ -275,6 +275,9 @@ std::vector<Option> make_options() {
   all.push_back(choice<KeyOrder>("key-order", Scope::execution,
                                  "in which order a query meets its keys; cyclic gives the same bits on any ranks", kPlanning,
                                  [](Config& c) -> auto& { return c.key_order; }));
+  all.push_back(choice<TileOrder>("tile-order", Scope::execution,
+                                  "in which order tiles of queries and keys are visited; results change by rounding alone", kPlanning,
+                                  [](Config& c) -> auto& { return c.tile_order; }));
   all.push_back(choice<TransportKind>("transport", Scope::execution, "what moves them; auto takes what fits the job", kComputing,
                                       [](Config& c) -> auto& { return c.transport; }));
   all.push_back(choice<BackendKind>("backend", Scope::execution, "what computes", kPlanning, [](Config& c) -> auto& { return c.backend; }));

@@ -83,6 +83,7 @@ TEST_CASE("every option out of range is refused with one sentence and exit code 
       {"head-split", "none", "not one of first"},
       {"mixing", "max", "not one of lse"},
       {"ragged", "wraps", "not one of short, wrap, truncate, dense-tail, zero-keys, reject"},
+      {"tile-order", "random", "not one of linear, hilbert"},
       {"order", "random", "not one of linear, hilbert, hilbert-inverse, bit-reversal"},
       {"scale-by-branches", "2", "neither true nor false"},
       {"partition", "striped", "not one of auto, contiguous, zigzag"},
@@ -192,6 +193,8 @@ TEST_CASE("--preset takes the names that users of the Python modules know, or sa
   CHECK(plan_of("RingDilatedAttentionHilbertOptimized") == plan_of("hilbert-permuted"));
   CHECK(plan_of("hilbert-permuted").find("order hilbert-inverse (another operator: the sequence is permuted)") != std::string::npos);
   CHECK(plan_of("hybrid") != plan_of("production"));
+  CHECK(plan_of("hilbert").find("tiles of queries and keys along a hilbert curve") != std::string::npos);
+  expect_refusal({"plan", "--preset", "hilbert", "--key-order", "cyclic"}, "--key-order cyclic and --tile-order hilbert are two orders");
   expect_refusal({"plan", "--preset", "hilbert-permuted", "--causal"}, "--causal has no meaning");
   expect_refusal({"plan", "--preset", "ring_dilated_attention_hilbert_refactored"}, "--order bit-reversal");
   expect_refusal({"plan", "--preset", "ring_dilated_attention_hybrid_fixed.py"}, "is preset hybrid-group-plus-segment");

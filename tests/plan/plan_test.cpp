@@ -15,6 +15,7 @@
 #include <chrono>
 #include <cmath>
 #include <numeric>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -90,6 +91,8 @@ TEST_CASE("the plans of random problems attend every visible pair exactly once, 
         {PartitionKind::contiguous, {Schedule::allgather}},
         {PartitionKind::contiguous, {Schedule::direct, KeyOrder::cyclic, 4}},
         {PartitionKind::contiguous, {Schedule::allgather, KeyOrder::cyclic, 8}},
+        {PartitionKind::contiguous, {Schedule::ring, KeyOrder::arrival, 0, TileOrder::hilbert}},
+        {PartitionKind::zigzag, {Schedule::direct, KeyOrder::arrival, 0, TileOrder::hilbert}},
         {PartitionKind::zigzag, {Schedule::ring_full}},
         {PartitionKind::zigzag, {Schedule::ring}},
         {PartitionKind::zigzag, {Schedule::direct}},
@@ -132,6 +135,38 @@ TEST_CASE("the rings of a grid attend together what one rank attends, each pair 
     REQUIRE(pairs == prove_coverage(plans_of(whole, drawn.pattern, Routing{}, 1)).pairs);
   }
   CHECK(proven > 150);
+}
+
+TEST_CASE("tile-order hilbert visits neighbouring tiles one after the other, each once, however long the sequence") {
+  for (const std::int64_t seq_len : {std::int64_t{1024}, std::int64_t{5000}, std::int64_t{65536}, std::int64_t{1} << 30}) {
+    INFO(seq_len << " tokens");
+    const Routing routing{Schedule::ring, KeyOrder::arrival, 0, TileOrder::hilbert};
+    const std::vector<WorkItem> work = plans_of(problem_of(seq_len, 2, 2, false), dense_pattern(seq_len), routing, 1)[0].steps[0].work;
+    const std::int64_t rows = ceil_div(ceil_div(seq_len, std::int64_t{8}), std::int64_t{128}) * 128;
+    const std::int64_t tiles = ceil_div(seq_len, rows);
+    const bool whole_square = tiles == 8;
+    std::set<std::pair<std::int64_t, std::int64_t>> visited;
+    std::pair<std::int64_t, std::int64_t> before{0, 0};
+    std::int64_t wave = 0;
+    for (const WorkItem& item : work) {
+      const std::pair<std::int64_t, std::int64_t> tile{item.q_global.only().first / rows, item.k_global.only().first / rows};
+      CHECK(item.q_global.only().first % rows == 0);
+      CHECK(item.q_global.count() == std::min(rows, seq_len - tile.first * rows));
+      CHECK(visited.insert(tile).second);
+      const std::int64_t distance = std::abs(tile.first - before.first) + std::abs(tile.second - before.second);
+      CHECK((!whole_square || distance == (visited.size() == 1 ? 0 : 1)));
+      // A tile of the same queries waits for the one before; another may go with it.
+      CHECK((visited.size() == 1 ? item.wave == 0 : item.wave == wave + (tile.first == before.first ? 1 : 0) || item.wave == wave + 1));
+      wave = item.wave;
+      before = tile;
+    }
+    CHECK(static_cast<std::int64_t>(visited.size()) == tiles * tiles);
+  }
+  Problem causal = problem_of(4096, 2, 2, true);
+  const Routing routing{Schedule::ring, KeyOrder::arrival, 0, TileOrder::hilbert};
+  CHECK(plans_of(causal, dense_pattern(4096), routing, 1)[0].steps[0].work.size() == 36);  // no tile that the mask hides
+  CHECK_THROWS_AS(plans_of(causal, dense_pattern(4096), Routing{Schedule::ring, KeyOrder::cyclic, 128, TileOrder::hilbert}, 1),
+                  InvalidArgument);
 }
 
 TEST_CASE("a grid that is chosen has as many rings as work can be dealt out to evenly") {

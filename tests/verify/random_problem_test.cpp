@@ -33,7 +33,7 @@ TEST_CASE("the case of a number never changes, on any machine") {
   CHECK(random_case(42, 1999, std::nullopt).flags() ==
         "--batch 1 --seq-len 5 --heads 1 --kv-heads 1 --head-dim 8 --dtype fp32 --scale 0 --seed 926898765 "
         "--segment-lengths 32,1,4 --dilation-rates 3,8,1 --offset head --head-split first --mixing sum --ragged zero-keys "
-        "--partition zigzag --schedule allgather --virtual-ranks 5 --scale-by-branches");
+        "--partition zigzag --schedule allgather --virtual-ranks 5 --scale-by-branches --tile-order hilbert");
 }
 
 TEST_CASE("every case is valid and small") {
@@ -90,6 +90,9 @@ TEST_CASE("2000 cases hold every kind of shape and every choice many times") {
     note(problem.head_dim > 128, "head_dim above 128");
     note(problem.head_dim % 8 != 0, "head_dim off 8");
     note(problem.causal, "causal");
+    note(random.tile_order == TileOrder::hilbert, "tile-order hilbert");
+    note(random.tile_order == TileOrder::hilbert && problem.causal && random.ranks > 1, "tile-order hilbert, causal, on ranks");
+    note(random.tile_order == TileOrder::hilbert && pattern.ragged == Ragged::zero_keys, "tile-order hilbert with keys of zeros");
     note(random.grid.batch > 1, "grid over batch");
     note(random.grid.heads > 1, "grid over heads");
     note(random.grid.heads > problem.kv_heads, "grid that gives a KV head to several");

@@ -40,8 +40,12 @@ std::string nearest(std::int64_t from, std::int64_t unit, std::int64_t tries, Pa
 
 }  // namespace
 
-Routing choose_routing(PartitionKind partition, Schedule schedule, bool causal, KeyOrder asked, std::int64_t block_rows,
+Routing choose_routing(PartitionKind partition, Schedule schedule, bool causal, KeyOrder asked, TileOrder tiles, std::int64_t block_rows,
                        const std::string& kernel) {
+  if (tiles != TileOrder::linear) {
+    ANNULUS_EXPECTS(asked != KeyOrder::cyclic, "--key-order cyclic and --tile-order {} are two orders of the same keys", to_string(tiles));
+    return {schedule, KeyOrder::arrival, 0, tiles};
+  }
   if (!keeps_key_order(partition, schedule, causal)) {
     ANNULUS_EXPECTS(asked != KeyOrder::cyclic,
                     "--key-order cyclic with --partition zigzag needs --causal and --schedule direct or allgather; found {} and {}",
@@ -80,6 +84,10 @@ std::optional<CutBlock> find_cut_block(const Problem& problem, const Pattern& pa
 }
 
 std::string describe_key_order(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing) {
+  if (routing.tile_order != TileOrder::linear) {
+    return fmt::format("tiles of queries and keys along a {} curve: other numbers of ranks give other bits, within rounding",
+                       to_string(routing.tile_order));
+  }
   if (routing.key_order != KeyOrder::cyclic) { return "keys as they come: other numbers of ranks give other bits, within rounding"; }
   const std::optional<CutBlock> cut = find_cut_block(problem, pattern, partition, routing.block_rows);
   if (!cut) {

@@ -20,6 +20,8 @@ Setting make_setting(const Problem& problem, const Pattern& pattern, const Parti
                   to_string(routing.key_order), routing.block_rows);
   ANNULUS_EXPECTS(!cyclic || keeps_key_order(partition.kind(), routing.schedule, problem.causal),
                   "--partition zigzag keeps an order of keys under --causal with --schedule direct or allgather alone");
+  ANNULUS_EXPECTS(!cyclic || routing.tile_order == TileOrder::linear, "key order cyclic with tiles in the order {}",
+                  to_string(routing.tile_order));
   Setting setting{problem, pattern, partition, routing, rank, partition.shard(rank), {}};
   for (std::int64_t branch = 0; branch < std::ssize(pattern.branches); ++branch) {
     setting.classes.push_back(head_classes(problem, pattern, branch));

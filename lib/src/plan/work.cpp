@@ -2,6 +2,7 @@
 #include "work.hpp"
 
 #include <annulus/core/error.hpp>
+#include <annulus/pattern/permutation.hpp>
 
 #include <algorithm>
 #include <map>
@@ -83,11 +84,46 @@ std::vector<WorkItem> make_items(const Setting& setting, const WorkItem& item, c
   return items;
 }
 
+constexpr std::int64_t kMostTiles = 8;  // along queries, and along keys: what a plan holds does not grow with the sequence
+
+/// A run as tiles, of whole tiles of every kernel where it is long. They depend on the run alone, so that a row is in the same one whatever
+/// keys it meets.
+std::vector<Progression> tiles_of(const Progression& run) {
+  constexpr std::int64_t kLong = 1024;
+  const std::int64_t unit = run.count < kLong ? 16 : kLong / kMostTiles;
+  const std::int64_t rows = ceil_div(ceil_div(run.count, kMostTiles), unit) * unit;
+  std::vector<Progression> tiles;
+  for (std::int64_t first = 0; first < run.count; first += rows) {
+    tiles.push_back({run[first], run.stride, std::min(rows, run.count - first)});
+  }
+  return tiles;
+}
+
+/// The attention of a run of queries to `k_rows` along a Hilbert curve over tiles of queries (down) and of keys (across).
+std::vector<WorkItem> make_items_along_curve(const Setting& setting, const WorkItem& item, const Progression& q_rows,
+                                             const Rows<Global>& k_rows, const KvBlock* block) {
+  std::vector<WorkItem> items;
+  const std::vector<Progression> q_tiles = tiles_of(q_rows);
+  for (std::int64_t run = 0; run < k_rows.runs(); ++run) {
+    const std::vector<Progression> k_tiles = tiles_of(k_rows.run(run));
+    std::size_t side = 1;
+    while (side < std::max(q_tiles.size(), k_tiles.size())) { side *= 2; }
+    const Permutation curve(SequenceOrder::hilbert, static_cast<std::int64_t>(side * side));
+    for (std::int64_t place = 0; place < curve.seq_len(); ++place) {
+      const auto cell = static_cast<std::size_t>(curve.row_at(place));
+      if (cell / side >= q_tiles.size() || cell % side >= k_tiles.size()) { continue; }
+      if (auto made = make_item(setting, item, q_tiles[cell / side], k_tiles[cell % side], block)) { items.push_back(std::move(*made)); }
+    }
+  }
+  return items;
+}
+
 /// Appends the attention of `q_rows` (of one piece of the shard) to `k_rows` (of one piece, or of `block` if there is one).
 void add_items(std::vector<WorkItem>& work, const Setting& setting, const WorkItem& item, const Rows<Global>& q_rows,
                const Rows<Global>& k_rows, const KvBlock* block) {
   for (std::int64_t run = 0; run < q_rows.runs(); ++run) {
-    for (WorkItem& made : make_items(setting, item, q_rows.run(run), k_rows, block)) {
+    const bool along_curve = setting.routing.tile_order == TileOrder::hilbert;
+    for (WorkItem& made : (along_curve ? make_items_along_curve : make_items)(setting, item, q_rows.run(run), k_rows, block)) {
       for (const HeadSet& set : setting.heads(item.branch, item.head_class).head_sets) {
         made.heads = set;
         work.push_back(made);
@@ -206,14 +242,16 @@ void put_off_keys_above(std::vector<Step>& steps) {
 }
 
 /// Numbers the waves of one step: an item comes one wave after the last before it that folds into rows of the same partial, which those
-/// of the same branch, heads, segment and first query row do, and where branches share a partial all of another branch. Then orders the
-/// items by wave.
-void number_waves(std::vector<WorkItem>& work, bool branches_share) {
+/// of the same branch, heads, segment and first query row do, and where branches share a partial all of another branch. Along a curve it
+/// comes no wave before the last item of its heads and segment. Then orders the items by wave.
+void number_waves(std::vector<WorkItem>& work, bool branches_share, TileOrder tiles) {
   using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
   std::map<Key, std::int64_t> next_of_rows;
+  std::map<Key, std::int64_t> last_on_curve;
   std::map<std::int64_t, std::int64_t> next_of_branch;
   for (WorkItem& item : work) {
     const Key key{item.branch, item.head_class, item.segment, item.heads.q_first, item.q_local.only().first};
+    const Key curve{item.branch, item.head_class, item.segment, item.heads.q_first, 0};
     const auto found = next_of_rows.find(key);
     item.wave = found == next_of_rows.end() ? 0 : found->second;
     if (branches_share) {
@@ -221,6 +259,8 @@ void number_waves(std::vector<WorkItem>& work, bool branches_share) {
         if (branch != item.branch) { item.wave = std::max(item.wave, next); }
       }
     }
+    if (tiles == TileOrder::hilbert) { item.wave = std::max(item.wave, last_on_curve[curve]); }
+    last_on_curve[curve] = item.wave;
     next_of_rows[key] = item.wave + 1;
     std::int64_t& next = next_of_branch[item.branch];
     next = std::max(next, item.wave + 1);
@@ -242,7 +282,7 @@ void add_work(const Setting& setting, const Routes& routes, Layout& layout) {
   const bool one_for_all = partials_of(setting) == 1;
   for (Step& step : layout.steps) {
     for (WorkItem& item : step.work) { item.partial = one_for_all ? 0 : item.branch; }
-    number_waves(step.work, one_for_all && !one_branch_per_head(setting.pattern));
+    number_waves(step.work, one_for_all && !one_branch_per_head(setting.pattern), setting.routing.tile_order);
   }
 }
 

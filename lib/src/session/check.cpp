@@ -187,6 +187,7 @@ bool check(const Config& config, const Communicator& comm, const std::function<v
     one.schedule = drawn.schedule;
     one.partition = drawn.partition;
     one.grid = drawn.grid;
+    one.tile_order = drawn.tile_order;
     one.scale = drawn.problem.scale;
     one.dtype.reset();
     one.seed = drawn.data_seed;

@@ -52,6 +52,7 @@ std::vector<Fact> facts_of(const ResolvedConfig& resolved) {
       {"partition", text(to_string(config.partition))},
       {"schedule", text(to_string(config.schedule))},
       {"key-order", text(to_string(config.key_order))},
+      {"tile-order", text(to_string(config.tile_order))},
       {"transport", text(to_string(config.transport))},
       {"backend", text(to_string(config.backend))},
       {"kernel", text(to_string(config.kernel))},

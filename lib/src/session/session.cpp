@@ -149,7 +149,8 @@ Config resolve_without_input(Config config) {
 
 Routing routing_of(const Config& config) {
   const auto with_blocks = [&](std::int64_t block_rows, const std::string& kernel) {
-    return choose_routing(config.partition, config.schedule, config.problem.causal, config.key_order, block_rows, kernel);
+    return choose_routing(config.partition, config.schedule, config.problem.causal, config.key_order, config.tile_order, block_rows,
+                          kernel);
   };
   switch (config.backend) {
     case BackendKind::reference:

@@ -180,14 +180,14 @@ std::string RandomCase::describe() const {
   return fmt::format(
       "ranks {}{}, batch {}, seq_len {}, heads {}/{}, head_dim {}, {}{}{}, w {}, r {}, offset {}, head-split {}, mixing {}{}, ragged {}{}, "
       "{}, "
-      "{}",
+      "{}{}",
       ranks, grid == Grid() ? "" : fmt::format(" as {}", to_string(grid)), problem.batch, problem.seq_len, problem.heads, problem.kv_heads,
       problem.head_dim, to_string(problem.dtype), problem.causal ? ", causal" : "",
       problem.kv_lengths.empty() ? "" : fmt::format(", kv-lengths {}", fmt::join(problem.kv_lengths, ",")), lists.segment_lengths,
       lists.dilation_rates, to_string(pattern.offset), to_string(pattern.head_split), to_string(pattern.mixing),
       pattern.scale_by_branches ? ", scaled by branches" : "", to_string(pattern.ragged),
       pattern.order == SequenceOrder::linear ? "" : fmt::format(", order {}", to_string(pattern.order)), to_string(partition),
-      to_string(schedule));
+      to_string(schedule), tile_order == TileOrder::linear ? "" : fmt::format(", tile-order {}", to_string(tile_order)));
 }
 
 std::string RandomCase::flags() const {
@@ -203,6 +203,7 @@ std::string RandomCase::flags() const {
   if (pattern.scale_by_branches) { text += " --scale-by-branches"; }
   if (pattern.order != SequenceOrder::linear) { text += fmt::format(" --order {}", to_string(pattern.order)); }
   if (grid != Grid()) { text += fmt::format(" --grid {}", to_string(grid)); }
+  if (tile_order != TileOrder::linear) { text += fmt::format(" --tile-order {}", to_string(tile_order)); }
   return text;
 }
 
@@ -252,6 +253,7 @@ RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<st
   if (problem.causal) { pattern.order = SequenceOrder::linear; }  // is refused otherwise
   add_kv_lengths(result, Random(seed, number, "kv-lengths"));
   add_grid(result, Random(seed, number, "grid"));
+  if (Random(seed, number, "tile-order").chance(20)) { result.tile_order = TileOrder::hilbert; }
   return result;
 }
 

@@ -27,6 +27,7 @@ struct Config {
   PartitionKind partition = PartitionKind::automatic;
   Schedule schedule = Schedule::automatic;
   KeyOrder key_order = KeyOrder::automatic;
+  TileOrder tile_order = TileOrder::linear;
   TransportKind transport = TransportKind::automatic;
   BackendKind backend = BackendKind::cpu;
   KernelKind kernel = KernelKind::automatic;

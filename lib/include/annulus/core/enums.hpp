@@ -77,6 +77,12 @@ enum class KeyOrder {
   arrival,    ///< resident keys first, then blocks as they come
 };
 
+/// In which order the tiles of queries x keys of a segment are visited. It changes results by rounding alone.
+enum class TileOrder {
+  linear,   ///< as the kernel walks
+  hilbert,  ///< along a Hilbert curve over at most 8 x 8 of them
+};
+
 enum class TransportKind { automatic, self, loopback, mpi, nccl, p2p };
 enum class BackendKind { reference, cpu, cuda };
 
@@ -145,6 +151,11 @@ struct EnumNames<Schedule> {
                                                                                 {Schedule::ring_full, "ring-full"},
                                                                                 {Schedule::direct, "direct"},
                                                                                 {Schedule::allgather, "allgather"}}};
+};
+template <>
+struct EnumNames<TileOrder> {
+  static constexpr std::array<std::pair<TileOrder, std::string_view>, 2> values{
+      {{TileOrder::linear, "linear"}, {TileOrder::hilbert, "hilbert"}}};
 };
 template <>
 struct EnumNames<KeyOrder> {

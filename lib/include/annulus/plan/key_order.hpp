@@ -14,8 +14,9 @@ namespace annulus {
 /// @param causal      whether the problem is
 /// @param block_rows  the kernel's block, 0 if it keeps no order of keys
 /// @param kernel      its name, for the refusal
-/// @throws InvalidArgument if KeyOrder::cyclic is asked of a kernel, or a partition and schedule, that keep no order of keys
-Routing choose_routing(PartitionKind partition, Schedule schedule, bool causal, KeyOrder asked, std::int64_t block_rows,
+/// @throws InvalidArgument if KeyOrder::cyclic is asked of a kernel, a partition and schedule, or an order of tiles, that keep no order of
+/// keys
+Routing choose_routing(PartitionKind partition, Schedule schedule, bool causal, KeyOrder asked, TileOrder tiles, std::int64_t block_rows,
                        const std::string& kernel);
 
 /// A shard that ends inside a block of a branch.

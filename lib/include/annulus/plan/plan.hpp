@@ -134,6 +134,7 @@ struct Routing {
   Schedule schedule = Schedule::ring;
   KeyOrder key_order = KeyOrder::arrival;  ///< cyclic or arrival
   std::int64_t block_rows = 0;             ///< the kernel's block, for KeyOrder::cyclic
+  TileOrder tile_order = TileOrder::linear;
   bool operator==(const Routing&) const = default;
 };
 
@@ -185,6 +186,9 @@ bool keeps_key_order(PartitionKind partition, Schedule schedule, bool causal);
 /// KeyOrder::arrival attends resident keys first and then blocks as they come, with one partial for the branches of a head under
 /// Mixing::lse. KeyOrder::cyclic lets every row meet its keys in the order of one rank: what lies above the own block of resident keys is
 /// attended after the last block of the segment, and each branch has its own partial.
+///
+/// TileOrder::hilbert cuts the attention of a run of queries to a run of keys into tiles, at most 8 along either, which are visited along a
+/// Hilbert curve, and neighbours on it that have no query row in common together. It keeps no order of keys.
 /// @throws InvalidArgument if problem, pattern, partition and routing do not agree
 RingPlan make_plan(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing, std::int64_t rank);
 

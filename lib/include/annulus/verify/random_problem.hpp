@@ -20,6 +20,7 @@ struct RandomCase {
   Schedule schedule = Schedule::ring;
   std::int64_t ranks = 1;
   Grid grid;
+  TileOrder tile_order = TileOrder::linear;
   std::uint64_t data_seed = 0;  ///< below 2^32, so that every configuration format can hold it
 
   /// One line for reports.
