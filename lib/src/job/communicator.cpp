@@ -44,8 +44,7 @@ void check_mpi(int status, const char* call, std::source_location where) {
   std::array<char, MPI_MAX_ERROR_STRING> text{};
   int length = 0;
   MPI_Error_string(status, text.data(), &length);
-  throw RuntimeFailure(fmt::format("{} failed at {}:{}: {}", call, where.file_name(), where.line(),
-                                   std::string(text.data(), static_cast<std::size_t>(length))));
+  throw RuntimeFailure(fmt::format("{} failed at {}:{}: {}", call, where.file_name(), where.line(), std::string(text.data(), length)));
 }
 
 namespace {
@@ -91,7 +90,7 @@ class StartGuard {
 std::vector<Greeting> exchange_greetings(int size, double timeout_s) {
   const BuildInfo& build = build_info();
   const Greeting own = greeting_of(build.version, build.git);
-  std::vector<Greeting> all(static_cast<std::size_t>(size));
+  std::vector<Greeting> all(size);
   constexpr int kBytes = sizeof(Greeting);
   constexpr const char* kAdvice = "a rank runs another program, or an annulus of another version";
   try {
@@ -145,7 +144,7 @@ void MpiEnvironment::require_one_version(double timeout_s) const {
 std::string MpiEnvironment::from_rank_0(std::string text) const {
   auto length = static_cast<std::int64_t>(text.size());
   ANNULUS_MPI(MPI_Bcast(&length, 1, MPI_INT64_T, 0, MPI_COMM_WORLD));
-  text.resize(static_cast<std::size_t>(length));
+  text.resize(length);
   ANNULUS_MPI(MPI_Bcast(text.data(), checked_narrow<int>(length), MPI_CHAR, 0, MPI_COMM_WORLD));
   return text;
 }
@@ -191,7 +190,7 @@ void Communicator::find_ranks() {
   ANNULUS_MPI(MPI_Comm_split_type(get(), MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &host_comm));
   ANNULUS_MPI(MPI_Comm_rank(host_comm, &rank));
   ANNULUS_MPI(MPI_Comm_size(host_comm, &size));
-  host_ranks_.resize(static_cast<std::size_t>(size));
+  host_ranks_.resize(size);
   ANNULUS_MPI(MPI_Allgather(&rank_, 1, MPI_INT64_T, host_ranks_.data(), 1, MPI_INT64_T, host_comm));
   ANNULUS_MPI(MPI_Comm_free(&host_comm));
   host_rank_ = rank;
@@ -225,7 +224,7 @@ Communicator Communicator::split(std::int64_t part) const {
   some.adopt(handle);
   some.find_ranks();
   const std::int64_t in_job = rank_in_job(rank_);
-  some.job_ranks_.resize(static_cast<std::size_t>(some.size_));
+  some.job_ranks_.resize(some.size_);
   ANNULUS_MPI(MPI_Allgather(&in_job, 1, MPI_INT64_T, some.job_ranks_.data(), 1, MPI_INT64_T, handle));
   return some;
 }
@@ -257,7 +256,7 @@ void Communicator::broadcast(std::span<std::byte> data, std::int64_t root) const
 std::string Communicator::broadcast(std::string text, std::int64_t root) const {
   auto length = static_cast<std::int64_t>(text.size());
   broadcast(std::as_writable_bytes(std::span(&length, 1)), root);
-  text.resize(static_cast<std::size_t>(length));
+  text.resize(length);
   broadcast(std::as_writable_bytes(std::span(text)), root);
   return text;
 }
@@ -284,22 +283,20 @@ std::int64_t Communicator::min(std::int64_t value) const { return all_reduce(*th
 std::vector<std::string> Communicator::all_gather(const std::string& bytes) const {
   if (size_ == 1) { return {bytes}; }
   const Watchdog::Wait wait = waiting("gathering from all ranks");
-  std::vector<int> counts(static_cast<std::size_t>(size_));
+  std::vector<int> counts(size_);
   const int own = checked_narrow<int>(bytes.size());
   ANNULUS_MPI(MPI_Allgather(&own, 1, MPI_INT, counts.data(), 1, MPI_INT, get()));
   std::vector<int> offsets(counts.size(), 0);
   std::exclusive_scan(counts.begin(), counts.end(), offsets.begin(), 0);
-  std::string all(static_cast<std::size_t>(offsets.back()) + static_cast<std::size_t>(counts.back()), '\0');
+  std::string all(std::size_t{0} + offsets.back() + counts.back(), '\0');
   ANNULUS_MPI(MPI_Allgatherv(bytes.data(), own, MPI_CHAR, all.data(), counts.data(), offsets.data(), MPI_CHAR, get()));
   std::vector<std::string> parts;
-  for (std::size_t rank = 0; rank < counts.size(); ++rank) {
-    parts.push_back(all.substr(static_cast<std::size_t>(offsets[rank]), static_cast<std::size_t>(counts[rank])));
-  }
+  for (std::size_t rank = 0; rank < counts.size(); ++rank) { parts.push_back(all.substr(offsets[rank], counts[rank])); }
   return parts;
 }
 
 std::vector<std::string> Communicator::gather(const std::string& bytes, std::int64_t root) const {
-  std::vector<std::string> parts(static_cast<std::size_t>(rank_ == root ? size_ : 0));
+  std::vector<std::string> parts(rank_ == root ? size_ : 0);
   if (rank_ != root) {
     const auto length = static_cast<std::int64_t>(bytes.size());
     send(std::as_bytes(std::span(&length, 1)), root, 1);
@@ -307,14 +304,14 @@ std::vector<std::string> Communicator::gather(const std::string& bytes, std::int
     return parts;
   }
   for (std::int64_t peer = 0; peer < size_; ++peer) {
-    std::string& part = parts[static_cast<std::size_t>(peer)];
+    std::string& part = parts[peer];
     if (peer == rank_) {
       part = bytes;
       continue;
     }
     std::int64_t length = 0;
     receive(std::as_writable_bytes(std::span(&length, 1)), peer, 1);
-    part.resize(static_cast<std::size_t>(length));
+    part.resize(length);
     receive(std::as_writable_bytes(std::span(part)), peer, 2);
   }
   return parts;
@@ -356,7 +353,7 @@ class Pieces {
       places_.push_back(sum);
       sum += counts_.back();
     }
-    buffer_.resize(static_cast<std::size_t>(sum));
+    buffer_.resize(sum);
   }
 
   /// Calls copy(place among all parts, buffer, bytes) for the pieces.
@@ -397,7 +394,7 @@ FromAll Communicator::all_to_all(std::span<const std::byte> data, std::span<cons
     const Watchdog::Wait wait = waiting("the sizes of an all-to-all");
     ANNULUS_MPI(MPI_Alltoall(bytes.data(), 1, MPI_INT64_T, from.bytes.data(), 1, MPI_INT64_T, get()));
   }
-  from.data.resize(static_cast<std::size_t>(std::accumulate(from.bytes.begin(), from.bytes.end(), std::int64_t{0})));
+  from.data.resize(std::accumulate(from.bytes.begin(), from.bytes.end(), std::int64_t{0}));
   const std::int64_t piece = std::max<std::int64_t>(1, most_bytes / size_);
   const std::int64_t turns = max((*std::max_element(bytes.begin(), bytes.end()) + piece - 1) / piece);
   Pieces outgoing(bytes, piece);

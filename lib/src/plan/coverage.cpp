@@ -49,7 +49,7 @@ class RankMemory {
  public:
   explicit RankMemory(const RingPlan& plan) : plan_(plan) {}
 
-  const KvBlock& block(std::int64_t index) const { return plan_.blocks.at(static_cast<std::size_t>(index)); }
+  const KvBlock& block(std::int64_t index) const { return plan_.blocks.at(index); }
 
   void pack(std::int64_t number, const Step& step) {
     std::vector<Range> written;
@@ -221,7 +221,7 @@ bool sees(kernels::Mask mask, std::int64_t q, std::int64_t k) {
 }
 
 /// How far apart rows lie around a token: past the last whole segment every row counts if the tail is dense.
-std::int64_t rate_at(const Pattern& pattern, std::size_t branch, std::int64_t seq_len, std::int64_t token) {
+std::int64_t rate_at(const Pattern& pattern, std::int64_t branch, std::int64_t seq_len, std::int64_t token) {
   const auto [w, r] = pattern.branches[branch];
   return pattern.ragged == Ragged::dense_tail && token >= seq_len / w * w ? 1 : r;
 }
@@ -235,29 +235,28 @@ class PairCounter {
         entry_(entry),
         pattern_(pattern),
         routing_(routing),
-        walked_(pattern.branches.size() * static_cast<std::size_t>(problem.heads * problem.seq_len), -1),
+        walked_(std::ssize(pattern.branches) * problem.heads * problem.seq_len, -1),
         zero_keys_(walked_.size(), 0),
-        counts_(pattern.branches.size() * static_cast<std::size_t>(problem.heads * problem.seq_len * problem.seq_len), 0) {}
+        counts_(std::ssize(walked_) * problem.seq_len, 0) {}
 
   /// @param shard where the item's queries are
   void attend(const WorkItem& item, const Shard& shard) {
-    std::vector<std::int64_t> keys(static_cast<std::size_t>(item.segments), 0);  // of each segment that the entry has
+    List<std::int64_t> keys(item.segments, 0);  // of each segment that the entry has
     for (const ItemPart& part : parts_of(problem_, item)) {
       if (entry_ < part.first_entry || entry_ >= part.first_entry + part.entries) { continue; }
       for (std::int64_t s = part.first_segment; s < part.first_segment + part.segments; ++s) {
-        ANNULUS_ASSERT(std::exchange(keys.at(static_cast<std::size_t>(s)), part.keys) == 0, "two parts of an item hold segment {}", s);
+        ANNULUS_ASSERT(std::exchange(keys.at(s), part.keys) == 0, "two parts of an item hold segment {}", s);
       }
     }
     for (std::int64_t s = 0; s < item.segments; ++s) {
-      ANNULUS_ASSERT(keys_left(problem_, item, entry_, s) == keys[static_cast<std::size_t>(s)],
-                     "segment {} has {} keys left and is given {}", s, keys_left(problem_, item, entry_, s),
-                     keys[static_cast<std::size_t>(s)]);
+      ANNULUS_ASSERT(keys_left(problem_, item, entry_, s) == keys[s], "segment {} has {} keys left and is given {}", s,
+                     keys_left(problem_, item, entry_, s), keys[s]);
       const std::int64_t shift = s * item.segment_stride;
       for (std::int64_t j = 0; j < item.heads.kv.count; ++j) {
         for (std::int64_t i = 0; i < item.heads.q_per_kv; ++i) {
           const std::int64_t head = item.heads.q_first + j * item.heads.kv.stride * problem_.group_size() + i;
           ANNULUS_ASSERT(head / problem_.group_size() == item.heads.kv[j], "query head {} is given KV head {}", head, item.heads.kv[j]);
-          attend_head(item, shard, head, shift, keys[static_cast<std::size_t>(s)]);
+          attend_head(item, shard, head, shift, keys[s]);
         }
       }
     }
@@ -265,14 +264,14 @@ class PairCounter {
 
   /// The place that a token of an item's branch and heads has in its segment. A row that was turned over is the last of a block of its own.
   std::int64_t segment_place(const WorkItem& item, std::int64_t token) const {
-    const Place place = place_of(static_cast<std::size_t>(item.branch), item.heads.q_first, token);
+    const Place place = place_of(item.branch, item.heads.q_first, token);
     return place.number(token) + (place.turned < 0 ? 0 : routing_.block_rows);
   }
 
   /// Every visible pair exactly once, no other at all; returns their number.
   std::int64_t check() const {
     std::int64_t pairs = 0;
-    for (std::size_t branch = 0; branch < pattern_.branches.size(); ++branch) {
+    for (std::int64_t branch = 0; branch < std::ssize(pattern_.branches); ++branch) {
       for (std::int64_t head = 0; head < problem_.heads; ++head) {
         for (std::int64_t q = 0; q < problem_.seq_len; ++q) {
           const std::int64_t zeros = runs(branch, head) && inside(branch, head, q) ? zero_keys(branch, head, q) : 0;
@@ -292,21 +291,18 @@ class PairCounter {
   }
 
  private:
-  std::size_t index(std::size_t branch, std::int64_t head, std::int64_t q, std::int64_t k) const {
-    return static_cast<std::size_t>(
-        ((static_cast<std::int64_t>(branch) * problem_.heads + head) * problem_.seq_len + q) * problem_.seq_len + k);
+  std::int64_t index(std::int64_t branch, std::int64_t head, std::int64_t q, std::int64_t k) const {
+    return row_index(branch, head, q) * problem_.seq_len + k;
   }
 
-  std::size_t row_index(std::size_t branch, std::int64_t head, std::int64_t q) const {
-    return static_cast<std::size_t>((static_cast<std::int64_t>(branch) * problem_.heads + head) * problem_.seq_len + q);
+  std::int64_t row_index(std::int64_t branch, std::int64_t head, std::int64_t q) const {
+    return (branch * problem_.heads + head) * problem_.seq_len + q;
   }
 
   void attend_head(const WorkItem& item, const Shard& shard, std::int64_t head, std::int64_t shift, std::int64_t keys) {
     for (std::int64_t q = 0; q < item.q_global.count(); ++q) {
-      zero_keys_[row_index(static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift)] += item.zero_keys;
-      const Place place = routing_.key_order == KeyOrder::cyclic
-                              ? place_of(static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift)
-                              : Place{};
+      zero_keys_[row_index(item.branch, head, item.q_global[q] + shift)] += item.zero_keys;
+      const Place place = routing_.key_order == KeyOrder::cyclic ? place_of(item.branch, head, item.q_global[q] + shift) : Place{};
       std::int64_t nearest = -1;
       std::int64_t farthest = -1;
       for (std::int64_t k = 0; k < keys; ++k) {
@@ -316,10 +312,10 @@ class PairCounter {
           nearest = nearest < 0 ? distance : std::min(nearest, distance);
           farthest = std::max(farthest, distance);
         }
-        ++counts_[index(static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift, item.k_global[k] + shift)];
+        ++counts_[index(item.branch, head, item.q_global[q] + shift, item.k_global[k] + shift)];
       }
       if (farthest < 0 || cuts_block(shard, place)) { continue; }
-      std::int64_t& walked = walked_[row_index(static_cast<std::size_t>(item.branch), head, item.q_global[q] + shift)];
+      std::int64_t& walked = walked_[row_index(item.branch, head, item.q_global[q] + shift)];
       ANNULUS_ASSERT(nearest > walked, "branch {} head {} query {} meets its keys in another order than on one rank", item.branch, head,
                      item.q_global[q] + shift);
       walked = farthest;
@@ -346,7 +342,7 @@ class PairCounter {
     std::int64_t token(std::int64_t number) const { return number < 0 ? turned : first + number * rate; }
     std::int64_t lowest() const { return turned < 0 ? 0 : -1; }
   };
-  Place place_of(std::size_t branch, std::int64_t head, std::int64_t q) const {
+  Place place_of(std::int64_t branch, std::int64_t head, std::int64_t q) const {
     const std::int64_t w = pattern_.branches[branch].segment_length;
     Place place;
     place.rate = rate_at(pattern_, branch, problem_.seq_len, q);
@@ -375,7 +371,7 @@ class PairCounter {
     return std::none_of(shard.pieces.begin(), shard.pieces.end(), [&](const ShardPiece& piece) { return piece.global.contains(last); });
   }
 
-  bool runs(std::size_t branch, std::int64_t head) const {
+  bool runs(std::int64_t branch, std::int64_t head) const {
     if (pattern_.head_split == HeadSplit::all) { return true; }
     const auto branches = static_cast<std::int64_t>(pattern_.branches.size());
     std::int64_t begin = 0;
@@ -391,7 +387,7 @@ class PairCounter {
   }
 
   /// Of the segment that holds `token`.
-  std::int64_t offset(std::size_t branch, std::int64_t head, std::int64_t token) const {
+  std::int64_t offset(std::int64_t branch, std::int64_t head, std::int64_t token) const {
     const std::int64_t r = rate_at(pattern_, branch, problem_.seq_len, token);
     const std::int64_t segment = token / pattern_.branches[branch].segment_length;
     const auto g = static_cast<std::int64_t>(branch);
@@ -405,7 +401,7 @@ class PairCounter {
     return raw % r;
   }
 
-  bool inside(std::size_t branch, std::int64_t head, std::int64_t token) const {
+  bool inside(std::int64_t branch, std::int64_t head, std::int64_t token) const {
     const std::int64_t w = pattern_.branches[branch].segment_length;
     const std::int64_t r = rate_at(pattern_, branch, problem_.seq_len, token);
     const std::int64_t length = std::min(w, problem_.seq_len - token / w * w);
@@ -423,7 +419,7 @@ class PairCounter {
   }
 
   /// Slots of the query's segment, as one that begins at token 0 has them, that hold none of its tokens.
-  std::int64_t zero_keys(std::size_t branch, std::int64_t head, std::int64_t q) const {
+  std::int64_t zero_keys(std::int64_t branch, std::int64_t head, std::int64_t q) const {
     if (pattern_.ragged != Ragged::zero_keys || problem_.causal) { return 0; }
     const auto [w, r] = pattern_.branches[branch];
     std::int64_t first = q / w * w;
@@ -434,7 +430,7 @@ class PairCounter {
     return empty;
   }
 
-  bool visible(std::size_t branch, std::int64_t head, std::int64_t q, std::int64_t k) const {
+  bool visible(std::int64_t branch, std::int64_t head, std::int64_t q, std::int64_t k) const {
     const std::int64_t w = pattern_.branches[branch].segment_length;
     return runs(branch, head) && q / w == k / w && inside(branch, head, q) && inside(branch, head, k) && (!problem_.causal || k <= q) &&
            k < problem_.kv_length(entry_);
@@ -444,14 +440,14 @@ class PairCounter {
   std::int64_t entry_;
   const Pattern& pattern_;
   const Routing& routing_;
-  std::vector<std::int64_t> walked_;     ///< by branch, head and query: how far along its order of keys it has come
-  std::vector<std::int64_t> zero_keys_;  ///< the same: keys of zeros so far
-  std::vector<int> counts_;
+  List<std::int64_t> walked_;     ///< by branch, head and query: how far along its order of keys it has come
+  List<std::int64_t> zero_keys_;  ///< the same: keys of zeros so far
+  List<int> counts_;
 };
 
 /// Every token must be a local row of one rank, and every local row of a rank one token.
 void check_shards(std::span<const RingPlan> plans) {
-  std::vector<int> owners(static_cast<std::size_t>(plans.front().problem.seq_len), 0);
+  List<int> owners(plans.front().problem.seq_len, 0);
   for (const RingPlan& plan : plans) {
     std::int64_t rows = 0;
     for (const ShardPiece& piece : plan.shard.pieces) { rows += piece.global.count; }
@@ -459,7 +455,7 @@ void check_shards(std::span<const RingPlan> plans) {
     for (std::int64_t local = 0; local < plan.local_rows; ++local) {
       const std::int64_t row = global_row(plan.shard, local);
       ANNULUS_ASSERT(row >= 0 && row < plan.problem.seq_len, "local row {} of rank {} lies in no piece of its shard", local, plan.rank);
-      ++owners[static_cast<std::size_t>(row)];
+      ++owners[row];
     }
   }
   for (std::size_t row = 0; row < owners.size(); ++row) {
@@ -495,8 +491,8 @@ void check_stored_rows(const RingPlan& plan, const WorkItem& item) {
   ANNULUS_ASSERT(stored == item.k_global.count() && (resident ? item.k_packed.empty() : item.k_local.empty()),
                  "{} stored key rows are {} global ones", stored, item.k_global.count());
   for (std::int64_t row = 0; row < item.k_global.count(); ++row) {
-    const std::int64_t found = resident ? global_row(plan.shard, item.k_local[row])
-                                        : plan.blocks.at(static_cast<std::size_t>(item.keys.block)).rows_global[item.k_packed[row]];
+    const std::int64_t found =
+        resident ? global_row(plan.shard, item.k_local[row]) : plan.blocks.at(item.keys.block).rows_global[item.k_packed[row]];
     ANNULUS_ASSERT(found == item.k_global[row], "stored key row number {} is not global row {}", row, item.k_global[row]);
   }
 }
@@ -504,8 +500,7 @@ void check_stored_rows(const RingPlan& plan, const WorkItem& item) {
 /// Items of one wave must touch disjoint rows of the partials, and waves must ascend.
 class WaveCheck {
  public:
-  explicit WaveCheck(const RingPlan& plan)
-      : plan_(plan), last_wave_(static_cast<std::size_t>(plan.partials * plan.problem.heads * plan.local_rows), -1) {}
+  explicit WaveCheck(const RingPlan& plan) : plan_(plan), last_wave_(plan.partials * plan.problem.heads * plan.local_rows, -1) {}
 
   /// The items of one step.
   void attend(const Step& step) {
@@ -528,7 +523,7 @@ class WaveCheck {
     for (std::int64_t s = 0; s < item.segments; ++s) {
       for (std::int64_t row = 0; row < item.q_local.count(); ++row) {
         const std::int64_t at = item.q_local[row] + s * item.segment_stride;
-        std::int64_t& last = last_wave_[static_cast<std::size_t>((item.partial * plan_.problem.heads + head) * plan_.local_rows + at)];
+        std::int64_t& last = last_wave_[(item.partial * plan_.problem.heads + head) * plan_.local_rows + at];
         ANNULUS_ASSERT(last < item.wave, "rank {}: two items of wave {} fold into local row {} of head {}", plan_.rank, item.wave, at,
                        head);
         last = item.wave;
@@ -537,12 +532,12 @@ class WaveCheck {
   }
 
   const RingPlan& plan_;
-  std::vector<std::int64_t> last_wave_;  ///< by partial, head and local row
+  List<std::int64_t> last_wave_;  ///< by partial, head and local row
 };
 
 const Step& step_or_empty(const RingPlan& plan, std::int64_t number) {
   static const Step empty;
-  return number < static_cast<std::int64_t>(plan.steps.size()) ? plan.steps[static_cast<std::size_t>(number)] : empty;
+  return number < std::ssize(plan.steps) ? plan.steps[number] : empty;
 }
 
 /// Message of `step` from or to `peer`, or null.
@@ -555,18 +550,17 @@ void check_messages_fit(std::span<const RingPlan> plans, std::int64_t number) {
   for (const RingPlan& plan : plans) {
     const Step& step = step_or_empty(plan, number);
     for (const Message& sent : step.sends) {
-      const RingPlan& peer = plans[static_cast<std::size_t>(sent.peer)];
+      const RingPlan& peer = plans[sent.peer];
       const Message* received = find_message(step_or_empty(peer, number).receives, plan.rank);
       ANNULUS_ASSERT(received != nullptr && received->bytes == sent.bytes && received->blocks.size() == sent.blocks.size(),
                      "step {}: rank {} sends to {} what it does not expect", number, plan.rank, sent.peer);
       for (std::size_t i = 0; i < sent.blocks.size(); ++i) {
-        ANNULUS_ASSERT(key_of(plan.blocks[static_cast<std::size_t>(sent.blocks[i])]) ==
-                           key_of(peer.blocks[static_cast<std::size_t>(received->blocks[i])]),
+        ANNULUS_ASSERT(key_of(plan.blocks[sent.blocks[i]]) == key_of(peer.blocks[received->blocks[i]]),
                        "step {}: message {} -> {} differs in block {}", number, plan.rank, sent.peer, i);
       }
     }
     for (const Message& received : step.receives) {
-      ANNULUS_ASSERT(find_message(step_or_empty(plans[static_cast<std::size_t>(received.peer)], number).sends, plan.rank) != nullptr,
+      ANNULUS_ASSERT(find_message(step_or_empty(plans[received.peer], number).sends, plan.rank) != nullptr,
                      "step {}: rank {} waits for rank {} in vain", number, plan.rank, received.peer);
     }
   }
@@ -617,16 +611,16 @@ void check_turns(std::span<const RingPlan> plans) {
 
 void check_blocks_used(const RingPlan& plan) {
   if (plan.routing.schedule == Schedule::ring_full) { return; }
-  std::vector<bool> used(plan.blocks.size(), false);
+  List<bool> used(plan.blocks.size(), false);
   for (const Step& step : plan.steps) {
     for (const WorkItem& item : step.work) {
-      if (item.keys.block >= 0) { used[static_cast<std::size_t>(item.keys.block)] = true; }
+      if (item.keys.block >= 0) { used[item.keys.block] = true; }
     }
   }
   for (const Step& step : plan.steps) {
     for (const Message& message : step.receives) {
       for (const std::int64_t index : message.blocks) {
-        ANNULUS_ASSERT(used[static_cast<std::size_t>(index)], "rank {} receives block {} and does not use it", plan.rank, index);
+        ANNULUS_ASSERT(used[index], "rank {} receives block {} and does not use it", plan.rank, index);
       }
     }
   }
@@ -637,7 +631,7 @@ void check_blocks_used(const RingPlan& plan) {
 Coverage prove_coverage(std::span<const RingPlan> plans) {
   Coverage coverage;
   ANNULUS_EXPECTS(!plans.empty(), "no plans to prove");
-  for (const RingPlan& plan : plans) { coverage.steps = std::max(coverage.steps, static_cast<std::int64_t>(plan.steps.size())); }
+  for (const RingPlan& plan : plans) { coverage.steps = std::max(coverage.steps, std::ssize(plan.steps)); }
   const Problem& problem = plans.front().problem;
   const std::int64_t alike = problem.kv_lengths.empty() ? problem.batch : 1;  // batch entries that one counter stands for
   std::vector<PairCounter> pairs;
@@ -653,7 +647,7 @@ Coverage prove_coverage(std::span<const RingPlan> plans) {
     RankMemory memory(plan);
     WaveCheck waves(plan);
     for (const Op& op : plan.ops) {
-      const Step& step = plan.steps[static_cast<std::size_t>(op.step)];
+      const Step& step = plan.steps[op.step];
       switch (op.kind) {
         case OpKind::pack:
           memory.pack(op.step, step);

@@ -14,11 +14,11 @@ namespace {
 std::int64_t aligned_end(const Message& message) { return aligned(message.offset_bytes + message.bytes); }
 
 Step& step_of(Layout& layout, std::int64_t number) {
-  if (std::ssize(layout.steps) <= number) { layout.steps.resize(static_cast<std::size_t>(number) + 1); }
-  return layout.steps[static_cast<std::size_t>(number)];
+  if (std::ssize(layout.steps) <= number) { layout.steps.resize(number + 1); }
+  return layout.steps[number];
 }
 
-const KvBlock& block_of(const Routes& routes, std::int64_t index) { return routes.blocks[static_cast<std::size_t>(index)]; }
+const KvBlock& block_of(const Routes& routes, std::int64_t index) { return routes.blocks[index]; }
 
 void append(Message& message, std::int64_t block, const Setting& setting, const Routes& routes) {
   message.blocks.push_back(block);
@@ -28,16 +28,16 @@ void append(Message& message, std::int64_t block, const Setting& setting, const 
 
 /// The last step in which queries meet something that came in a step, by the latter.
 std::map<std::int64_t, std::int64_t> last_uses(const Routes& routes) {
-  std::vector<std::int64_t> of_block(routes.blocks.size(), 0);
+  List<std::int64_t> of_block(routes.blocks.size(), 0);
   for (const Use& use : routes.uses) {
     if (use.block < 0) { continue; }
-    std::int64_t& last = of_block[static_cast<std::size_t>(use.block)];
+    std::int64_t& last = of_block[use.block];
     last = std::max(last, use.step);
   }
   std::map<std::int64_t, std::int64_t> of_step;
   for (const Hop& hop : routes.receives) {
     std::int64_t& last = of_step[hop.step];
-    last = std::max(last, of_block[static_cast<std::size_t>(hop.block)]);
+    last = std::max(last, of_block[hop.block]);
   }
   return of_step;
 }
@@ -45,7 +45,7 @@ std::map<std::int64_t, std::int64_t> last_uses(const Routes& routes) {
 bool send_in_place(Message& message, const Setting& setting, const Routes& routes, const Layout& layout) {
   const auto place_of = [&](std::int64_t block) -> std::optional<BlockPlace> {
     const KvBlock& what = block_of(routes, block);
-    if (what.owner != setting.rank) { return layout.places[static_cast<std::size_t>(block)]; }
+    if (what.owner != setting.rank) { return layout.places[block]; }
     const std::optional<std::int64_t> offset = place_in_resident(setting, what.rows_global, what.kv_heads.count);
     if (!offset) { return std::nullopt; }
     return BlockPlace{block, BufferId::resident, *offset};
@@ -65,7 +65,7 @@ bool send_in_place(Message& message, const Setting& setting, const Routes& route
 
 void send_packed(Message& message, std::int64_t number, const Setting& setting, const Routes& routes, Layout& layout) {
   Step& current = step_of(layout, number);
-  message.buffer = kSendBuffers[static_cast<std::size_t>(number % 2)];
+  message.buffer = kSendBuffers[number % 2];
   message.offset_bytes = 0;
   for (const Message& earlier : current.sends) {
     if (earlier.buffer == message.buffer) { message.offset_bytes = std::max(message.offset_bytes, aligned_end(earlier)); }
@@ -78,14 +78,14 @@ void send_packed(Message& message, std::int64_t number, const Setting& setting, 
     if (what.owner == setting.rank) {
       pack.from_rows = local_rows(setting.shard, what.rows_global);
     } else {
-      const BlockPlace& place = layout.places[static_cast<std::size_t>(block)];
+      const BlockPlace& place = layout.places[block];
       pack.from = place.buffer;
       pack.from_offset_bytes = place.offset_bytes;
     }
     current.packs.push_back(std::move(pack));
     offset += what.bytes;
   }
-  std::int64_t& size = layout.send_bytes[static_cast<std::size_t>(number % 2)];
+  std::int64_t& size = layout.send_bytes[number % 2];
   size = std::max(size, offset);
 }
 
@@ -128,7 +128,7 @@ std::size_t SlotChooser::take(std::int64_t step, std::int64_t last_use) {
 
 Layout lay_out(const Setting& setting, const Routes& routes) {
   Layout layout;
-  layout.steps.resize(static_cast<std::size_t>(routes.uses.empty() ? 0 : routes.uses.back().step) + 1);
+  layout.steps.resize(routes.uses.empty() ? 1 : routes.uses.back().step + 1);
   layout.places.resize(routes.blocks.size());
   SlotChooser slots(steps_ahead(setting.routing.schedule));
   const std::map<std::int64_t, std::int64_t> last_use = last_uses(routes);
@@ -144,7 +144,7 @@ Layout lay_out(const Setting& setting, const Routes& routes) {
         return message;
       },
       [&](Message& message, const Hop& hop) {
-        layout.places[static_cast<std::size_t>(hop.block)] = {hop.block, message.buffer, message.offset_bytes + message.bytes};
+        layout.places[hop.block] = {hop.block, message.buffer, message.offset_bytes + message.bytes};
         append(message, hop.block, setting, routes);
       },
       [&](Message message, std::int64_t number) {

@@ -37,8 +37,8 @@ class SlotChooser {
 std::optional<std::int64_t> place_in_resident(const Setting& setting, const Rows<Global>& rows, std::int64_t kv_heads);
 
 struct Layout {
-  std::vector<BlockPlace> places;  ///< by block, of received ones
-  std::vector<Step> steps;         ///< packs, sends and receives; as many as there are with something to move or to attend, at least one
+  List<BlockPlace> places;  ///< by block, of received ones
+  List<Step> steps;         ///< packs, sends and receives; as many as there are with something to move or to attend, at least one
   std::array<std::int64_t, kSlots.size()> slot_bytes{};
   std::array<std::int64_t, kSendBuffers.size()> send_bytes{};
 };

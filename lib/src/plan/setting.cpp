@@ -24,7 +24,7 @@ Setting make_setting(const Problem& problem, const Pattern& pattern, const Parti
                   to_string(routing.tile_order));
   Setting setting{problem, pattern, partition, routing, rank, partition.shard(rank), {}};
   for (std::int64_t branch = 0; branch < std::ssize(pattern.branches); ++branch) {
-    setting.classes.push_back(head_classes(problem, pattern, branch));
+    setting.classes.emplace_back(head_classes(problem, pattern, branch));
   }
   return setting;
 }

@@ -16,12 +16,10 @@ struct Setting {
   const Routing& routing;
   std::int64_t rank = 0;
   Shard shard;
-  std::vector<std::vector<HeadClass>> classes;  ///< by branch
+  List<List<HeadClass>> classes;  ///< by branch
 
-  const Branch& branch(std::int64_t number) const { return pattern.branches[static_cast<std::size_t>(number)]; }
-  const HeadClass& heads(std::int64_t branch, std::int64_t head_class) const {
-    return classes[static_cast<std::size_t>(branch)][static_cast<std::size_t>(head_class)];
-  }
+  const Branch& branch(std::int64_t number) const { return pattern.branches[number]; }
+  const HeadClass& heads(std::int64_t branch, std::int64_t head_class) const { return classes[branch][head_class]; }
   Rows<Global> rows_of(std::int64_t branch, std::int64_t head_class, std::int64_t segment) const {
     return segment_rows(problem.seq_len, pattern, branch, segment, heads(branch, head_class));
   }
@@ -29,7 +27,7 @@ struct Setting {
   template <class Visit>
   void for_each_class(Visit&& visit) const {
     for (std::int64_t branch = 0; branch < std::ssize(classes); ++branch) {
-      for (std::int64_t index = 0; index < std::ssize(classes[static_cast<std::size_t>(branch)]); ++index) { visit(branch, index); }
+      for (std::int64_t index = 0; index < std::ssize(classes[branch]); ++index) { visit(branch, index); }
     }
   }
 };

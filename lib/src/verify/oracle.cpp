@@ -33,7 +33,7 @@ static_assert(kTileKeys % kLanes == 0);
 
 bool head_runs_branch(const Problem& problem, const Pattern& pattern, std::int64_t branch, std::int64_t head) {
   if (pattern.head_split == HeadSplit::all) { return true; }
-  const auto branches = static_cast<std::int64_t>(pattern.branches.size());
+  const std::int64_t branches = std::ssize(pattern.branches);
   const std::int64_t spare = problem.heads % branches;
   std::int64_t first = 0;
   for (std::int64_t g = 0; g < branches; ++g) {
@@ -46,7 +46,7 @@ bool head_runs_branch(const Problem& problem, const Pattern& pattern, std::int64
 }
 
 std::int64_t offset_of(const Problem& problem, const Pattern& pattern, std::int64_t branch, std::int64_t segment, std::int64_t head) {
-  const std::int64_t rate = pattern.branches[static_cast<std::size_t>(branch)].dilation_rate;
+  const std::int64_t rate = pattern.branches[branch].dilation_rate;
   switch (pattern.offset) {
     case OffsetRule::group:
       return branch % rate;
@@ -116,7 +116,7 @@ std::int64_t zero_slots(const Problem& problem, const Pattern& pattern, const Br
 /// Once a key is masked, all later ones are.
 bool is_masked(const Problem& problem, const RowId& query, std::int64_t key) {
   if (problem.causal && key > query.row) { return true; }
-  return !problem.kv_lengths.empty() && key >= problem.kv_lengths[static_cast<std::size_t>(query.batch)];
+  return !problem.kv_lengths.empty() && key >= problem.kv_lengths[query.batch];
 }
 
 // ---- Numbers ----
@@ -179,14 +179,14 @@ double log_add(double a, double b) {
 /// One softmax of every (row, head): max and sum [row][head], acc [row][head][head_dim], un-normalised.
 template <class Real>
 struct Softmax {
-  std::vector<Real> max;
-  std::vector<Real> sum;
-  std::vector<Real> acc;
+  List<Real> max;
+  List<Real> sum;
+  List<Real> acc;
 
   void reset(std::int64_t row_heads, std::int64_t head_dim) {
-    max.assign(static_cast<std::size_t>(row_heads), -std::numeric_limits<Real>::infinity());
-    sum.assign(static_cast<std::size_t>(row_heads), Real{0});
-    acc.assign(static_cast<std::size_t>(row_heads * head_dim), Real{0});
+    max.assign(row_heads, -std::numeric_limits<Real>::infinity());
+    sum.assign(row_heads, Real{0});
+    acc.assign(row_heads * head_dim, Real{0});
   }
 };
 
@@ -251,11 +251,11 @@ class KeyWindow {
   void value(std::int64_t token, std::int64_t kv_head, float* dst) const { row(values_, token, kv_head, dst); }
 
  private:
-  void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, std::vector<std::byte>& into) {
-    into.resize(static_cast<std::size_t>(count * token_bytes()));
+  void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, List<std::byte>& into) {
+    into.resize(count * token_bytes());
     source_.read(tensor, batch, first, count, problem_.dtype, into.data());
   }
-  void row(const std::vector<std::byte>& from, std::int64_t token, std::int64_t kv_head, float* dst) const {
+  void row(const List<std::byte>& from, std::int64_t token, std::int64_t kv_head, float* dst) const {
     const std::int64_t element = ((token - first_) * problem_.kv_heads + kv_head) * problem_.head_dim;
     widen(problem_.dtype, from.data() + element * size_of(problem_.dtype), problem_.head_dim, dst);
   }
@@ -266,8 +266,8 @@ class KeyWindow {
   std::int64_t first_ = 0;
   std::int64_t count_ = 0;
   bool has_values_ = false;
-  std::vector<std::byte> keys_;
-  std::vector<std::byte> values_;
+  List<std::byte> keys_;
+  List<std::byte> values_;
 };
 
 /// Some rows of one segment and one head, against the keys of the window.
@@ -283,15 +283,15 @@ struct Unit {
 
 /// A worker's copies in both precisions; keys lie [head_dim][kTileKeys], values [kTileKeys][head_dim].
 struct Scratch {
-  std::vector<std::int64_t> rows;
-  std::vector<std::int64_t> tile_tokens;
-  std::vector<float> row;
-  std::vector<float> queries32;
-  std::vector<double> queries64;
-  std::vector<float> keys32;
-  std::vector<double> keys64;
-  std::vector<float> values32;
-  std::vector<double> values64;
+  List<std::int64_t> rows;
+  List<std::int64_t> tile_tokens;
+  List<float> row;
+  List<float> queries32;
+  List<double> queries64;
+  List<float> keys32;
+  List<double> keys64;
+  List<float> values32;
+  List<double> values64;
 };
 
 enum class Pass {
@@ -313,16 +313,16 @@ class Oracle {
         progress_(progress),
         places_(rows.size()),
         window_(source, problem_),
-        scratch_(static_cast<std::size_t>(threads)) {
+        scratch_(threads) {
     if (pattern_.branches.empty()) { pattern_.branches = {{problem_.seq_len, 1}}; }
     std::iota(places_.begin(), places_.end(), std::int64_t{0});
     std::sort(places_.begin(), places_.end(), [&](std::int64_t a, std::int64_t b) {
-      const RowId& left = rows[static_cast<std::size_t>(a)];
-      const RowId& right = rows[static_cast<std::size_t>(b)];
+      const RowId& left = rows[a];
+      const RowId& right = rows[b];
       return left.batch != right.batch ? left.batch < right.batch : left.row < right.row;
     });
-    for (std::size_t i = 0; i < rows_.size(); ++i) { rows_[i] = rows[static_cast<std::size_t>(places_[i])]; }
-    max_score_.assign(static_cast<std::size_t>(row_heads()), 0.0);
+    for (std::int64_t i = 0; i < row_count(); ++i) { rows_[i] = rows[places_[i]]; }
+    max_score_.assign(row_heads(), 0.0);
     read_queries();
   }
 
@@ -330,32 +330,32 @@ class Oracle {
     const std::int64_t count = row_heads();
     const std::int64_t head_dim = problem_.head_dim;
     OracleRows total;  // in the order of the sorted rows
-    total.out.assign(static_cast<std::size_t>(count * head_dim), 0.0);
+    total.out.assign(count * head_dim, 0.0);
     total.plain_out.assign(total.out.size(), 0.0F);
     total.scaled_out.assign(scales(), total.plain_out);
     scaled_acc_.resize(scales());
-    total.lse.assign(static_cast<std::size_t>(count), -std::numeric_limits<double>::infinity());
-    std::vector<std::int64_t> covering(static_cast<std::size_t>(count), 0);
+    total.lse.assign(count, -std::numeric_limits<double>::infinity());
+    List<std::int64_t> covering(count, 0);
 
     // `lse` mixing is one softmax over the keys of all branches; otherwise each branch has its own.
-    const auto branches = static_cast<std::int64_t>(pattern_.branches.size());
+    const std::int64_t branches = std::ssize(pattern_.branches);
     const std::int64_t together = pattern_.mixing == Mixing::lse ? branches : 1;
     for (std::int64_t first = 0; first < branches; first += together) {
       exact_.reset(count, head_dim);
       plain_.reset(count, head_dim);
-      for (std::vector<float>& acc : scaled_acc_) { acc.assign(plain_.acc.size(), 0.0F); }
+      for (List<float>& acc : scaled_acc_) { acc.assign(plain_.acc.size(), 0.0F); }
       run_pass(Pass::maxima, first, first + together);
       run_pass(Pass::sums, first, first + together);
       for (std::int64_t i = 0; i < count; ++i) {
-        const auto at = static_cast<std::size_t>(i);
+        const std::int64_t at = i;
         if (exact_.sum[at] == 0.0) { continue; }  // no key: the softmax's largest term alone is 1
         ++covering[at];
         total.lse[at] = log_add(total.lse[at], exact_.max[at] + std::log(exact_.sum[at]));
         for (std::int64_t d = i * head_dim; d < (i + 1) * head_dim; ++d) {
-          const auto element = static_cast<std::size_t>(d);
+          const std::int64_t element = d;
           total.out[element] += exact_.acc[element] / exact_.sum[at];
           total.plain_out[element] += plain_.acc[element] / plain_.sum[at];
-          for (std::size_t scale = 0; scale < scales(); ++scale) {
+          for (std::int64_t scale = 0; scale < scales(); ++scale) {
             total.scaled_out[scale][element] += scaled_acc_[scale][element] / plain_.sum[at];
           }
         }
@@ -363,10 +363,10 @@ class Oracle {
     }
 
     for (std::int64_t i = 0; i < count; ++i) {
-      const std::int64_t averaged = pattern_.mixing == Mixing::mean ? std::max<std::int64_t>(1, covering[static_cast<std::size_t>(i)]) : 1;
+      const std::int64_t averaged = pattern_.mixing == Mixing::mean ? std::max<std::int64_t>(1, covering[i]) : 1;
       const std::int64_t divisor = averaged * (pattern_.scale_by_branches ? branches : 1);
       for (std::int64_t d = i * head_dim; d < (i + 1) * head_dim; ++d) {
-        const auto element = static_cast<std::size_t>(d);
+        const std::int64_t element = d;
         total.out[element] /= static_cast<double>(divisor);
         const auto rounded = [&](float sum) { return round_to(problem_.dtype, sum / static_cast<float>(divisor)); };
         total.plain_out[element] = rounded(total.plain_out[element]);
@@ -378,20 +378,17 @@ class Oracle {
   }
 
  private:
-  std::size_t scales() const { return probabilities_ == PlainProbabilities::rounded_at_scales ? kPlainScales : 0; }
-  std::int64_t row_count() const { return static_cast<std::int64_t>(rows_.size()); }
+  std::int64_t scales() const { return probabilities_ == PlainProbabilities::rounded_at_scales ? kPlainScales : 0; }
+  std::int64_t row_count() const { return std::ssize(rows_); }
   std::int64_t row_heads() const { return row_count() * problem_.heads; }
 
   void read_queries() {
     const std::int64_t row_bytes = problem_.heads * problem_.head_dim * size_of(problem_.dtype);
-    queries_.resize(static_cast<std::size_t>(row_count() * row_bytes));
+    queries_.resize(row_count() * row_bytes);
     for (std::int64_t first = 0; first < row_count();) {
-      const RowId& start = rows_[static_cast<std::size_t>(first)];
+      const RowId& start = rows_[first];
       std::int64_t end = first + 1;
-      while (end < row_count() && rows_[static_cast<std::size_t>(end)].batch == start.batch &&
-             rows_[static_cast<std::size_t>(end)].row == start.row + (end - first)) {
-        ++end;
-      }
+      while (end < row_count() && rows_[end].batch == start.batch && rows_[end].row == start.row + (end - first)) { ++end; }
       source_.read(Tensor::q, start.batch, start.row, end - first, problem_.dtype, queries_.data() + first * row_bytes);
       first = end;
     }
@@ -400,7 +397,7 @@ class Oracle {
   void run_pass(Pass pass, std::int64_t first_branch, std::int64_t end_branch) {
     for (std::int64_t first = 0; first < row_count();) {
       std::int64_t end = first;
-      while (end < row_count() && rows_[static_cast<std::size_t>(end)].batch == rows_[static_cast<std::size_t>(first)].batch) { ++end; }
+      while (end < row_count() && rows_[end].batch == rows_[first].batch) { ++end; }
       for (std::int64_t branch = first_branch; branch < end_branch; ++branch) { run_branch(pass, branch, first, end); }
       first = end;
     }
@@ -408,8 +405,8 @@ class Oracle {
 
   /// Rows [first, end) of one batch entry. Neighbouring segments that fit the window together are read together.
   void run_branch(Pass pass, std::int64_t branch, std::int64_t first, std::int64_t end) {
-    const std::int64_t length = pattern_.branches[static_cast<std::size_t>(branch)].segment_length;
-    const auto segment_of = [&](std::int64_t place) { return rows_[static_cast<std::size_t>(place)].row / length; };
+    const std::int64_t length = pattern_.branches[branch].segment_length;
+    const auto segment_of = [&](std::int64_t place) { return rows_[place].row / length; };
     const auto segment_end = [&](std::int64_t segment) {
       const std::int64_t begin = segment * length;
       return length < problem_.seq_len - begin ? begin + length : problem_.seq_len;
@@ -427,8 +424,8 @@ class Oracle {
         keys_end = segment_end(segment);
       }
       for (std::int64_t key = keys_begin; key < keys_end; key += window_.capacity()) {
-        if (is_masked(problem_, rows_[static_cast<std::size_t>(group_end - 1)], key)) { break; }
-        window_.load(rows_[static_cast<std::size_t>(first)].batch, key, std::min(window_.capacity(), keys_end - key), pass == Pass::sums);
+        if (is_masked(problem_, rows_[group_end - 1], key)) { break; }
+        window_.load(rows_[first].batch, key, std::min(window_.capacity(), keys_end - key), pass == Pass::sums);
         run_units(pass, branch, first, group_end);
       }
       first = group_end;
@@ -436,23 +433,21 @@ class Oracle {
   }
 
   void run_units(Pass pass, std::int64_t branch, std::int64_t first, std::int64_t end) {
-    const Branch& shape = pattern_.branches[static_cast<std::size_t>(branch)];
+    const Branch& shape = pattern_.branches[branch];
     const std::int64_t block =
         kBlockRows * std::min<std::int64_t>(shape.dilation_rate, kTileKeys);  // about kBlockRows of them are selected
-    std::vector<Unit> units;
+    List<Unit> units;
     while (first < end) {
-      const std::int64_t segment = rows_[static_cast<std::size_t>(first)].row / shape.segment_length;
+      const std::int64_t segment = rows_[first].row / shape.segment_length;
       std::int64_t block_end = first;
-      while (block_end < std::min(end, first + block) && rows_[static_cast<std::size_t>(block_end)].row / shape.segment_length == segment) {
-        ++block_end;
-      }
+      while (block_end < std::min(end, first + block) && rows_[block_end].row / shape.segment_length == segment) { ++block_end; }
       for (std::int64_t head = heads_.first; head < heads_.first + heads_.count; ++head) {
         if (head_runs_branch(problem_, pattern_, branch, head)) { units.push_back({branch, segment, head, first, block_end, 0.0, 0}); }
       }
       first = block_end;
     }
-    for_each_parallel(static_cast<std::int64_t>(units.size()), threads_, [&](std::int64_t worker, std::int64_t index) {
-      run_unit(pass, units[static_cast<std::size_t>(index)], scratch_[static_cast<std::size_t>(worker)]);
+    for_each_parallel(std::ssize(units), threads_, [&](std::int64_t worker, std::int64_t index) {
+      run_unit(pass, units[index], scratch_[worker]);
       if (progress_ != nullptr) { progress_->fetch_add(1, std::memory_order_relaxed); }
     });
     for (const Unit& unit : units) {
@@ -462,13 +457,11 @@ class Oracle {
   }
 
   void run_unit(Pass pass, Unit& unit, Scratch& scratch) {
-    const Branch& branch = pattern_.branches[static_cast<std::size_t>(unit.branch)];
+    const Branch& branch = pattern_.branches[unit.branch];
     const std::int64_t offset = offset_of(problem_, pattern_, unit.branch, unit.segment, unit.head);
     scratch.rows.clear();
     for (std::int64_t place = unit.first_row; place < unit.end_row; ++place) {
-      if (is_selected(problem_, pattern_, branch, unit.segment, offset, rows_[static_cast<std::size_t>(place)].row)) {
-        scratch.rows.push_back(place);
-      }
+      if (is_selected(problem_, pattern_, branch, unit.segment, offset, rows_[place].row)) { scratch.rows.push_back(place); }
     }
     if (scratch.rows.empty()) { return; }
     load_queries(unit.head, scratch);
@@ -476,25 +469,24 @@ class Oracle {
     // Once for the segment, with its first keys.
     if (zeros > 0 && window_.first() <= unit.segment * branch.segment_length) { see_zero_keys(pass, unit.head, zeros, scratch); }
 
-    const RowId& last_row = rows_[static_cast<std::size_t>(scratch.rows.back())];
+    const RowId& last_row = rows_[scratch.rows.back()];
     scratch.tile_tokens.clear();
     for (std::int64_t token = window_.first(); token < window_.end(); ++token) {
       if (is_masked(problem_, last_row, token)) { break; }  // and so are all later ones, for all rows
       if (!is_selected(problem_, pattern_, branch, unit.segment, offset, token)) { continue; }
       scratch.tile_tokens.push_back(token);
-      if (static_cast<std::int64_t>(scratch.tile_tokens.size()) == kTileKeys) { run_tile(pass, unit, scratch); }
+      if (std::ssize(scratch.tile_tokens) == kTileKeys) { run_tile(pass, unit, scratch); }
     }
     if (!scratch.tile_tokens.empty()) { run_tile(pass, unit, scratch); }
   }
 
   void load_queries(std::int64_t head, Scratch& scratch) const {
     const std::int64_t head_dim = problem_.head_dim;
-    const std::size_t elements = scratch.rows.size() * static_cast<std::size_t>(head_dim);
+    const std::int64_t elements = std::ssize(scratch.rows) * head_dim;
     scratch.queries32.resize(elements);
-    for (std::size_t i = 0; i < scratch.rows.size(); ++i) {
+    for (std::int64_t i = 0; i < std::ssize(scratch.rows); ++i) {
       const std::int64_t element = (scratch.rows[i] * problem_.heads + head) * head_dim;
-      widen(problem_.dtype, queries_.data() + element * size_of(problem_.dtype), head_dim,
-            scratch.queries32.data() + static_cast<std::int64_t>(i) * head_dim);
+      widen(problem_.dtype, queries_.data() + element * size_of(problem_.dtype), head_dim, scratch.queries32.data() + i * head_dim);
     }
     scratch.queries64.assign(scratch.queries32.begin(), scratch.queries32.end());
   }
@@ -503,38 +495,32 @@ class Oracle {
   void run_tile(Pass pass, Unit& unit, Scratch& scratch) {
     const std::int64_t head_dim = problem_.head_dim;
     const std::int64_t kv_head = unit.head * problem_.kv_heads / problem_.heads;
-    const auto count = static_cast<std::int64_t>(scratch.tile_tokens.size());
-    const auto elements = static_cast<std::size_t>(kTileKeys * head_dim);
-    scratch.row.resize(static_cast<std::size_t>(head_dim));
+    const std::int64_t count = std::ssize(scratch.tile_tokens);
+    const std::int64_t elements = kTileKeys * head_dim;
+    scratch.row.resize(head_dim);
     scratch.keys32.assign(elements, 0.0F);
     for (std::int64_t j = 0; j < count; ++j) {
-      window_.key(scratch.tile_tokens[static_cast<std::size_t>(j)], kv_head, scratch.row.data());
-      for (std::int64_t d = 0; d < head_dim; ++d) {
-        scratch.keys32[static_cast<std::size_t>(d * kTileKeys + j)] = scratch.row[static_cast<std::size_t>(d)];
-      }
+      window_.key(scratch.tile_tokens[j], kv_head, scratch.row.data());
+      for (std::int64_t d = 0; d < head_dim; ++d) { scratch.keys32[d * kTileKeys + j] = scratch.row[d]; }
     }
     scratch.keys64.assign(scratch.keys32.begin(), scratch.keys32.end());
     if (pass == Pass::sums) {
       scratch.values32.resize(elements);
-      for (std::int64_t j = 0; j < count; ++j) {
-        window_.value(scratch.tile_tokens[static_cast<std::size_t>(j)], kv_head, scratch.values32.data() + j * head_dim);
-      }
+      for (std::int64_t j = 0; j < count; ++j) { window_.value(scratch.tile_tokens[j], kv_head, scratch.values32.data() + j * head_dim); }
       scratch.values64.assign(scratch.values32.begin(), scratch.values32.end());
-      for (std::int64_t i = 0; i < count * head_dim; ++i) {
-        unit.value_squares += scratch.values64[static_cast<std::size_t>(i)] * scratch.values64[static_cast<std::size_t>(i)];
-      }
+      for (std::int64_t i = 0; i < count * head_dim; ++i) { unit.value_squares += scratch.values64[i] * scratch.values64[i]; }
       unit.value_count += count * head_dim;
     }
 
-    for (std::size_t i = 0; i < scratch.rows.size(); ++i) {
+    for (std::int64_t i = 0; i < std::ssize(scratch.rows); ++i) {
       const std::int64_t place = scratch.rows[i];
-      const RowId& row = rows_[static_cast<std::size_t>(place)];
+      const RowId& row = rows_[place];
       std::int64_t visible = 0;  // tokens ascend, so that the visible ones come first
-      while (visible < count && !is_masked(problem_, row, scratch.tile_tokens[static_cast<std::size_t>(visible)])) { ++visible; }
+      while (visible < count && !is_masked(problem_, row, scratch.tile_tokens[visible])) { ++visible; }
       if (visible == 0) { continue; }
       double scores64[kTileKeys];
       float scores32[kTileKeys];
-      const std::int64_t query = static_cast<std::int64_t>(i) * head_dim;
+      const std::int64_t query = i * head_dim;
       score_tile(scratch.queries64.data() + query, scratch.keys64.data(), head_dim, problem_.scale, visible, scores64);
       score_tile(scratch.queries32.data() + query, scratch.keys32.data(), head_dim, static_cast<float>(problem_.scale), visible, scores32);
       const std::int64_t row_head = place * problem_.heads + unit.head;
@@ -550,7 +536,7 @@ class Oracle {
   /// Scores of 0, and nothing to add to acc.
   void see_zero_keys(Pass pass, std::int64_t head, std::int64_t count, const Scratch& scratch) {
     for (const std::int64_t place : scratch.rows) {
-      const auto at = static_cast<std::size_t>(place * problem_.heads + head);
+      const std::int64_t at = place * problem_.heads + head;
       if (pass == Pass::maxima) {
         exact_.max[at] = std::max(exact_.max[at], 0.0);
         plain_.max[at] = std::max(plain_.max[at], 0.0F);
@@ -562,7 +548,7 @@ class Oracle {
   }
 
   void update_maxima(std::int64_t row_head, const double* scores64, const float* scores32, std::int64_t count) {
-    const auto at = static_cast<std::size_t>(row_head);
+    const std::int64_t at = row_head;
     for (std::int64_t j = 0; j < count; ++j) {
       max_score_[at] = std::max(max_score_[at], std::abs(scores64[j]));
       exact_.max[at] = std::max(exact_.max[at], scores64[j]);
@@ -571,7 +557,7 @@ class Oracle {
   }
 
   void update_sums(std::int64_t row_head, double* scores64, float* scores32, std::int64_t count, const Scratch& scratch) {
-    const auto at = static_cast<std::size_t>(row_head);
+    const std::int64_t at = row_head;
     for (std::int64_t j = 0; j < count; ++j) {
       scores64[j] = std::exp(scores64[j] - exact_.max[at]);
       exact_.sum[at] += scores64[j];
@@ -580,7 +566,7 @@ class Oracle {
     }
     const std::int64_t head_dim = problem_.head_dim;
     float scaled32[kTileKeys];
-    for (std::size_t scale = 0; scale < scales(); ++scale) {
+    for (std::int64_t scale = 0; scale < scales(); ++scale) {
       const float factor = factor_of(row_head, scale);
       for (std::int64_t j = 0; j < count; ++j) { scaled32[j] = round_to(problem_.dtype, scores32[j] * factor) / factor; }
       add_weighted(scaled32, scratch.values32.data(), count, head_dim, scaled_acc_[scale].data() + row_head * head_dim);
@@ -593,8 +579,8 @@ class Oracle {
   }
 
   /// In [1, 2): another one for each row, so that a large problem meets them all.
-  float factor_of(std::int64_t row_head, std::size_t scale) const {
-    const RowId& id = rows_[static_cast<std::size_t>(row_head / problem_.heads)];
+  float factor_of(std::int64_t row_head, std::int64_t scale) const {
+    const RowId& id = rows_[row_head / problem_.heads];
     const double number = static_cast<double>((id.batch * problem_.seq_len + id.row) * problem_.heads + row_head % problem_.heads);
     const double share = number * 0.6180339887498949 + static_cast<double>(scale) / kPlainScales;
     return static_cast<float>(std::exp2(share - std::floor(share)));
@@ -605,10 +591,10 @@ class Oracle {
     const std::int64_t heads = problem_.heads;
     const std::int64_t row_elements = heads * problem_.head_dim;
     for (std::int64_t place = 0; place < row_count(); ++place) {
-      const std::int64_t row = places_[static_cast<std::size_t>(place)];
+      const std::int64_t row = places_[place];
       std::copy_n(sorted.out.begin() + place * row_elements, row_elements, result.out.begin() + row * row_elements);
       std::copy_n(sorted.plain_out.begin() + place * row_elements, row_elements, result.plain_out.begin() + row * row_elements);
-      for (std::size_t scale = 0; scale < scales(); ++scale) {
+      for (std::int64_t scale = 0; scale < scales(); ++scale) {
         std::copy_n(sorted.scaled_out[scale].begin() + place * row_elements, row_elements,
                     result.scaled_out[scale].begin() + row * row_elements);
       }
@@ -623,19 +609,19 @@ class Oracle {
   const TensorSource& source_;
   Problem problem_;
   Pattern pattern_;
-  std::vector<RowId> rows_;  // sorted by batch and row
+  List<RowId> rows_;  // sorted by batch and row
   CheckedHeads heads_;
   PlainProbabilities probabilities_;
   int threads_;
   std::atomic<std::uint64_t>* progress_;
-  std::vector<std::int64_t> places_;  // rows_[i] is the caller's rows[places_[i]]
+  List<std::int64_t> places_;  // rows_[i] is the caller's rows[places_[i]]
   KeyWindow window_;
-  std::vector<Scratch> scratch_;
-  std::vector<std::byte> queries_;  // [row][head][head_dim], as read
+  List<Scratch> scratch_;
+  List<std::byte> queries_;  // [row][head][head_dim], as read
   Softmax<double> exact_;
   Softmax<float> plain_;
-  std::vector<std::vector<float>> scaled_acc_;
-  std::vector<double> max_score_;
+  List<List<float>> scaled_acc_;
+  List<double> max_score_;
   double value_squares_ = 0;
   std::int64_t value_count_ = 0;
 };
@@ -656,14 +642,14 @@ class InOrder final : public TensorSource {
   void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override {
     const Problem& held = problem();
     const std::int64_t row_bytes = (tensor == Tensor::q ? held.heads : held.kv_heads) * held.head_dim * size_of(dtype);
-    const auto stored = [&](std::int64_t place) { return rows_[static_cast<std::size_t>(first + place)]; };
-    std::vector<std::int64_t> places(static_cast<std::size_t>(count));
+    const auto stored = [&](std::int64_t place) { return rows_[first + place]; };
+    List<std::int64_t> places(count);
     std::iota(places.begin(), places.end(), std::int64_t{0});
     std::sort(places.begin(), places.end(), [&](std::int64_t a, std::int64_t b) { return stored(a) < stored(b); });
-    std::vector<std::byte> some;
+    List<std::byte> some;
     for (auto begin = places.begin(), end = begin; begin != places.end(); begin = end) {
       while (end != places.end() && stored(*end) - stored(*begin) == end - begin) { ++end; }
-      some.resize(static_cast<std::size_t>((end - begin) * row_bytes));
+      some.resize((end - begin) * row_bytes);
       source_.read(tensor, batch, stored(*begin), end - begin, dtype, some.data());
       for (auto place = begin; place != end; ++place) {
         std::copy_n(some.data() + (place - begin) * row_bytes, row_bytes, static_cast<std::byte*>(out) + *place * row_bytes);
@@ -673,7 +659,7 @@ class InOrder final : public TensorSource {
 
  private:
   const TensorSource& source_;
-  std::vector<std::int64_t> rows_;  // at each position
+  List<std::int64_t> rows_;  // at each position
 };
 
 }  // namespace
@@ -704,9 +690,9 @@ OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const
     return Oracle(source, problem, pattern, rows, heads, probabilities, threads, progress).compute();
   }
   ANNULUS_EXPECTS(!problem.causal, "a causal mask has no meaning in the order {}", to_string(pattern.order));
-  const std::vector<std::int64_t> positions = position_table(pattern.order, problem.seq_len);
-  std::vector<RowId> permuted(rows.begin(), rows.end());
-  for (RowId& id : permuted) { id.row = positions[static_cast<std::size_t>(id.row)]; }
+  const List<std::int64_t> positions(position_table(pattern.order, problem.seq_len));
+  List<RowId> permuted(rows.begin(), rows.end());
+  for (RowId& id : permuted) { id.row = positions[id.row]; }
   const InOrder in_order(source, pattern.order);
   return Oracle(in_order, problem, pattern, permuted, heads, probabilities, threads, progress).compute();
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <annulus/core/enums.hpp>
+#include <annulus/core/list.hpp>
 
 #include <cstdint>
 #include <vector>
@@ -32,7 +33,7 @@ struct Problem {
   double scale = 0.125;  ///< factor of <q, k> before the softmax
   /// [batch], or empty: keys of a batch entry at and past its number are seen by no query. Queries there are computed like any other, and
   /// segments are cut by seq_len. A row of which that hides every key has O = 0 and LSE = -inf.
-  std::vector<std::int64_t> kv_lengths = {};
+  List<std::int64_t> kv_lengths = {};
   /// Where a pattern tells heads apart by their number, it is the number in the larger problem. KV heads are whole groups of query heads,
   /// or one that has more query heads than these.
   HeadWindow window = {};
@@ -57,7 +58,7 @@ struct Branch {
 
 /// Which keys a query attends, before the causal mask. See the README's section on the operator.
 struct Pattern {
-  std::vector<Branch> branches;
+  List<Branch> branches;
   OffsetRule offset = OffsetRule::group;
   HeadSplit head_split = HeadSplit::first;
   Mixing mixing = Mixing::lse;

@@ -69,9 +69,7 @@ class Communicator {
   std::int64_t rank() const { return rank_; }
   std::int64_t size() const { return size_; }
   /// The rank in the whole job of one of these ranks; negative numbers stay as they are.
-  std::int64_t rank_in_job(std::int64_t rank) const {
-    return job_ranks_.empty() || rank < 0 ? rank : job_ranks_[static_cast<std::size_t>(rank)];
-  }
+  std::int64_t rank_in_job(std::int64_t rank) const { return job_ranks_.empty() || rank < 0 ? rank : job_ranks_[rank]; }
   const std::string& host() const { return host_; }
   /// "rank 3 (gpu07)", by the rank in the job.
   std::string name() const;

@@ -165,8 +165,8 @@ struct RingPlan {
   Routing routing;
   Shard shard;
   std::int64_t local_rows = 0;
-  std::vector<KvBlock> blocks;
-  std::vector<Step> steps;    ///< step 0 attends resident keys; at least one step
+  List<KvBlock> blocks;
+  List<Step> steps;           ///< step 0 attends resident keys; at least one step
   std::vector<Op> ops;        ///< in the order in which they run
   std::int64_t partials = 1;  ///< running partials of each row: one for all branches, or one for each
   std::array<std::int64_t, kSlots.size()> slot_bytes{};

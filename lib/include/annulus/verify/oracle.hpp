@@ -26,11 +26,11 @@ inline constexpr int kPlainScales = 8;
 /// Attention of chosen rows in fp64, and of the same rows by a plain run in the problem's dtype. Index [row][head][head_dim] and
 /// [row][head].
 struct OracleRows {
-  std::vector<double> out;       ///< fp64 throughout
-  std::vector<double> lse;       ///< -inf where no branch covers the row
-  std::vector<float> plain_out;  ///< plain run: same-dtype inputs, one pass over all keys, fp32 scores and sums, output rounded once
+  List<double> out;       ///< fp64 throughout
+  List<double> lse;       ///< -inf where no branch covers the row
+  List<float> plain_out;  ///< plain run: same-dtype inputs, one pass over all keys, fp32 scores and sums, output rounded once
   std::vector<std::vector<float>> scaled_out;  ///< as plain_out, of the further runs of PlainProbabilities::rounded_at_scales
-  std::vector<double> max_score;               ///< [row][head] largest |scale * <q, k>| met
+  List<double> max_score;                      ///< [row][head] largest |scale * <q, k>| met
   double value_squares = 0;                    ///< sum of v^2 over value_count elements of the V rows that some checked row sees
   std::int64_t value_count = 0;
 };

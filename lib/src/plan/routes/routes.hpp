@@ -27,7 +27,7 @@ struct Use {
 };
 
 struct Routes {
-  std::vector<KvBlock> blocks;
+  List<KvBlock> blocks;
   std::vector<Hop> receives;  ///< by step, peer and block
   std::vector<Hop> sends;     ///< the same
   std::vector<Use> uses;      ///< by step; those of one step in the order in which rows meet them
