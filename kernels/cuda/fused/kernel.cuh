@@ -58,6 +58,8 @@ struct Plan {
   static constexpr int kKeyBytes = kKeys * kRowBytes * kPanels;
   static constexpr int kPartialVectors = static_cast<int>(partial_vectors(kHeadDim));
 
+  static constexpr bool kPrefetchesPartials = kHeadDim <= 128;  // larger ones drive keys and values out of the L2 cache
+
   static constexpr int kSlots = 4;  // work records in flight
   static constexpr int kQueryAt = 0;
   static constexpr int kKeyAt = kQueryAt + kGroups * kQueryBytes;
@@ -272,10 +274,11 @@ struct Producer {
   }
 };
 
-/// One more warp of the same warpgroup. Rows of V past the last key may hold anything, and a probability of zero times a NaN is a NaN: it
-/// waits for such a tile in the consumers' stead, sets those rows to zero and hands the tile on.
+/// One more warp of the same warpgroup. It asks for the partial that a tile will continue as soon as the tile is known, so that the
+/// warpgroups find it in the L2 cache. And rows of V past the last key may hold anything, and a probability of zero times a NaN is a NaN:
+/// it waits for such a tile in the consumers' stead, sets those rows to zero and hands the tile on.
 template <int kIndex>
-__device__ __forceinline__ void sweep(const Places<kIndex>& places) {
+__device__ __forceinline__ void sweep(const Arguments& args, const Places<kIndex>& places) {
   using P = Plan<kIndex>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   Ring<P::kStages> ring;
@@ -287,6 +290,10 @@ __device__ __forceinline__ void sweep(const Places<kIndex>& places) {
     if (mode == kStop) { return; }
     if (mode != kDrain) {
       const Tile& tile = slot.tile;
+      if (P::kPrefetchesPartials && (tile.flags & kFirst) == 0 && lane < P::kGroups && lane * kGroupRows < tile.q_rows) {
+        const auto* const partial = static_cast<const float4*>(args.partial) + tile.partial + lane * P::kPartialVectors;
+        prefetch_to_l2(partial, P::kPartialVectors * sizeof(float4));
+      }
       const int length = tile.length;
       int key_tile = tile.start;
       for (int i = 0; i < length; ++i, ring.advance(), key_tile = next_key_tile<kIndex>(tile, key_tile)) {
@@ -659,7 +666,7 @@ __global__ void __launch_bounds__(Plan<kIndex>::kThreads, 1)
     give_registers<P::kProducerRegisters>();
     const int warp = uniform(static_cast<int>(threadIdx.x) / 32) - P::kWarps;
     if (warp == 1) {
-      sweep<kIndex>(places);
+      sweep<kIndex>(args, places);
     } else if (threadIdx.x == P::kGroups * 128) {
       Producer<kIndex> producer{maps, args, places};
       producer.run();

@@ -88,6 +88,11 @@ __device__ __forceinline__ void copy_box(SharedAddress to, const CUtensorMap* ma
       : "memory");
 }
 
+/// Brings `bytes`, a multiple of 16, to the L2 cache in the background.
+__device__ __forceinline__ void prefetch_to_l2(const void* from, std::uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
 // --- Registers ---------------------------------------------------------------------------------------------------------------------
 
 template <int kCount>
