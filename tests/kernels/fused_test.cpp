@@ -194,6 +194,22 @@ TEST_CASE("the same bits from any number of ranks, and from every repetition") {
   }
 }
 
+TEST_CASE("tensors of more than 2^31 elements are read and written where they are") {
+  if (skipped()) { return; }
+  Problem problem = plain(1, 1300003, 16, 128);
+  problem.branches = {{1024, 1, 0, 16}};
+  std::size_t free = 0;
+  std::size_t total = 0;
+  must(cudaMemGetInfo(&free, &total), "memory");
+  if (free < (std::size_t{24} << 30)) {
+    test::skip("less than 24 GiB of device memory are free");
+    return;
+  }
+  Device device(problem, noise(DType::bf16));
+  run(device);
+  check(problem, device, 300);
+}
+
 TEST_CASE("uneven shards and odd lengths are right, whatever their bits") {
   if (skipped()) { return; }
   for (const bool causal : {false, true}) {
