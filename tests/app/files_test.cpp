@@ -62,6 +62,22 @@ class Inputs {
   std::string before_;
 };
 
+/// A python3 that has h5py; empty if there is none.
+std::string python_with_h5py() {
+  for (const char* candidate : {"python3", "/usr/bin/python3"}) {
+    if (run_process({candidate, "-c", "import h5py"}, 60).exit_code == 0) { return candidate; }
+  }
+  return {};
+}
+
+/// The first Python program in a document.
+std::string recipe_of(const std::string& document) {
+  const std::string text = contents(document);
+  const std::size_t begin = text.find("```python\n");
+  REQUIRE(begin != std::string::npos);
+  return text.substr(begin + 10, text.find("```", begin + 10) - begin - 10);
+}
+
 }  // namespace
 
 TEST_CASE("a file that is read is never written, whatever its name and with --force") {
@@ -191,19 +207,13 @@ TEST_CASE("under a launcher rank 0 reads a pipe and all ranks have what it read"
 }
 
 TEST_CASE("the README's recipe writes a bf16 file that is read to the bit") {
-  std::string python;
-  for (const char* candidate : {"python3", "/usr/bin/python3"}) {
-    if (python.empty() && run_process({candidate, "-c", "import h5py"}, 60).exit_code == 0) { python = candidate; }
-  }
+  const std::string python = python_with_h5py();
   if (python.empty()) {
     skip("no python3 with h5py");
     return;
   }
   const TemporaryFolder folder;
-  const std::string readme = contents(ANNULUS_README);
-  const std::size_t begin = readme.find("```python\n");
-  REQUIRE(begin != std::string::npos);
-  const std::string recipe = readme.substr(begin + 10, readme.find("```", begin + 10) - begin - 10);
+  const std::string recipe = recipe_of(ANNULUS_README);
   std::ofstream(folder / "write.py")
       << "import numpy\nq, k, v = numpy.random.default_rng(5).standard_normal((3, 2, 1, 1, 8)).astype('f4')\n"
       << recipe;
@@ -220,6 +230,35 @@ TEST_CASE("the README's recipe writes a bf16 file that is read to the bit") {
   INFO(result.out << result.err);
   CHECK(result.exit_code == 0);
   CHECK(result.out.find("bf16") != std::string::npos);
+}
+
+TEST_CASE("the recipe for arrays of other programs writes what run takes, and reads what it gives") {
+  const std::string python = python_with_h5py();
+  if (python.empty()) {
+    skip("no python3 with h5py");
+    return;
+  }
+  const TemporaryFolder folder;
+  std::ofstream(folder / "recipe.py") << recipe_of(ANNULUS_CONFIGS_README);
+  std::ofstream(folder / "write.py") << "import numpy\n"
+                                        "q, k, v = numpy.random.default_rng(5).standard_normal((3, 2, 50, 6, 16))\n"
+                                        "exec(open('recipe.py').read())\n";
+  // The first group of heads attends inside segments of 2048 tokens, undilated: all of 50.
+  std::ofstream(folder / "compare.py") << "exec(open('write.py').read())\n"
+                                          "o, lse = result()\n"
+                                          "assert o.shape == (2, 50, 6, 16) and lse.shape == (2, 6, 50)\n"
+                                          "scores = numpy.einsum('bqd,bkd->bqk', q[:, :, 0], k[:, :, 0]) / 4\n"
+                                          "weights = numpy.exp(scores)\n"
+                                          "sums = weights.sum(-1)\n"
+                                          "expected = numpy.einsum('bqk,bkd->bqd', weights, v[:, :, 0]) / sums[..., None]\n"
+                                          "assert abs(o[:, :, 0] - expected).max() < 1e-5\n"
+                                          "assert abs(lse[:, 0] - numpy.log(sums)).max() < 1e-5\n";
+
+  const ProcessResult result = in_shell("cd " + folder.path() + " && " + python +
+                                        " write.py && $A run --preset hybrid --input qkv.h5 --output o.h5 && " + python + " compare.py");
+
+  INFO(result.out << result.err);
+  CHECK(result.exit_code == 0);
 }
 
 TEST_CASE("an input of fewer rows than heads is read as it is, with a warning from one rank") {
