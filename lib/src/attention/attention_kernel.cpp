@@ -3,6 +3,9 @@
 
 #include <annulus/attention/fused_program.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/kernels/cpu.hpp>
+#include <annulus/kernels/fused_tile.hpp>
+#include <annulus/kernels/reference.hpp>
 #include <annulus/plan/cost.hpp>
 
 #include "fused_kernel.hpp"
@@ -43,6 +46,18 @@ KernelKind resolve_kernel(KernelKind asked, const Problem& problem, std::int64_t
       break;
   }
   return asked;
+}
+
+std::int64_t kernel_block_rows(BackendKind backend, KernelKind kernel, std::int64_t tile_rows) {
+  switch (backend) {
+    case BackendKind::reference:
+      return kernels::reference::kBlockRows;
+    case BackendKind::cpu:
+      return kernels::cpu::block_rows(tile_rows);
+    case BackendKind::cuda:
+      break;
+  }
+  return kernel == KernelKind::fused ? kernels::cuda::fused::kBlockRows : 0;
 }
 
 Int128 kernel_bytes(KernelKind kernel, const RingPlan& plan, std::int64_t accumulator_bytes) {

@@ -7,9 +7,6 @@
 #include <annulus/core/thread_stacks.hpp>
 #include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/gpu/gpu_assignment.hpp>
-#include <annulus/kernels/cpu.hpp>
-#include <annulus/kernels/fused_tile.hpp>
-#include <annulus/kernels/reference.hpp>
 #include <annulus/plan/choice.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/plan/key_order.hpp>
@@ -148,21 +145,12 @@ Config resolve_without_input(Config config) {
 }
 
 Routing routing_of(const Config& config) {
-  const auto with_blocks = [&](std::int64_t block_rows, const std::string& kernel) {
-    return choose_routing(config.partition, config.schedule, config.problem.causal, config.key_order, config.tile_order, block_rows,
-                          kernel);
-  };
-  switch (config.backend) {
-    case BackendKind::reference:
-      return with_blocks(kernels::reference::kBlockRows, "backend reference");
-    case BackendKind::cpu:
-      return with_blocks(kernels::cpu::block_rows(config.tile_rows),
-                         fmt::format("backend cpu{}", config.tile_rows > 0 ? fmt::format(" with --tile-rows {}", config.tile_rows) : ""));
-    case BackendKind::cuda:
-      break;
-  }
-  return with_blocks(config.kernel == KernelKind::fused ? kernels::cuda::fused::kBlockRows : 0,
-                     fmt::format("kernel {}", to_string(config.kernel)));
+  const std::string kernel = config.backend == BackendKind::cuda ? fmt::format("kernel {}", to_string(config.kernel))
+                             : config.tile_rows > 0
+                                 ? fmt::format("backend {} with --tile-rows {}", to_string(config.backend), config.tile_rows)
+                                 : fmt::format("backend {}", to_string(config.backend));
+  return choose_routing(config.partition, config.schedule, config.problem.causal, config.key_order, config.tile_order,
+                        kernel_block_rows(config.backend, config.kernel, config.tile_rows), kernel);
 }
 
 std::int64_t default_threads(const Communicator& comm) {
