@@ -15,7 +15,7 @@ namespace annulus {
 struct BenchReport {
   Config config;                   ///< as it ran: shapes, dtype and scale of the input, the transport and threads that were taken
   std::int64_t ranks = 1;          ///< of the ring: processes, or virtual ranks
-  std::string backend;             ///< this process's Backend::describe()
+  std::string backend;             ///< this process's AttentionKernel::describe()
   std::string input;               ///< TensorSource::describe()
   CaseReport check;                ///< the output that was timed, compared with the oracle first
   std::vector<double> samples_ms;  ///< one for each repetition, in order
