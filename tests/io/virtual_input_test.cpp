@@ -292,6 +292,43 @@ TEST_CASE("a virtual dataset may have more parts than a process may have files o
   setrlimit(RLIMIT_NOFILE, &before);
 }
 
+namespace {
+
+int decoded_chunks = 0;
+
+std::size_t count_decoding(unsigned flags, std::size_t /*count*/, const unsigned* /*settings*/, std::size_t bytes,
+                           std::size_t* /*capacity*/, void** /*buffer*/) {
+  if ((flags & H5Z_FLAG_REVERSE) != 0) { ++decoded_chunks; }
+  return bytes;
+}
+
+}  // namespace
+
+TEST_CASE("chunks of a part that is taken row by row, in another order, are decoded once", "[io][input]") {
+  const TemporaryFolder folder;
+  constexpr hsize_t kRows = 400;
+  const std::vector<hsize_t> extents{1, kRows, 2, 3};
+  const test::RegisteredFilter filter(413, "counts", count_decoding);
+  std::vector<Part> parts;
+  for (const char* name : {"a.h5", "b.h5"}) { test::write_filtered(folder.file(name), 413, extents, 2, {1, 50, 2, 3}); }
+  for (hsize_t row = 0; row < kRows; ++row) {
+    Part part = rows_of(row % 2 == 0 ? "a.h5" : "b.h5", extents, row, 1);
+    part.extents = extents;
+    part.start = {0, kRows - 1 - row, 0, 0};
+    part.step = {1, 1, 1, 1};
+    part.count = {1, 1, 2, 3};
+    parts.push_back(part);
+  }
+  const std::string path = folder.file("whole.h5");
+  write_virtual(path, extents, parts);
+  const std::vector<float> expected = by_hdf5(path, "k");
+  const auto source = open_input(path);
+  decoded_chunks = 0;
+
+  CHECK(by_rows(*source, Tensor::k, 7) == expected);
+  CHECK(decoded_chunks == 16);
+}
+
 TEST_CASE("of parts that overlap the last is read, and rows may come from one part in any choice along the axes", "[io][input]") {
   const TemporaryFolder folder;
   const std::string path = folder.file("whole.h5");

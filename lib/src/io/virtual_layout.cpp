@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <set>
 #include <utility>
 
 namespace annulus {
@@ -144,8 +145,13 @@ bool hold_the_same(hid_t type, hid_t other) {
   return H5Tequal(one.get(), two.get()) > 0;
 }
 
-/// Requires that the source is there, of the dtype that is read, and as large as what is taken from it.
-void require_part(const DatasetPlace& place, hid_t creation, std::size_t index, hid_t taken_of_virtual, SourceFiles& files) {
+/// File and name of datasets.
+using DatasetNames = std::set<std::pair<std::string, std::string>>;
+
+/// Requires that the source is there, of the dtype that is read, as large as what is taken from it, and complete; of those in `complete`
+/// that is known.
+void require_part(const DatasetPlace& place, hid_t creation, std::size_t index, hid_t taken_of_virtual, DatasetNames& complete,
+                  SourceFiles& files) {
   const PartPlace found = find_part(place, creation, index);
   const std::string& what = found.what;
   const OpenedDataset part = open_part(found, files);
@@ -175,7 +181,9 @@ void require_part(const DatasetPlace& place, hid_t creation, std::size_t index, 
   }
   ANNULUS_EXPECTS(fits && offered == needed, "{} is {}, which is not what the whole takes from it", what, shape_text(extents));
   mapping_of(place, creation, index, found, part.dataset.get());
+  if (complete.contains({found.file, found.dataset})) { return; }
   require_complete({part.dataset.get(), part.file, what, found.depth}, files);
+  complete.emplace(found.file, found.dataset);
 }
 
 }  // namespace
@@ -222,6 +230,7 @@ void require_complete_parts(const DatasetPlace& place, hid_t creation, SourceFil
   const std::vector<hsize_t> extents = extents_of(place.dataset);
   const std::size_t count = count_parts(place, creation);
   std::vector<Block> blocks;
+  DatasetNames complete;
   for (std::size_t index = 0; index < count; ++index) {
     const Hdf5Handle space(H5Pget_virtual_vspace(creation, index));
     if (!space) { refuse_unreadable(place.what); }
@@ -232,7 +241,7 @@ void require_complete_parts(const DatasetPlace& place, hid_t creation, SourceFil
         "{} is a virtual dataset that grows with its parts, of which nothing tells whether all are there; copy it into one dataset",
         place.what);
     add_blocks(space.get(), extents, place.what, blocks);
-    require_part(place, creation, index, space.get(), files);
+    require_part(place, creation, index, space.get(), complete, files);
     files.step();
   }
   require_covered(blocks, extents, place.what);

@@ -201,6 +201,8 @@ VirtualMapping::VirtualMapping(Selection whole, Selection part) : whole_(std::mo
   }
 }
 
+hsize_t VirtualMapping::elements() const { return elements_of(whole_, long_axes(whole_)); }
+
 void VirtualMapping::add_slabs(const SlabCopy& wanted, std::vector<SlabCopy>& slabs) const {
   SlabCopy common;
   common.offset = wanted.offset;

@@ -41,6 +41,7 @@ class VirtualMapping {
   /// Both with equally many elements.
   VirtualMapping(Selection whole, Selection part);
 
+  hsize_t elements() const;
   /// Appends what is taken from the part for `wanted` of the whole, whose steps are 1.
   void add_slabs(const SlabCopy& wanted, std::vector<SlabCopy>& slabs) const;
   /// Where a part's chunks lie along the axes of the whole, of those that are an axis of the part, in one piece or with a step.

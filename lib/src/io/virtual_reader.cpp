@@ -4,6 +4,9 @@
 #include <annulus/core/error.hpp>
 
 #include <algorithm>
+#include <functional>
+#include <numeric>
+#include <tuple>
 #include <utility>
 
 namespace annulus {
@@ -12,6 +15,9 @@ namespace {
 
 /// A process may have 1,024 files open, two for each here, and Q, K and V may have parts in different ones.
 constexpr std::size_t kMostOpenParts = 32;
+
+/// The dataset that a part is.
+std::tuple<const std::string&, const std::string&> of(const PartPlace& place) { return {place.file, place.dataset}; }
 
 /// Adds a grid: most go on where the latest one ends, or are it again.
 void unite(const ChunkGrid& grid, std::vector<ChunkGrid>& grids) {
@@ -50,8 +56,7 @@ std::vector<SlabCopy> without_steps(std::span<const SlabCopy> slabs) {
 }  // namespace
 
 std::shared_ptr<OpenParts::Part> OpenParts::get(const PartPlace& place) {
-  auto found = std::find_if(latest_.begin(), latest_.end(),
-                            [&](const Entry& entry) { return entry.file == place.file && entry.dataset == place.dataset; });
+  auto found = std::find_if(latest_.begin(), latest_.end(), [&](const Entry& entry) { return of(entry.place) == of(place); });
   if (found == latest_.end()) {
     auto part = std::make_shared<Part>();
     part->dataset = open_part(place, files_);
@@ -64,7 +69,7 @@ std::shared_ptr<OpenParts::Part> OpenParts::get(const PartPlace& place) {
     } else {
       part->reader = make_box_reader(opened, order_, files_);
     }
-    latest_.push_front({place.file, place.dataset, std::move(part)});
+    latest_.push_front({place, std::move(part)});
     if (latest_.size() > kMostOpenParts) { latest_.pop_back(); }
     found = latest_.begin();
   }
@@ -90,6 +95,7 @@ VirtualReader::VirtualReader(const DatasetPlace& place, hid_t creation, OpenPart
 
 void VirtualReader::find_parts(const DatasetPlace& place, hid_t creation) {
   const std::size_t count = count_parts(place, creation);
+  hsize_t elements = 0;
   for (std::size_t index = 0; index < count; ++index) {
     PartPlace part = find_part(place, creation, index);
     const std::shared_ptr<OpenParts::Part> opened = open_.get(part);
@@ -104,19 +110,30 @@ void VirtualReader::find_parts(const DatasetPlace& place, hid_t creation) {
       }
       unit_->bytes = std::max(unit_->bytes, unit->bytes);
     }
+    elements += mapping.elements();
     parts_.push_back({std::move(part), std::move(mapping)});
     open_.files().step();
+  }
+  const std::vector<hsize_t> extents = extents_of(place.dataset);
+  overlap_ = elements != std::accumulate(extents.begin(), extents.end(), hsize_t{1}, std::multiplies<>());
+  // What is taken from one part piece by piece is read together, so that its chunks are decoded once.
+  if (!overlap_) {
+    std::stable_sort(parts_.begin(), parts_.end(), [](const Part& a, const Part& b) { return of(a.place) < of(b.place); });
   }
 }
 
 void VirtualReader::read(std::span<const SlabCopy> slabs, void* out) {
   const std::vector<SlabCopy> wanted = without_steps(slabs);
   std::vector<SlabCopy> taken;
-  // In the layout's order, so that of parts that overlap the last one is what is read, as HDF5 has it.
-  for (const Part& part : parts_) {
+  // Of parts that overlap the last one in the layout is what is read, as HDF5 has it.
+  for (auto part = parts_.begin(); part != parts_.end();) {
+    const PartPlace& place = part->place;
     taken.clear();
-    for (const SlabCopy& slab : wanted) { part.mapping.add_slabs(slab, taken); }
-    if (!taken.empty()) { open_.get(part.place)->reader->read(taken, out); }
+    do {
+      for (const SlabCopy& slab : wanted) { part->mapping.add_slabs(slab, taken); }
+      ++part;
+    } while (!overlap_ && part != parts_.end() && of(part->place) == of(place));
+    if (!taken.empty()) { open_.get(place)->reader->read(taken, out); }
   }
 }
 

@@ -8,7 +8,6 @@
 #include <cstddef>
 #include <list>
 #include <memory>
-#include <string>
 #include <vector>
 
 namespace annulus {
@@ -32,8 +31,7 @@ class OpenParts {
 
  private:
   struct Entry {
-    std::string file;
-    std::string dataset;
+    PartPlace place;
     std::shared_ptr<Part> part;
   };
 
@@ -65,6 +63,7 @@ class VirtualReader final : public BoxReader {
   std::unique_ptr<OpenParts> own_;
   OpenParts& open_;
   std::vector<Part> parts_;
+  bool overlap_ = false;  ///< parts do; their order then matters
   std::optional<DecodedUnit> unit_;
 };
 
