@@ -46,7 +46,8 @@ Numbers exchange_numbers(const Communicator& comm, std::span<const std::int64_t>
   const FromAll from = comm.all_to_all(std::as_bytes(values), scaled(counts, kNumberBytes));
   Numbers numbers;
   numbers.values.resize(from.data.size() / sizeof(std::int64_t));
-  std::memcpy(numbers.values.data(), from.data.data(), from.data.size());
+  // Nothing may have come, and memcpy takes no null pointers.
+  std::copy(from.data.begin(), from.data.end(), std::as_writable_bytes(std::span(numbers.values)).begin());
   for (const std::int64_t bytes : from.bytes) { numbers.counts.push_back(bytes / kNumberBytes); }
   return numbers;
 }
