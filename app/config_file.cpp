@@ -143,16 +143,26 @@ void apply_config(Draft& draft, const std::string& text, const std::string& path
     // What is quoted of the file may hold its line ends.
     throw InvalidArgument(fmt::format("{}:{}: {}", path, error.source().begin.line, printable(error.description())));
   }
-  for (const auto& [key, node] : table) {
+  const auto take = [&](const std::string& name, const toml::node& node) {
     const std::string where = fmt::format("{}:{}", path, node.source().begin.line);
-    const Option* option = find_option(key.str());
-    ANNULUS_EXPECTS(option != nullptr, "{}: unknown key {}", where, printable(key.str()));
+    const Option* option = find_option(name);
+    ANNULUS_EXPECTS(option != nullptr, "{}: unknown key {}", where, printable(name));
     try {
       apply(draft, *option, value_of(*option, node, where));
     } catch (const InvalidArgument& error) {
       const std::string message = printable(error.what());
       throw InvalidArgument(message.starts_with(where) ? message : where + ": " + message);
     }
+  };
+  for (const auto& [key, node] : table) {
+    const std::string name(key.str());
+    const toml::table* section = node.as_table();
+    if (name != "layer" || section == nullptr) {
+      take(name, node);
+      continue;
+    }
+    if (!draft.config.layer) { draft.config.layer.emplace(); }  // an empty section is one
+    for (const auto& [inner, value] : *section) { take(fmt::format("{}.{}", name, inner.str()), value); }
   }
 }
 
@@ -206,8 +216,10 @@ std::string to_toml(const Config& config, Command command) {
   std::string text;
   // What an input file will say is not claimed here.
   const auto from_input = [&](std::string_view name) {
-    constexpr std::array<std::string_view, 5> kExtents{"batch", "seq-len", "heads", "kv-heads", "head-dim"};
-    return !config.input.empty() && !config.given.contains(name) && std::find(kExtents.begin(), kExtents.end(), name) != kExtents.end();
+    constexpr std::array<std::string_view, 11> kOfInput{
+        "batch",      "seq-len",    "heads",      "kv-heads",     "head-dim",         "layer.embed",
+        "layer.kdim", "layer.vdim", "layer.bias", "layer.rotary", "layer.rotary-base"};
+    return !config.input.empty() && !config.given.contains(name) && std::find(kOfInput.begin(), kOfInput.end(), name) != kOfInput.end();
   };
   for (const Option& option : options()) {
     Value value;

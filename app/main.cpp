@@ -215,7 +215,14 @@ int run_main(int argc, char** argv) {
     if (!waits) { invocation = invocation_of(*chosen, argc, argv); }
     // Before MPI starts, and before any rank opens it: the others of the host wait in MPI for the verdict.
     const bool reads = !invocation.config.input.empty() && !chosen->print_config && invocation.config.cases == 0;
-    if (reads && first_on_host()) { examine_input(invocation.config.input); }
+    if (reads && first_on_host()) {
+      const Config& config = invocation.config;
+      if (config.layer) {
+        examine_layer_input(config.input, config.given.contains("heads") ? std::optional(config.problem.heads) : std::nullopt);
+      } else {
+        examine_input(config.input);
+      }
+    }
   } catch (const CLI::Success& wanted) {
     std::ostringstream text;  // of --help and --version
     parser.exit(wanted, text, text);

@@ -12,10 +12,11 @@ namespace {
 
 using Entry = std::pair<std::string_view, std::string_view>;
 
-constexpr std::array<Entry, 5> kClasses{{
+constexpr std::array<Entry, 6> kClasses{{
     {"RingDilatedAttentionProduction", "production"},
     {"RingDilatedAttentionHybrid", "hybrid"},
     {"RingDilatedAttentionHilbertOptimized", "hilbert-permuted"},
+    {"RingMultiheadDilatedAttentionHybrid", "multihead"},
     {"RingDilatedAttentionTrue", "hybrid"},
     {"true", "hybrid"},
 }};
@@ -36,7 +37,7 @@ constexpr std::array<Entry, 32> kReplaced{{
     {"ring_dilated_attention_v3",
      "attended all queries to a multiset of keys, and in a ring to all of them; preset production has its groups, preset dense its ring"},
     {"ring_multihead_dilated_attention_v3",
-     "attended all queries to a multiset of keys; preset production has its groups, and takes Q, K and V as they are projected"},
+     "attended all queries to a multiset of keys; preset production has its groups, and a [layer] around it its projections"},
     {"ring_dilated_attention_true", "attended heads to heads, and stopped in a ring; preset dense is the ring with an online softmax"},
     {"true_ring_dilated_attention", "attended heads to heads, and stopped in a ring; preset dense is the ring with an online softmax"},
     {"ring_dilated_attention_v2_collective", "gathered all keys on every rank; preset hybrid with --schedule allgather does"},
@@ -60,7 +61,7 @@ constexpr std::array<Entry, 32> kReplaced{{
     {"ring_dilated_attention_triton_kernel", kResidues},
     {"ring_dilated_attention_triton_optimized", kResidues},
     {"ring_distributed_dilated_attention", "could not be constructed; preset distributed is its attention, on any number of ranks"},
-    {"ring_multihead_dilated_attention_hybrid", "is preset hybrid between projections, which are not part of this program"},
+    {"ring_multihead_dilated_attention_hybrid", "is preset multihead"},
     {"ring_attention_utils", "is the ring itself: every preset passes blocks, --virtual-ranks simulates it"},
     {"ring_attention_lse", "is how every preset merges partial results"},
     {"ring_attention_lse_optimized", "is how every preset merges partial results"},

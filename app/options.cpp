@@ -229,6 +229,56 @@ Option sweep_option() {
   return option;
 }
 
+/// An option of a layer: there is one as soon as one of its options is given.
+Option of_layer(Option option) {
+  option.set = [set = std::move(option.set)](Draft& draft, const Value& value) {
+    if (!draft.config.layer) { draft.config.layer.emplace(); }
+    set(draft, value);
+  };
+  option.get = [get = std::move(option.get)](const Config& config, Value& value) { return config.layer && get(config, value); };
+  return option;
+}
+
+/// A number, kept in the field of the layer that `field` names.
+Option layer_real(std::string_view name, std::string help, double Layer::* field) {
+  Option option{name, Scope::layer, std::move(help), ValueKind::real, kPlanning, {}, {}};
+  option.set = [field](Draft& draft, const Value& value) { *draft.config.layer.*field = std::get<double>(value); };
+  option.get = [field](const Config& config, Value& value) {
+    value = *config.layer.*field;
+    return true;
+  };
+  return of_layer(std::move(option));
+}
+
+Option layer_extent(std::string_view name, std::string help, std::int64_t Layer::* field) {
+  return of_layer(
+      integer(name, Scope::layer, std::move(help), kPlanning, 1, kMaxFeatures, [field](Config& c) -> auto& { return *c.layer.*field; }, 0));
+}
+
+template <class Enum>
+Option layer_choice(std::string_view name, const std::string& help, Enum Layer::* field) {
+  return of_layer(choice<Enum>(name, Scope::layer, help, kPlanning, [field](Config& c) -> auto& { return *c.layer.*field; }));
+}
+
+void add_layer_options(std::vector<Option>& all) {
+  all.push_back(layer_extent("layer.embed", "features of /x and /y; by default heads x head-dim", &Layer::embed));
+  all.push_back(layer_extent("layer.kdim", "features of /x_key, from which K is projected; by default those of /x", &Layer::kdim));
+  all.push_back(layer_extent("layer.vdim", "features of /x_value, from which V is projected; by default those of /x", &Layer::vdim));
+  all.push_back(of_layer(boolean("layer.bias", Scope::layer, "add biases after the products; by default the input's, if it has any",
+                                 kPlanning, [](Config& c) -> auto& { return c.layer->bias; })));
+  all.push_back(layer_choice("layer.qk-norm", "normalise q and k after their projection", &Layer::qk_norm));
+  all.push_back(layer_choice("layer.output-norm", "normalise the attention's output before the output projection", &Layer::output_norm));
+  all.push_back(layer_real("layer.norm-epsilon", "what norms add to variance or mean square", &Layer::norm_epsilon));
+  all.push_back(layer_choice("layer.rotary",
+                             "which elements of q and k the rotary embedding turns together, by the token's number; by default the input's "
+                             "attribute `rope_pairs`, else none",
+                             &Layer::rotary));
+  all.push_back(
+      layer_real("layer.rotary-base", "base of its angles; by default the input's attribute `rope_base`, else 10000", &Layer::rotary_base));
+  all.push_back(layer_choice("layer.gate", "what multiplies the attention's output: a function of /wg x", &Layer::gate));
+  all.push_back(layer_real("layer.gate-temperature", "divides what goes into it", &Layer::gate_temperature));
+}
+
 std::vector<Option> make_options() {
   std::vector<Option> all;
   all.push_back(
@@ -267,6 +317,8 @@ std::vector<Option> make_options() {
   all.push_back(boolean("scale-by-branches", Scope::pattern, "divide the output by the number of branches", kPlanning,
                         [](Config& c) -> auto& { return c.pattern.scale_by_branches; }));
 
+  add_layer_options(all);
+
   all.push_back(grid_option());
   all.push_back(choice<PartitionKind>("partition", Scope::execution, "which tokens a rank owns", kPlanning,
                                       [](Config& c) -> auto& { return c.partition; }));
@@ -299,7 +351,7 @@ std::vector<Option> make_options() {
                                       kComputing, [](Config& c) -> auto& { return c.memory_pool; }));
   all.push_back(timeout_option());
 
-  all.push_back(path("input", Scope::files, "HDF5 file with /q, /k and /v; by default generated",
+  all.push_back(path("input", Scope::files, "HDF5 file with /q, /k and /v, or with /x and weights for a layer; by default generated",
                      {Command::run, Command::check, Command::bench, Command::plan}, [](Config& c) -> auto& { return c.input; }));
   all.push_back(path("output", Scope::files, "HDF5 file to write", {Command::run, Command::bench, Command::generate},
                      [](Config& c) -> auto& { return c.output; }));

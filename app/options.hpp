@@ -18,7 +18,7 @@ namespace annulus::app {
 enum class Command { run, check, bench, plan, info, generate };
 
 /// What an option is about: its heading in --help.
-enum class Scope { problem, pattern, execution, files, check, bench, plan };
+enum class Scope { problem, pattern, layer, execution, files, check, bench, plan };
 
 /// Whether options of this scope may differ from row to row of a bench, and are told of each.
 constexpr bool is_of_row(Scope scope) { return scope == Scope::problem || scope == Scope::pattern || scope == Scope::execution; }
@@ -39,8 +39,9 @@ struct EnumNames<app::Command> {
 
 template <>
 struct EnumNames<app::Scope> {
-  static constexpr std::array<std::pair<app::Scope, std::string_view>, 7> values{{{app::Scope::problem, "Problem"},
+  static constexpr std::array<std::pair<app::Scope, std::string_view>, 8> values{{{app::Scope::problem, "Problem"},
                                                                                   {app::Scope::pattern, "Pattern"},
+                                                                                  {app::Scope::layer, "Layer"},
                                                                                   {app::Scope::execution, "Execution"},
                                                                                   {app::Scope::files, "Files"},
                                                                                   {app::Scope::check, "Check"},
@@ -65,7 +66,7 @@ struct Draft {
 enum class ValueKind { integer, real, boolean, text, integers, texts };
 
 struct Option {
-  std::string_view name;  ///< flag without dashes, and TOML key
+  std::string_view name;  ///< flag without dashes, and TOML key; of a key in a table, after its name and a point: "layer.embed"
   Scope scope = Scope::problem;
   std::string help;
   ValueKind kind = ValueKind::text;

@@ -51,6 +51,21 @@ std::string describe(const Pattern& pattern) {
               : fmt::format(", order {} (another operator: the sequence is permuted)", to_string(pattern.order)));
 }
 
+std::string describe(const Layer& layer) {
+  std::string text = fmt::format("layer: embed {}", layer.embed);
+  const auto add = [&](bool wanted, const std::string& part) {
+    if (wanted) { text += ", " + part; }
+  };
+  add(layer.kdim != layer.embed, fmt::format("kdim {}", layer.kdim));
+  add(layer.vdim != layer.embed, fmt::format("vdim {}", layer.vdim));
+  add(layer.bias, "bias");
+  add(layer.qk_norm != Norm::none, fmt::format("qk-norm {}", to_string(layer.qk_norm)));
+  add(layer.rotary != RotaryPairs::none, fmt::format("rotary {} (base {})", to_string(layer.rotary), layer.rotary_base));
+  add(layer.output_norm != Norm::none, fmt::format("output-norm {}", to_string(layer.output_norm)));
+  add(layer.gate != Gate::none, fmt::format("gate {}", to_string(layer.gate)));
+  return text;
+}
+
 Json count_in_json(Int128 count) {
   constexpr Int128 kExact = std::numeric_limits<std::int64_t>::max();
   return count <= kExact ? Json(static_cast<std::int64_t>(count)) : Json(static_cast<double>(count));
@@ -61,6 +76,20 @@ Json to_json(const Problem& problem) {
             {"head-dim", problem.head_dim}, {"dtype", to_string(problem.dtype)}, {"causal", problem.causal}, {"scale", problem.scale}};
   if (!problem.kv_lengths.empty()) { json["kv-lengths"] = problem.kv_lengths; }
   return json;
+}
+
+Json to_json(const Layer& layer) {
+  return {{"embed", layer.embed},
+          {"kdim", layer.kdim},
+          {"vdim", layer.vdim},
+          {"bias", layer.bias},
+          {"qk-norm", to_string(layer.qk_norm)},
+          {"output-norm", to_string(layer.output_norm)},
+          {"norm-epsilon", layer.norm_epsilon},
+          {"rotary", to_string(layer.rotary)},
+          {"rotary-base", layer.rotary_base},
+          {"gate", to_string(layer.gate)},
+          {"gate-temperature", layer.gate_temperature}};
 }
 
 Json to_json(const CaseReport& report) {

@@ -27,6 +27,8 @@ std::string human_bytes(std::int64_t bytes);
 
 std::string describe(const Problem& problem);
 std::string describe(const Pattern& pattern);
+/// "layer: embed 576, ...": what is not by default.
+std::string describe(const Layer& layer);
 /// PASS or FAIL and the errors, one line; of a failure also reason and flags.
 std::string line_of(const CaseReport& report);
 /// Partition and schedule of a resolved configuration, and why.
@@ -40,6 +42,7 @@ std::string zero_keys_line(const RowCounts& counts);
 Json count_in_json(Int128 count);
 
 Json to_json(const Problem& problem);
+Json to_json(const Layer& layer);
 Json to_json(const CaseReport& report);
 /// [rank][step].
 Json to_json(const std::vector<std::vector<StepTiming>>& timings);

@@ -41,7 +41,7 @@ std::vector<std::pair<std::string, std::string>> result_provenance(const Invocat
   entries.emplace_back("transport", std::string(to_string(session.transport_kind())));
   entries.emplace_back("ranks", std::to_string(session.ranks()));
   entries.emplace_back("grid", to_string(session.grid()));
-  entries.emplace_back("input", session.resolved().source->describe());
+  entries.emplace_back("input", session.resolved().input().describe());
   entries.emplace_back("hosts", hosts);
   return entries;
 }
@@ -76,13 +76,18 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
   const double ms = session.slowest_ms();
   const std::vector<std::vector<StepTiming>> timings = gather_timings(comm, session.local_timings());
   double flops = 0;
+  double layer_flops = 0;
   std::int64_t received = 0;
   for (const auto& executor : session.executors()) {
     const PlanCost cost = plan_cost(executor->plan());
     flops += cost.flops;
     received += static_cast<std::int64_t>(cost.bytes_received);  // of memory that is there
+    const RingPlan& plan = executor->plan();
+    if (resolved.layer) { layer_flops += layer_cost_of(resolved.config, *resolved.layer, plan.problem, plan.local_rows).flops; }
   }
-  flops = comm.sum(flops);
+  layer_flops = comm.sum(layer_flops);
+  const Session::LayerMs layer_ms = session.layer_ms();
+  flops = comm.sum(flops) + layer_flops;
   received = comm.sum(received);
   const RowCounts counts = count_rows(session);
   const ExitCode code = counts.non_finite == 0 ? ExitCode::passed : ExitCode::check_failed;
@@ -109,6 +114,12 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
     json["bytes_received"] = received;
     json["uncovered"] = counts.uncovered;
     json["non_finite"] = counts.non_finite;
+    if (resolved.layer) {
+      json["layer"] = to_json(*resolved.config.layer);
+      json["layer"]["flops"] = layer_flops;
+      json["layer"]["project_ms"] = layer_ms.project;
+      json["layer"]["finish_ms"] = layer_ms.finish;
+    }
     if (!counts.zero_key_shares.empty()) { json["zero_key_shares"] = counts.zero_key_shares; }
     if (counts.non_finite > 0) { json["first_non_finite"] = counts.first_non_finite; }
     json["memory"] = {{"high_water", high_water}, {"planned", predicted}, {"device_own", device_own}, {"device_others", device_others}};
@@ -119,7 +130,12 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
   }
   say("{}\n{}\n{}\n{}\n{}\n", describe(session.problem()), describe(session.pattern()), setup_line(session),
       ways_text(session.resolved().config), key_order_line(session));
+  if (resolved.layer) { say("{}\n", describe(*resolved.config.layer)); }
   print_timings(timings);
+  if (resolved.layer) {
+    say("layer: {:.3f} ms for q, k and v, {:.3f} ms for y (slowest rank), {:.4g} GFLOP over all ranks\n", layer_ms.project, layer_ms.finish,
+        layer_flops / 1e9);
+  }
   say("time {:.3f} ms (slowest rank), {:.4g} TFLOP/s over all ranks{}\n", ms, flops / ms / 1e9,
       resolved.config.share_gpu ? "; ranks share a GPU, so times mean nothing" : "");
   say("received {} bytes, as planned; rows that see no key: {} (batch, head, row)\n", received, counts.uncovered);

@@ -18,8 +18,9 @@ constexpr std::array<std::string_view, 2> kFree{"threads", "timeout"};
 
 /// Computing commands compare these once the input has filled them in: a rank may name what another takes from the file or by default, and
 /// the file itself may be a copy under another name.
-constexpr std::array<std::string_view, 10> kResolved{"batch", "seq-len", "heads",           "kv-heads",       "head-dim",
-                                                     "dtype", "scale",   "segment-lengths", "dilation-rates", "input"};
+constexpr std::array<std::string_view, 16> kResolved{
+    "batch",          "seq-len", "heads",       "kv-heads",   "head-dim",   "dtype",      "scale",        "segment-lengths",
+    "dilation-rates", "input",   "layer.embed", "layer.kdim", "layer.vdim", "layer.bias", "layer.rotary", "layer.rotary-base"};
 
 bool contains(std::span<const std::string_view> names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();

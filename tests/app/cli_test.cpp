@@ -191,6 +191,7 @@ TEST_CASE("--preset takes the names that users of the Python modules know, or sa
   CHECK(plan_of("RingDilatedAttentionProduction") == plan_of("production"));
   for (const char* name : {"RingDilatedAttentionHybrid", "RingDilatedAttentionTrue", "true"}) { CHECK(plan_of(name) == plan_of("hybrid")); }
   CHECK(plan_of("RingDilatedAttentionHilbertOptimized") == plan_of("hilbert-permuted"));
+  CHECK(plan_of("RingMultiheadDilatedAttentionHybrid") == plan_of("multihead"));
   CHECK(plan_of("hilbert-permuted").find("order hilbert-inverse (another operator: the sequence is permuted)") != std::string::npos);
   CHECK(plan_of("hybrid") != plan_of("production"));
   CHECK(plan_of("hilbert").find("tiles of queries and keys along a hilbert curve") != std::string::npos);

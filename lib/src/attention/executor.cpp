@@ -63,7 +63,7 @@ void RingExecutor::load(const TensorSource& source, Tensor tensor) {
   }
 }
 
-RingExecutor::InputPlace RingExecutor::input_place(Tensor tensor, std::int64_t batch, std::int64_t row) const {
+RingExecutor::RowPlace RingExecutor::input_place(Tensor tensor, std::int64_t batch, std::int64_t row) const {
   const Problem& problem = plan_.problem;
   const auto owner = std::find_if(plan_.shard.pieces.begin(), plan_.shard.pieces.end(),
                                   [&](const ShardPiece& piece) { return piece.global.contains(row); });
@@ -74,6 +74,11 @@ RingExecutor::InputPlace RingExecutor::input_place(Tensor tensor, std::int64_t b
   if (tensor == Tensor::q) { return {q_.get() + (batch * plan_.local_rows + owner->local_first + in_piece) * bytes, left}; }
   const std::int64_t rows_before = ((tensor == Tensor::k ? 0 : problem.batch) + batch) * owner->global.count + in_piece;
   return {resident_.get() + resident_offset(problem, *owner) + rows_before * bytes, left};
+}
+
+RingExecutor::RowPlace RingExecutor::output_place(std::int64_t batch, std::int64_t row) const {
+  const RowPlace query = input_place(Tensor::q, batch, row);  // O lies as Q does
+  return {out_.get() + (query.address - q_.get()), query.rows};
 }
 
 void RingExecutor::load_rows(const TensorSource& source, Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count) {
@@ -117,7 +122,7 @@ void RingExecutor::place_rows(Tensor tensor, std::int64_t batch, std::span<const
   const std::int64_t bytes = row_bytes(plan_.problem, tensor);
   std::int64_t count = 0;
   for (std::size_t at = 0; at < numbers.size(); at += static_cast<std::size_t>(count)) {
-    const InputPlace place = input_place(tensor, batch, numbers[at]);
+    const RowPlace place = input_place(tensor, batch, numbers[at]);
     count = neighbours(numbers, at, place.rows);
     backend_.upload(queue_, place.address, rows, count * bytes);
     rows += count * bytes;
@@ -280,9 +285,9 @@ void RingExecutor::fetch_output(std::int64_t batch, std::span<const std::int64_t
   const std::int64_t bytes = row_bytes(plan_.problem, Tensor::q);
   std::int64_t count = 0;
   for (std::size_t at = 0; at < numbers.size(); at += static_cast<std::size_t>(count)) {
-    const InputPlace query = input_place(Tensor::q, batch, numbers[at]);  // O lies as Q does
-    count = neighbours(numbers, at, query.rows);
-    backend_.download(queue_, rows, out_.get() + (query.address - q_.get()), count * bytes);
+    const RowPlace place = output_place(batch, numbers[at]);
+    count = neighbours(numbers, at, place.rows);
+    backend_.download(queue_, rows, place.address, count * bytes);
     rows += count * bytes;
   }
   queue_.synchronize();

@@ -88,7 +88,7 @@ BenchReport bench(const Config& config, const Communicator& comm, PlanCache& pla
   report.config = as_run(session);
   report.ranks = session.ranks();
   report.backend = session.kernel().describe();
-  report.input = resolved.source->describe();
+  report.input = resolved.input().describe();
 
   std::vector<std::vector<std::vector<StepTiming>>> repetitions;
   report.samples_ms =
@@ -104,15 +104,19 @@ BenchReport bench(const Config& config, const Communicator& comm, PlanCache& pla
     report.blocks_alone_ms = median(time_runs(session, 1, config.repetitions, Passing::off, [] {}));
     report.overlap_efficiency = report.blocks_alone_ms / report.median_ms;
   }
+  double layer_flops = 0;
   for (const auto& executor : session.executors()) {
     const PlanCost cost = plan_cost(executor->plan());
     report.flops += cost.flops;
     report.bytes_received += static_cast<std::int64_t>(cost.bytes_received);  // of memory that is there
+    const RingPlan& plan = executor->plan();
+    if (resolved.layer) { layer_flops += layer_cost_of(resolved.config, *resolved.layer, plan.problem, plan.local_rows).flops; }
   }
   report.bytes_received = comm.sum(report.bytes_received);
-  report.flops = comm.sum(report.flops);
+  const double attention_flops = comm.sum(report.flops);
+  report.flops = attention_flops + comm.sum(layer_flops);
   report.tflops_per_rank = report.flops / report.median_ms / 1e9 / static_cast<double>(session.ranks());
-  report.of_cycles = share_of_cycles(session, report.flops);
+  report.of_cycles = share_of_cycles(session, attention_flops);
   if (session.backend().kind() == BackendKind::cpu) {
     report.fma_peak_gflops = kernels::cpu::fma_peak_gflops(static_cast<int>(resolved.config.threads));
     const double gflops = report.flops / report.median_ms / 1e6 / static_cast<double>(comm.size());

@@ -16,6 +16,7 @@
 #include <cstring>
 #include <exception>
 #include <fcntl.h>
+#include <functional>
 #include <string_view>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -69,8 +70,11 @@ rlim_t address_space() {
   return static_cast<rlim_t>(pages) * static_cast<rlim_t>(::sysconf(_SC_PAGESIZE));
 }
 
+/// Reads samples of an input, and calls what it is given at every step that is finite for certain.
+using ReadSamples = std::function<void(const std::function<void()>& progress)>;
+
 /// The examining process. No crash of it leaves a core file or a word; it ends with its parent.
-[[noreturn]] void examine(const std::string& path, const ExamineLimits& limits, int pipe) {
+[[noreturn]] void examine(const std::string& path, const ReadSamples& read, const ExamineLimits& limits, int pipe) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   for (int signal = 1; signal < NSIG; ++signal) { std::signal(signal, SIG_DFL); }
   const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -80,7 +84,7 @@ rlim_t address_space() {
   allow_cpu(limits.cpu_s);
   std::string verdict(1, kAccepted);
   try {
-    read_samples(path, kSampledBytes, [&] {
+    read([&] {
       allow_cpu(limits.cpu_s);
       send(pipe, std::string_view(&kStep, 1));
     });
@@ -108,9 +112,7 @@ bool receive(int pipe, int silent_s, std::string& text) {
   }
 }
 
-}  // namespace
-
-void examine_input(const std::string& path, const ExamineLimits& limits) {
+void examine_by(const std::string& path, const ReadSamples& read, const ExamineLimits& limits) {
   const auto require = [&](bool succeeded) {
     if (!succeeded) {
       throw RuntimeFailure(
@@ -120,7 +122,7 @@ void examine_input(const std::string& path, const ExamineLimits& limits) {
   std::array<int, 2> pipe{};
   require(::pipe2(pipe.data(), O_CLOEXEC) == 0);
   const pid_t child = ::fork();
-  if (child == 0) { examine(path, limits, pipe[1]); }
+  if (child == 0) { examine(path, read, limits, pipe[1]); }
   const int fork_error = errno;
   ::close(pipe[1]);
   std::string text;
@@ -141,6 +143,16 @@ void examine_input(const std::string& path, const ExamineLimits& limits) {
                   H5_VERS_RELEASE, WIFSIGNALED(status) ? ::strsignal(WTERMSIG(status)) : "without a word");
   if (text[0] == kDiskFailed) { throw RuntimeFailure(text.substr(1)); }
   if (text[0] == kRefused) { throw InvalidArgument(text.substr(1)); }
+}
+
+}  // namespace
+
+void examine_input(const std::string& path, const ExamineLimits& limits) {
+  examine_by(path, [&](const std::function<void()>& progress) { read_samples(path, kSampledBytes, progress); }, limits);
+}
+
+void examine_layer_input(const std::string& path, std::optional<std::int64_t> heads, const ExamineLimits& limits) {
+  examine_by(path, [&](const std::function<void()>& progress) { read_layer_samples(path, heads, kSampledBytes, progress); }, limits);
 }
 
 }  // namespace annulus

@@ -9,6 +9,7 @@
 #include "chunk_grid.hpp"
 #include "complete_dataset.hpp"
 #include "element_convert.hpp"
+#include "float_dataset.hpp"
 #include "hdf5_handle.hpp"
 #include "hdf5_open.hpp"
 #include "hdf5_sample.hpp"
@@ -38,43 +39,19 @@ constexpr std::int64_t kReadBytes = std::int64_t{8} << 20;
 
 constexpr std::array<Tensor, 3> kTensors{Tensor::q, Tensor::k, Tensor::v};
 
-/// One open dataset of the input.
-struct InputDataset {
-  OpenedDataset opened;
-  FileDType dtype;
-  std::vector<hsize_t> extents;
-  std::unique_ptr<BoxReader> reader;
-};
-
-InputDataset open_tensor(const std::shared_ptr<const ReadableFile>& file, const std::string& path, Tensor tensor, SourceFiles& files) {
+FloatDataset open_tensor(const std::shared_ptr<const ReadableFile>& file, const std::string& path, Tensor tensor, SourceFiles& files) {
   const char* name = dataset_name(tensor);
-  const std::string what = fmt::format("input file '{}': {}", path, name);
-  InputDataset input;
-  input.opened = open_dataset(what, file, path, name, files);
-  const hid_t dataset = input.opened.dataset.get();
+  std::optional<FloatDataset> input = open_float_dataset(file, path, name, files);
   ANNULUS_EXPECTS(
-      static_cast<bool>(input.opened.dataset),
+      input.has_value(),
       "input file '{}' has no dataset {}; needed are /q [batch, seq, heads, head_dim] and /k, /v [batch, seq, kv_heads, head_dim]", path,
       name);
-
-  const Hdf5Handle type(check_h5(H5Dget_type(dataset), "H5Dget_type"));
-  const auto recognised = recognise_dtype(type.get());
-  ANNULUS_EXPECTS(recognised.has_value(), "input file '{}': {} holds {} values; allowed are fp32, fp16 and bf16 (16 bits, 8 of exponent)",
-                  path, name, describe_hdf5_type(type.get()));
-  input.dtype = *recognised;
-
-  input.extents = extents_of(dataset);
-  const std::size_t rank = input.extents.size();
+  const std::size_t rank = input->extents.size();
   ANNULUS_EXPECTS(rank == 3 || rank == 4,
                   "input file '{}': {} has {} dimensions; allowed are [batch, seq, heads, head_dim] and, for one batch entry, "
                   "[seq, heads, head_dim]",
                   path, name, rank);
-  for (const hsize_t extent : input.extents) {
-    ANNULUS_EXPECTS(extent >= 1, "input file '{}': {} is {}; every extent must be at least 1", path, name, shape_text(input.extents));
-    ANNULUS_EXPECTS(extent <= hsize_t{1} << 48U, "input file '{}': {} is {}; no extent may be beyond 2^48", path, name,
-                    shape_text(input.extents));
-  }
-  return input;
+  return std::move(*input);
 }
 
 class Hdf5Input final : public TensorSource {
@@ -86,11 +63,7 @@ class Hdf5Input final : public TensorSource {
     read_problem();
     for (const Tensor tensor : kTensors) {
       files_.step();
-      InputDataset& input = dataset(tensor);
-      const DatasetPlace place{input.opened.dataset.get(), input.opened.file,
-                               fmt::format("input file '{}': {}", path, dataset_name(tensor))};
-      require_complete(place, files_);
-      input.reader = make_box_reader(place, byte_order_of(place.dataset), files_);
+      make_readable(dataset(tensor), path, dataset_name(tensor), files_);
     }
     find_bands();
   }
@@ -99,21 +72,17 @@ class Hdf5Input final : public TensorSource {
   std::string describe() const override { return fmt::format("file {}", path_); }
   std::vector<std::string> files() const override { return files_.paths(); }
 
-  std::string identity() const override {
-    std::string all;
-    for (const std::string& path : files_.paths()) { all += file_instance(path) + '\n'; }
-    return all;
-  }
+  std::string identity() const override { return file_instances(files_.paths()); }
 
   std::uint64_t fingerprint(Tensor tensor, std::int64_t part, std::int64_t parts) const override {
-    const InputDataset& input = dataset(tensor);
-    return sample_fingerprint(*input.reader, input.dtype, input.extents, part, parts);
+    const FloatDataset& input = dataset(tensor);
+    return sample_fingerprint(*input.reader, input.dtype, input.extents, heads_of(problem_, tensor) * problem_.head_dim, part, parts);
   }
 
   void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override {
     ANNULUS_EXPECTS(batch >= 0 && batch < problem_.batch && first >= 0 && count >= 0 && count <= problem_.seq_len - first,
                     "rows {}..{} of batch entry {} are outside {} of {}", first, first + count, batch, dataset_name(tensor), describe());
-    const InputDataset& input = dataset(tensor);
+    const FloatDataset& input = dataset(tensor);
     const std::int64_t row_elements = heads_of(problem_, tensor) * problem_.head_dim;
     const std::int64_t most_rows = std::max<std::int64_t>(1, kReadBytes / (row_elements * size_of(input.dtype.dtype)));
     const bool converts = input.dtype.dtype != dtype;
@@ -139,7 +108,7 @@ class Hdf5Input final : public TensorSource {
   std::optional<RowBands> bands(Tensor tensor) const override { return bands_[static_cast<std::size_t>(tensor)]; }
 
   void read_box(Tensor tensor, const Box& box, void* out) const override {
-    const InputDataset& input = dataset(tensor);
+    const FloatDataset& input = dataset(tensor);
     std::vector<hsize_t> start;
     std::vector<hsize_t> extent;
     for (const auto& [first, count] :
@@ -183,7 +152,7 @@ class Hdf5Input final : public TensorSource {
       band.number = -1;
     }
     const Hdf5Lock lock;
-    for (const InputDataset& input : datasets_) { input.reader->release_buffers(); }
+    for (const FloatDataset& input : datasets_) { input.reader->release_buffers(); }
   }
 
   /// Reads `bytes` of values, spread over the datasets.
@@ -203,7 +172,7 @@ class Hdf5Input final : public TensorSource {
   /// Finds the datasets whose chunks must be decoded whole.
   void find_bands() {
     for (const Tensor tensor : kTensors) {
-      const InputDataset& input = dataset(tensor);
+      const FloatDataset& input = dataset(tensor);
       const std::optional<DecodedUnit> unit = input.reader->decoded_unit();
       if (!unit) { continue; }
       std::vector<hsize_t> chunk = unit->extents;
@@ -299,15 +268,15 @@ class Hdf5Input final : public TensorSource {
     return wanted * unit_bytes;
   }
 
-  InputDataset& dataset(Tensor tensor) { return datasets_[static_cast<std::size_t>(tensor)]; }
-  const InputDataset& dataset(Tensor tensor) const { return datasets_[static_cast<std::size_t>(tensor)]; }
+  FloatDataset& dataset(Tensor tensor) { return datasets_[static_cast<std::size_t>(tensor)]; }
+  const FloatDataset& dataset(Tensor tensor) const { return datasets_[static_cast<std::size_t>(tensor)]; }
 
   void read_problem() {
-    const InputDataset& q = dataset(Tensor::q);
-    const InputDataset& k = dataset(Tensor::k);
-    const InputDataset& v = dataset(Tensor::v);
+    const FloatDataset& q = dataset(Tensor::q);
+    const FloatDataset& k = dataset(Tensor::k);
+    const FloatDataset& v = dataset(Tensor::v);
     for (const Tensor tensor : {Tensor::k, Tensor::v}) {
-      const InputDataset& other = dataset(tensor);
+      const FloatDataset& other = dataset(tensor);
       ANNULUS_EXPECTS(other.dtype.dtype == q.dtype.dtype, "input file '{}': /q is {} but {} is {}; all must have one dtype", path_,
                       to_string(q.dtype.dtype), dataset_name(tensor), to_string(other.dtype.dtype));
     }
@@ -330,9 +299,9 @@ class Hdf5Input final : public TensorSource {
                     shape_text(q.extents), kMaxHeadDim);
     ANNULUS_EXPECTS(problem_.heads % problem_.kv_heads == 0, "input file '{}': the {} heads of /k and /v do not divide the {} heads of /q",
                     path_, problem_.kv_heads, problem_.heads);
-    problem_.scale = read_scale(file_->get());
+    problem_.scale = read_scale(file_->get(), path_, problem_.head_dim);
     require_valid();
-    problem_.kv_lengths = read_kv_lengths();
+    problem_.kv_lengths = read_kv_lengths(file_, path_, problem_.batch, files_);
     require_valid();
   }
 
@@ -340,41 +309,6 @@ class Hdf5Input final : public TensorSource {
     try {
       validate(problem_);
     } catch (const InvalidArgument& error) { throw InvalidArgument(fmt::format("input file '{}': {}", path_, error.what())); }
-  }
-
-  /// /kv_lengths [batch], int64; none if there is no such dataset.
-  std::vector<std::int64_t> read_kv_lengths() {
-    const std::string what = fmt::format("input file '{}': /kv_lengths", path_);
-    const OpenedDataset opened = open_dataset(what, file_, path_, "/kv_lengths", files_);
-    if (!opened.dataset) { return {}; }
-    const hid_t dataset = opened.dataset.get();
-    const Hdf5Handle type(check_h5(H5Dget_type(dataset), "H5Dget_type"));
-    const bool is_int64 = H5Tequal(type.get(), H5T_STD_I64LE) > 0 || H5Tequal(type.get(), H5T_STD_I64BE) > 0;
-    ANNULUS_EXPECTS(is_int64, "{} holds {} values; allowed is int64", what, describe_hdf5_type(type.get()));
-    const std::vector<hsize_t> extents = extents_of(dataset);
-    ANNULUS_EXPECTS(extents == std::vector<hsize_t>{static_cast<hsize_t>(problem_.batch)},
-                    "{} is {}; it must be [{}], one number for each batch entry", what, shape_text(extents), problem_.batch);
-    const DatasetPlace place{dataset, opened.file, what};
-    require_complete(place, files_);
-    std::vector<std::int64_t> lengths(static_cast<std::size_t>(problem_.batch));
-    const SlabCopy all = box_in_order({0}, extents);
-    make_box_reader(place, H5Tget_order(H5T_NATIVE_INT64), files_)->read(std::span(&all, 1), lengths.data());
-    return lengths;
-  }
-
-  double read_scale(hid_t file) const {
-    if (check_h5(H5Aexists_by_name(file, "/", "scale", H5P_DEFAULT), "H5Aexists_by_name") == 0) {
-      return 1.0 / std::sqrt(static_cast<double>(problem_.head_dim));
-    }
-    const Hdf5Handle attribute(check_h5(H5Aopen_by_name(file, "/", "scale", H5P_DEFAULT, H5P_DEFAULT), "H5Aopen_by_name"));
-    const auto scale = read_float_attribute(attribute.get());
-    if (!scale) {
-      const Hdf5Handle type(check_h5(H5Aget_type(attribute.get()), "H5Aget_type"));
-      throw InvalidArgument(fmt::format("input file '{}': attribute scale ({}) is not one float of 64, 32 or 16 bits", path_,
-                                        describe_hdf5_type(type.get())));
-    }
-    ANNULUS_EXPECTS(std::isfinite(*scale), "input file '{}': attribute scale is {}; it must be finite", path_, *scale);
-    return *scale;
   }
 
   /// "/q[0, 17, 3, 5]" for element `index` of rows that begin at `first`; with the dataset's own number of dimensions.
@@ -390,7 +324,7 @@ class Hdf5Input final : public TensorSource {
   std::string path_;
   SourceFiles files_;
   std::shared_ptr<const ReadableFile> file_;  ///< stays locked
-  std::array<InputDataset, 3> datasets_;      ///< by Tensor; closed before the files
+  std::array<FloatDataset, 3> datasets_;      ///< by Tensor; closed before the files
   Problem problem_;
   std::array<std::optional<RowBands>, 3> bands_;  ///< by Tensor
   mutable std::array<Band, 3> held_;              ///< by Tensor

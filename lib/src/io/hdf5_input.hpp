@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 
 namespace annulus {
@@ -11,5 +12,9 @@ namespace annulus {
 /// is finite for certain.
 /// @throws as open_input() and TensorSource::read()
 void read_samples(const std::string& path, std::int64_t bytes, const std::function<void()>& progress);
+
+/// The same of open_layer_input(), with a share of at least some rows of each dataset.
+void read_layer_samples(const std::string& path, std::optional<std::int64_t> heads, std::int64_t bytes,
+                        const std::function<void()>& progress);
 
 }  // namespace annulus

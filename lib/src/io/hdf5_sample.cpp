@@ -73,11 +73,10 @@ std::vector<SlabCopy> slabs_of(const std::vector<hsize_t>& extents, std::span<co
 
 }  // namespace
 
-std::uint64_t sample_fingerprint(BoxReader& reader, const FileDType& dtype, const std::vector<hsize_t>& extents, std::int64_t part,
-                                 std::int64_t parts) {
+std::uint64_t sample_fingerprint(BoxReader& reader, const FileDType& dtype, const std::vector<hsize_t>& extents, std::int64_t row,
+                                 std::int64_t part, std::int64_t parts) {
   std::int64_t total = 1;
   for (const hsize_t extent : extents) { total *= static_cast<std::int64_t>(extent); }
-  const auto row = static_cast<std::int64_t>(extents[extents.size() - 1] * extents[extents.size() - 2]);
   const std::vector<Run> all = sampled_runs(total, row);
   const auto count = static_cast<std::int64_t>(all.size());
   const auto bound = [&](std::int64_t index) { return count / parts * index + std::min(index, count % parts); };
@@ -115,6 +114,12 @@ std::string file_instance(const std::string& path) {
   std::string boot;
   std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), boot);
   return fmt::format("{} {} {}", boot, status.st_dev, status.st_ino);
+}
+
+std::string file_instances(const std::vector<std::string>& paths) {
+  std::string all;
+  for (const std::string& path : paths) { all += file_instance(path) + '\n'; }
+  return all;
 }
 
 }  // namespace annulus

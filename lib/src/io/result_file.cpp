@@ -34,17 +34,20 @@ hsize_t extent_of(std::int64_t value) { return static_cast<hsize_t>(value); }
 }  // namespace
 
 struct ResultFile::Impl {
-  Impl(const std::string& path, bool force, const Problem& wanted, std::int64_t table_bytes)
-      : problem(wanted), place(path, force), file(place) {
+  Impl(const std::string& path, bool force, const Problem& wanted, std::int64_t table_bytes, std::int64_t features)
+      : problem(wanted), embed(features), place(path, force), file(place) {
     const Hdf5Lock lock;
     output_type = make_hdf5_type(problem.dtype);
     lse_type = make_hdf5_type(DType::fp32);
-    output = create_dataset(file.get(), "/o", output_type.get(),
-                            {extent_of(problem.batch), extent_of(problem.seq_len), extent_of(problem.heads), extent_of(problem.head_dim)});
+    Extents extents{extent_of(problem.batch), extent_of(problem.seq_len), extent_of(problem.heads), extent_of(problem.head_dim)};
+    if (embed > 0) { extents = {extent_of(problem.batch), extent_of(problem.seq_len), extent_of(embed)}; }
+    output = create_dataset(file.get(), output_name(), output_type.get(), extents);
     lse = create_dataset(file.get(), "/lse", lse_type.get(),
                          {extent_of(problem.batch), extent_of(problem.heads), extent_of(problem.seq_len)});
     file.reserve_allocated(kTailBytes + table_bytes);
   }
+
+  const char* output_name() const { return embed > 0 ? "/y" : "/o"; }
 
   void require_inside(const char* dataset, const ResultBox& box) const {
     ANNULUS_EXPECTS(
@@ -55,6 +58,7 @@ struct ResultFile::Impl {
   }
 
   Problem problem;
+  std::int64_t embed;  ///< of /y, or 0
   UnfinishedPath place;
   Hdf5File file;
   Hdf5Handle output_type;
@@ -65,17 +69,24 @@ struct ResultFile::Impl {
   std::int64_t lse_row_heads = 0;
 };
 
-ResultFile::ResultFile(const std::string& path, bool force, const Problem& problem, std::int64_t table_bytes) {
+ResultFile::ResultFile(const std::string& path, bool force, const Problem& problem, std::int64_t table_bytes, std::int64_t embed) {
   validate(problem);
-  impl_ = before_work([&] { return std::make_unique<Impl>(path, force, problem, table_bytes); });
+  impl_ = before_work([&] { return std::make_unique<Impl>(path, force, problem, table_bytes, embed); });
 }
 
 ResultFile::~ResultFile() = default;
 
 void ResultFile::write_output(const ResultBox& box, const void* rows) {
-  impl_->require_inside("/o", box);
+  impl_->require_inside(impl_->output_name(), box);
   if (box.count == 0) { return; }
   const Hdf5Lock lock;
+  if (impl_->embed > 0) {
+    ANNULUS_EXPECTS(box.heads == impl_->problem.heads, "rows of /y are of all {} heads, not of {}", impl_->problem.heads, box.heads);
+    write_block(impl_->file, impl_->output, impl_->output_type.get(), {extent_of(box.batch), extent_of(box.first), 0},
+                {1, extent_of(box.count), extent_of(impl_->embed)}, rows);
+    impl_->output_row_heads += box.count * box.heads;
+    return;
+  }
   write_block(impl_->file, impl_->output, impl_->output_type.get(),
               {extent_of(box.batch), extent_of(box.first), extent_of(box.first_head), 0},
               {1, extent_of(box.count), extent_of(box.heads), extent_of(impl_->problem.head_dim)}, rows);
@@ -115,8 +126,8 @@ void ResultFile::write_provenance(const std::vector<std::pair<std::string, std::
 void ResultFile::commit() {
   const std::int64_t row_heads = impl_->problem.batch * impl_->problem.seq_len * impl_->problem.heads;
   ANNULUS_EXPECTS(impl_->output_row_heads == row_heads && impl_->lse_row_heads == row_heads,
-                  "{} is incomplete: {} heads of rows of /o and {} of /lse were written, not {}", impl_->file.describe(),
-                  impl_->output_row_heads, impl_->lse_row_heads, row_heads);
+                  "{} is incomplete: {} heads of rows of {} and {} of /lse were written, not {}", impl_->file.describe(),
+                  impl_->output_row_heads, impl_->output_name(), impl_->lse_row_heads, row_heads);
   const Hdf5Lock lock;
   close_dataset(impl_->file, impl_->output);
   close_dataset(impl_->file, impl_->lse);

@@ -3,6 +3,8 @@
 
 #include <annulus/core/error.hpp>
 
+#include "hdf5_types.hpp"
+
 #include <algorithm>
 #include <iterator>
 
@@ -21,6 +23,14 @@ std::int64_t RowBands::bytes() const {
   std::int64_t rows = 0;
   for (const Stretch& stretch : stretches) { rows = std::max(rows, band_at(stretch.first).count); }
   return batches * rows * row_bytes;
+}
+
+std::vector<Fingerprint> TensorSource::fingerprints(std::int64_t part, std::int64_t parts) const {
+  std::vector<Fingerprint> all;
+  for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
+    all.push_back({fmt::format("values of {}", dataset_name(tensor)), fingerprint(tensor, part, parts)});
+  }
+  return all;
 }
 
 void TensorSource::read_box(Tensor /*tensor*/, const Box& /*box*/, void* /*out*/) const {

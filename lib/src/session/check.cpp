@@ -2,6 +2,7 @@
 #include <annulus/session/check.hpp>
 
 #include <annulus/core/error.hpp>
+#include <annulus/verify/layer_oracle.hpp>
 #include <annulus/verify/oracle.hpp>
 #include <annulus/verify/random_problem.hpp>
 
@@ -12,6 +13,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <set>
 
 namespace annulus {
@@ -90,9 +92,9 @@ PlainProbabilities plain_probabilities(const Session& session) {
   return PlainProbabilities::rounded;
 }
 
-/// Compares what one executor's rank has of the rows: those of its shard and its batch entries, with its heads. `positions` are those of
-/// the rows in the order of the sequence.
-ErrorSums compare_owned(RingExecutor& executor, const GridCell& cell, const std::vector<RowId>& rows,
+/// Compares what one executor's rank has of the rows: those of its shard and its batch entries, with its heads. `layer` is the one around
+/// it, or null; `positions` are those of the rows in the order of the sequence.
+ErrorSums compare_owned(RingExecutor& executor, LayerExecutor* layer, const GridCell& cell, const std::vector<RowId>& rows,
                         const std::vector<std::int64_t>& positions, const Session& session) {
   const Problem& problem = session.problem();
   const CheckedHeads heads{cell.first_head, cell.problem.heads};
@@ -107,7 +109,8 @@ ErrorSums compare_owned(RingExecutor& executor, const GridCell& cell, const std:
     local.push_back(at);
   }
   if (owned.empty()) { return {}; }
-  const std::int64_t bytes = row_bytes(cell.problem, Tensor::q);
+  const Config& config = session.resolved().config;
+  const std::int64_t bytes = layer != nullptr ? config.layer->embed * size_of(problem.dtype) : row_bytes(cell.problem, Tensor::q);
   std::vector<std::byte> out(static_cast<std::size_t>(bytes) * owned.size());
   std::vector<float> lse(static_cast<std::size_t>(heads.count) * owned.size());
   for (std::size_t index = 0; index < owned.size();) {
@@ -116,7 +119,12 @@ ErrorSums compare_owned(RingExecutor& executor, const GridCell& cell, const std:
     while (end < owned.size() && end - index < 64 && owned[end].batch == owned[index].batch && local[end] == local[end - 1] + 1) { ++end; }
     const auto count = static_cast<std::int64_t>(end - index);
     const std::int64_t entry = owned[index].batch - cell.first_batch;
-    executor.read_output(entry, local[index], count, out.data() + static_cast<std::size_t>(bytes) * index);
+    std::byte* rows_of_output = out.data() + static_cast<std::size_t>(bytes) * index;
+    if (layer != nullptr) {
+      layer->read_output(entry, local[index], count, rows_of_output);
+    } else {
+      executor.read_output(entry, local[index], count, rows_of_output);
+    }
     std::vector<float> by_head(static_cast<std::size_t>(heads.count * count));
     executor.read_lse(entry, local[index], count, by_head.data());
     for (std::int64_t row = 0; row < count; ++row) {
@@ -127,8 +135,15 @@ ErrorSums compare_owned(RingExecutor& executor, const GridCell& cell, const std:
     }
     index = end;
   }
-  const OracleRows oracle = oracle_rows(*session.resolved().source, problem, session.pattern(), owned, heads, plain_probabilities(session),
-                                        static_cast<int>(session.resolved().config.threads), &session.comm().watchdog().progress_counter());
+  const int threads = static_cast<int>(config.threads);
+  std::atomic<std::uint64_t>* progress = &session.comm().watchdog().progress_counter();
+  if (layer != nullptr) {
+    const LayerOracleRows oracle = layer_oracle_rows(*session.resolved().layer, *config.layer, problem, session.pattern(), owned,
+                                                     plain_probabilities(session), threads, progress);
+    return compare_layer_rows(*config.layer, problem, owned, out.data(), lse.data(), oracle);
+  }
+  const OracleRows oracle =
+      oracle_rows(*session.resolved().source, problem, session.pattern(), owned, heads, plain_probabilities(session), threads, progress);
   return compare_rows(problem, owned, heads, out.data(), lse.data(), oracle);
 }
 
@@ -142,7 +157,10 @@ CaseReport check_session(Session& session, std::int64_t rows) {
   together(comm, [&] {
     const std::vector<std::int64_t> positions = positions_of(chosen, session);
     for (const LocalRing& ring : session.rings()) {
-      for (const auto& executor : ring.executors) { own.add(compare_owned(*executor, ring.cell, chosen, positions, session)); }
+      for (std::size_t index = 0; index < ring.executors.size(); ++index) {
+        LayerExecutor* layer = ring.layers.empty() ? nullptr : ring.layers[index].get();
+        own.add(compare_owned(*ring.executors[index], layer, ring.cell, chosen, positions, session));
+      }
     }
   });
   // Sums of all ranks in rank order, so that every rank comes to the same verdict.
@@ -153,10 +171,16 @@ CaseReport check_session(Session& session, std::int64_t rows) {
     std::memcpy(&theirs, part.data(), sizeof(theirs));
     sums.add(theirs);
   }
-  require_all_compared(problem, static_cast<std::int64_t>(chosen.size()), sums);
+  const std::optional<Layer>& layer = session.resolved().config.layer;
+  const auto rows_compared = static_cast<std::int64_t>(chosen.size());
+  if (layer) {
+    require_all_compared(*layer, rows_compared, sums);
+  } else {
+    require_all_compared(problem, rows_compared, sums);
+  }
   CaseReport report;
   report.sums = sums;
-  report.verdict = judge(problem, sums);
+  report.verdict = layer ? judge_layer(sums) : judge(problem, sums);
   report.rows_checked = static_cast<std::int64_t>(chosen.size());
   report.rows_total = problem.batch * problem.seq_len;
   return report;
@@ -176,7 +200,10 @@ bool check(const Config& config, const Communicator& comm, const std::function<v
   };
   if (config.cases == 0) { return run_case(config, {.name = "configured problem", .flags = {}, .sums = {}, .verdict = {}}); }
 
-  together(comm, [&] { ANNULUS_EXPECTS(config.input.empty(), "--cases draws its own problems and takes no --input"); });
+  together(comm, [&] {
+    ANNULUS_EXPECTS(config.input.empty(), "--cases draws its own problems and takes no --input");
+    ANNULUS_EXPECTS(!config.layer, "--cases draws attention alone, and a layer is configured");
+  });
   const bool alone = comm.size() == 1 && config.transport != TransportKind::self;
   bool passed = true;
   for (std::int64_t number = 0; number < config.cases; ++number) {

@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <set>
 #include <span>
 
 namespace annulus {
@@ -33,7 +34,17 @@ struct Chunk : ResultRows {
     executor.read_output(batch, local_first, count, output.data());
     executor.read_lse(batch, local_first, count, lse.data());
   }
+
+  /// Makes the output that of a layer, whose rows are this long.
+  void resize_for_layer(std::int64_t row_bytes) { output.resize(static_cast<std::size_t>(count * row_bytes)); }
+  void read(LayerExecutor& layer) { layer.read_output(batch, local_first, count, output.data()); }
 };
+
+/// Of a row of y; 0 without a layer.
+std::int64_t layer_row_bytes(const Session& session) {
+  const Config& config = session.resolved().config;
+  return config.layer ? config.layer->embed * size_of(config.problem.dtype) : 0;
+}
 
 /// All chunks of one rank's rows, in the order they are written; both sides of a transfer walk the same list.
 /// @param problem  of the rank's ring
@@ -67,6 +78,7 @@ class RowCounter {
 
   /// @param chunk  of the rows of the cell
   void look_at(const Chunk& chunk, const GridCell& cell) {
+    known_.clear();
     const std::int64_t heads = cell.problem.heads;
     const std::int64_t batch = cell.first_batch + chunk.batch;
     const bool all_finite = !first_non_finite(problem_.dtype, chunk.output.data(), chunk.count * heads * problem_.head_dim).has_value();
@@ -78,9 +90,17 @@ class RowCounter {
         const bool uncovered = lse == -std::numeric_limits<float>::infinity() && !covered_.sees_key(batch, head, chunk.first + i);
         uncovered_ += uncovered ? 1 : 0;
         if ((uncovered || std::isfinite(lse)) && (all_finite || output_is_finite(chunk, i * heads + in_cell))) { continue; }
-        ++non_finite_;
-        first_ = std::min(first_, (batch * problem_.heads + head) * problem_.seq_len + order_.row_at(chunk.first + i));
+        add_non_finite(batch, head, chunk.first, i);
       }
+    }
+  }
+
+  /// The same rows of y, after look_at() saw those of O.
+  void look_at_layer(const Chunk& chunk, const GridCell& cell) {
+    const std::int64_t bytes = static_cast<std::int64_t>(chunk.output.size()) / chunk.count;
+    for (std::int64_t i = 0; i < chunk.count; ++i) {
+      const bool finite = !first_non_finite(problem_.dtype, chunk.output.data() + i * bytes, bytes / size_of(problem_.dtype));
+      if (!finite && !known_.contains(i)) { add_non_finite(cell.first_batch + chunk.batch, 0, chunk.first, i); }
     }
   }
 
@@ -119,6 +139,13 @@ class RowCounter {
   }
 
   /// Of one head of one row.
+  /// Row `i` of a chunk that begins with row `first`.
+  void add_non_finite(std::int64_t batch, std::int64_t head, std::int64_t first, std::int64_t i) {
+    known_.insert(i);
+    ++non_finite_;
+    first_ = std::min(first_, (batch * problem_.heads + head) * problem_.seq_len + order_.row_at(first + i));
+  }
+
   bool output_is_finite(const Chunk& chunk, std::int64_t row_head) const {
     const std::int64_t begin = row_head * problem_.head_dim * size_of(problem_.dtype);
     return !first_non_finite(problem_.dtype, chunk.output.data() + begin, problem_.head_dim).has_value();
@@ -129,15 +156,22 @@ class RowCounter {
   Permutation order_;
   CoveredRows covered_;
   std::vector<ZeroKeys> zero_keys_;  ///< by branch, or none
+  std::set<std::int64_t> known_;     ///< rows of the chunk that are counted as not finite
   std::int64_t uncovered_ = 0;
   std::int64_t non_finite_ = 0;
   std::int64_t first_ = std::numeric_limits<std::int64_t>::max();  ///< of the non-finite: (batch * heads + head) * seq_len + row
 };
 
-/// The executor of `rank` if it runs in this process.
-RingExecutor* local_executor(const Session& session, std::int64_t rank) {
-  if (session.comm().size() == 1) { return session.executors()[static_cast<std::size_t>(rank)].get(); }
-  return rank == session.comm().rank() ? session.executors().front().get() : nullptr;
+/// Of `rank`, if it runs in this process: its executor, and the layer around it if there is one.
+struct LocalRank {
+  RingExecutor* executor = nullptr;
+  LayerExecutor* layer = nullptr;
+};
+LocalRank local_rank(const Session& session, std::int64_t rank) {
+  const bool alone = session.comm().size() == 1;
+  if (!alone && rank != session.comm().rank()) { return {}; }
+  const std::size_t index = alone ? static_cast<std::size_t>(rank) : 0;
+  return {session.executors()[index].get(), session.layers().empty() ? nullptr : session.layers()[index].get()};
 }
 
 /// collect_permuted() where other ranks of the job take part too: what the ring agrees on is a failure that they would wait for.
@@ -160,7 +194,8 @@ std::unique_ptr<ResultFile> create_result(const ResolvedConfig& resolved, const 
     if (comm.rank() != 0 || config.output.empty()) { return; }
     const std::int64_t steps = resolved.ranks == 1 ? 1 : 2 * resolved.ranks;  // at least
     constexpr auto kStepBytes = static_cast<std::int64_t>(kStepNumbers.size() * sizeof(double));
-    file = std::make_unique<ResultFile>(config.output, config.force, config.problem, steps * kStepBytes);
+    file = std::make_unique<ResultFile>(config.output, config.force, config.problem, steps * kStepBytes,
+                                        config.layer ? config.layer->embed : 0);
   });
   return file;
 }
@@ -169,10 +204,15 @@ RowCounts count_rows(const Session& session) {
   RowCounter counter(session);
   together(session.comm(), [&] {
     for (const LocalRing& ring : session.rings()) {
-      for (const auto& executor : ring.executors) {
-        for_each_chunk(session, ring.cell.problem, executor->plan().rank, [&](Chunk& chunk) {
-          chunk.read(*executor);
+      for (std::size_t index = 0; index < ring.executors.size(); ++index) {
+        RingExecutor& executor = *ring.executors[index];
+        for_each_chunk(session, ring.cell.problem, executor.plan().rank, [&](Chunk& chunk) {
+          chunk.read(executor);
           counter.look_at(chunk, ring.cell);
+          if (ring.layers.empty()) { return; }
+          chunk.resize_for_layer(layer_row_bytes(session));
+          chunk.read(*ring.layers[index]);
+          counter.look_at_layer(chunk, ring.cell);
         });
       }
     }
@@ -222,10 +262,12 @@ void write_result(const Session& session, ResultFile* file, const std::vector<st
       continue;
     }
     for (std::int64_t rank = 0; rank < session.grid().seq; ++rank) {
-      RingExecutor* executor = local_executor(session, first_rank + rank);
-      if (executor == nullptr && comm.rank() != 0) { continue; }
+      const LocalRank local = local_rank(session, first_rank + rank);
+      if (local.executor == nullptr && comm.rank() != 0) { continue; }
       for_each_chunk(session, cell.problem, rank, [&](Chunk& chunk) {
-        if (executor != nullptr) { chunk.read(*executor); }
+        if (local.executor != nullptr) { chunk.read(*local.executor); }
+        if (session.resolved().layer) { chunk.resize_for_layer(layer_row_bytes(session)); }
+        if (local.layer != nullptr) { chunk.read(*local.layer); }
         pass(process_of(rank), cell, chunk);
       });
     }

@@ -8,7 +8,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <map>
 #include <vector>
@@ -22,6 +21,27 @@ std::string list_of(const std::vector<Branch>& branches, Number Branch::* member
   std::string text;
   for (const Branch& branch : branches) { text += fmt::format("{}{}", text.empty() ? "" : ",", branch.*member); }
   return text;
+}
+
+void add_facts(const Layer& layer, const LayerSource& source, std::vector<Fact>& facts) {
+  const auto text = [](auto value) { return fmt::format("{}", value); };
+  facts.insert(facts.end(), {{"layer.embed", text(layer.embed)},
+                             {"layer.kdim", text(layer.kdim)},
+                             {"layer.vdim", text(layer.vdim)},
+                             {"layer.bias", text(layer.bias)},
+                             {"layer.qk-norm", text(to_string(layer.qk_norm))},
+                             {"layer.output-norm", text(to_string(layer.output_norm))},
+                             {"layer.norm-epsilon", text(layer.norm_epsilon)},
+                             {"layer.rotary", text(to_string(layer.rotary))},
+                             {"layer.rotary-base", text(layer.rotary_base)},
+                             {"layer.gate", text(to_string(layer.gate))},
+                             {"layer.gate-temperature", text(layer.gate_temperature)}});
+  for (const auto& [which, name] : EnumNames<Activation>::values) {
+    facts.push_back({std::string(name), source.has(which) ? "of the layer" : "absent"});
+  }
+  for (const auto& [which, name] : EnumNames<Weight>::values) {
+    facts.push_back({std::string(name), fmt::format("[{}]", fmt::join(source.extents(which), ", "))});
+  }
 }
 
 /// What shapes the plan or the numbers, by the names of the options. Threads and the timeout do neither, and nodes may differ in them.
@@ -61,40 +81,43 @@ std::vector<Fact> facts_of(const ResolvedConfig& resolved) {
       {"share-gpu", text(config.share_gpu)},
       {"memory-pool", text(to_string(config.memory_pool))},
       // Copies of one file may have other names on other nodes: what they hold is compared below.
-      {"input", config.input.empty() ? resolved.source->describe() : "an input file"},
-      {"input's dtype", text(to_string(resolved.source->problem().dtype))},
+      {"input", config.input.empty() ? resolved.input().describe() : "an input file"},
+      {"input's dtype", text(to_string(resolved.input_dtype()))},
+      {"layer", config.layer ? "is" : "is not"},
   };
+  if (config.layer) { add_facts(*config.layer, *resolved.layer, facts); }
   if (config.backend == BackendKind::cpu) { facts.push_back({"instruction set and product library", kernels::cpu::describe()}); }
   return facts;
 }
 
 /// Compares what several files hold by a sample that the ranks of each file share, so that a chunk is read by one of them.
 void require_same_values(const ResolvedConfig& resolved, const Communicator& comm) {
+  const InputSource& input = resolved.input();
   std::string own;
-  together(comm, [&] { own = resolved.source->identity(); });
+  together(comm, [&] { own = input.identity(); });
   const std::vector<std::string> identities = comm.all_gather(own);
   if (std::all_of(identities.begin(), identities.end(), [&](const std::string& identity) { return identity == own; })) { return; }
 
-  constexpr std::array<std::pair<Tensor, const char*>, 3> kTensors{
-      {{Tensor::q, "values of /q"}, {Tensor::k, "values of /k"}, {Tensor::v, "values of /v"}}};
-  using Sums = std::array<std::uint64_t, kTensors.size()>;
   const auto sharing = std::count(identities.begin(), identities.end(), own);
   const auto part = std::count(identities.begin(), identities.begin() + comm.rank(), own);
-  Sums sums{};
-  together(comm, [&] {
-    for (std::size_t i = 0; i < sums.size(); ++i) { sums[i] = resolved.source->fingerprint(kTensors[i].first, part, sharing); }
-  });
-  Sums whole{};
-  const std::vector<std::string> parts = comm.all_gather(std::string(reinterpret_cast<const char*>(sums.data()), sizeof(sums)));
+  std::vector<Fingerprint> parts_of_sums;
+  together(comm, [&] { parts_of_sums = input.fingerprints(part, sharing); });
+  std::vector<std::uint64_t> sums;
+  for (const Fingerprint& fingerprint : parts_of_sums) { sums.push_back(fingerprint.sum); }
+  std::vector<std::uint64_t> whole(sums.size());
+  const std::string bytes(reinterpret_cast<const char*>(sums.data()), sums.size() * sizeof(sums[0]));
+  const std::vector<std::string> parts = comm.all_gather(bytes);
   for (std::size_t rank = 0; rank < parts.size(); ++rank) {
     if (identities[rank] != own) { continue; }
-    Sums theirs{};
-    std::memcpy(theirs.data(), parts[rank].data(), sizeof(theirs));
+    std::vector<std::uint64_t> theirs(whole.size());
+    ANNULUS_ASSERT(parts[rank].size() == bytes.size(), "readers of one file sampled {} and {} bytes of sums", bytes.size(),
+                   parts[rank].size());
+    std::memcpy(theirs.data(), parts[rank].data(), bytes.size());
     for (std::size_t i = 0; i < whole.size(); ++i) { whole[i] += theirs[i]; }
   }
   std::vector<Fact> facts;
   for (std::size_t i = 0; i < whole.size(); ++i) {
-    facts.push_back({.name = kTensors[i].second, .value = fmt::format("with hash {:016x}", whole[i]), .note = resolved.source->describe()});
+    facts.push_back({.name = parts_of_sums[i].name, .value = fmt::format("with hash {:016x}", whole[i]), .note = input.describe()});
   }
   require_same(comm, facts);
 }

@@ -27,6 +27,7 @@
 #include <iterator>
 #include <limits>
 #include <mutex>
+#include <optional>
 
 namespace annulus {
 
@@ -48,7 +49,26 @@ void take_extent(const Config& config, const char* option, std::int64_t& extent,
   extent = found;
 }
 
-/// Problem and source of the configuration.
+void take_kv_lengths(Config& config, const Problem& found) {
+  if (found.kv_lengths.empty()) { return; }
+  ANNULUS_EXPECTS(!config.given.contains("kv-lengths") || config.problem.kv_lengths == found.kv_lengths,
+                  "--kv-lengths {} contradicts /kv_lengths of the input file {}, which is {}", fmt::join(config.problem.kv_lengths, ","),
+                  config.input, fmt::join(found.kv_lengths, ","));
+  config.problem.kv_lengths = found.kv_lengths;
+}
+
+void take_problem(Config& config, const Problem& found) {
+  take_extent(config, "batch", config.problem.batch, found.batch);
+  take_extent(config, "seq-len", config.problem.seq_len, found.seq_len);
+  take_extent(config, "heads", config.problem.heads, found.heads);
+  take_extent(config, "kv-heads", config.problem.kv_heads, found.kv_heads);
+  take_extent(config, "head-dim", config.problem.head_dim, found.head_dim);
+  take_kv_lengths(config, found);
+  config.problem.dtype = found.dtype;
+  config.problem.scale = found.scale;
+}
+
+/// Problem and source of a configuration without a layer.
 std::shared_ptr<const TensorSource> open_source(Config& config) {
   if (config.input.empty()) {
     if (!config.scale) { config.problem.scale = 1.0 / std::sqrt(static_cast<double>(config.problem.head_dim)); }
@@ -57,21 +77,43 @@ std::shared_ptr<const TensorSource> open_source(Config& config) {
     return make_generator(config.problem, config.seed, checked_narrow<int>(threads));
   }
   std::shared_ptr<const TensorSource> source = open_input(config.input);
-  const Problem& found = source->problem();
-  take_extent(config, "batch", config.problem.batch, found.batch);
-  take_extent(config, "seq-len", config.problem.seq_len, found.seq_len);
-  take_extent(config, "heads", config.problem.heads, found.heads);
-  take_extent(config, "kv-heads", config.problem.kv_heads, found.kv_heads);
-  take_extent(config, "head-dim", config.problem.head_dim, found.head_dim);
-  if (!found.kv_lengths.empty()) {
-    ANNULUS_EXPECTS(!config.given.contains("kv-lengths") || config.problem.kv_lengths == found.kv_lengths,
-                    "--kv-lengths {} contradicts /kv_lengths of the input file {}, which is {}", fmt::join(config.problem.kv_lengths, ","),
-                    config.input, fmt::join(found.kv_lengths, ","));
-    config.problem.kv_lengths = found.kv_lengths;
-  }
-  config.problem.dtype = found.dtype;
-  config.problem.scale = found.scale;
+  take_problem(config, source->problem());
   fill_defaults(config);
+  return source;
+}
+
+/// What the input file says of the layer, but where the configuration says otherwise. @throws InvalidArgument where it must not
+void take_layer(Config& config, const Layer& found) {
+  Layer& layer = *config.layer;
+  take_extent(config, "layer.embed", layer.embed, found.embed);
+  take_extent(config, "layer.kdim", layer.kdim, found.kdim);
+  take_extent(config, "layer.vdim", layer.vdim, found.vdim);
+  ANNULUS_EXPECTS(!config.given.contains("layer.bias") || layer.bias == found.bias,
+                  "--layer.bias {} contradicts the input file {}, which has {}", layer.bias, config.input,
+                  found.bias ? "some of /bq, /bk, /bv and /bo" : "none of /bq, /bk, /bv and /bo");
+  layer.bias = found.bias;
+  if (!config.given.contains("layer.rotary")) { layer.rotary = found.rotary; }
+  if (!config.given.contains("layer.rotary-base")) { layer.rotary_base = found.rotary_base; }
+}
+
+/// Problem, layer and source of a configuration with a layer.
+std::shared_ptr<const LayerSource> open_layer_source(Config& config) {
+  std::shared_ptr<const LayerSource> source;
+  if (config.input.empty()) {
+    if (!config.scale) { config.problem.scale = 1.0 / std::sqrt(static_cast<double>(config.problem.head_dim)); }
+    complete_extents(*config.layer, config.problem);
+  } else {
+    source = open_layer_input(config.input, config.given.contains("heads") ? std::optional(config.problem.heads) : std::nullopt);
+    take_problem(config, source->problem());
+    take_layer(config, source->layer());
+  }
+  fill_defaults(config);
+  validate(*config.layer, config.problem, config.pattern);
+  if (!source) {
+    const std::int64_t threads = std::max<std::int64_t>(1, config.threads);
+    source = make_layer_generator(config.problem, *config.layer, config.seed, checked_narrow<int>(threads));
+  }
+  require_weights(*source, *config.layer);
   return source;
 }
 
@@ -82,7 +124,7 @@ namespace {
 /// Nothing else tells [batch, heads, seq, head_dim] from the layout that is read. Once in a process, for its first configuration.
 void warn_of_layout(const Config& config) {
   static std::once_flag warned;
-  if (config.input.empty() || config.problem.seq_len >= config.problem.heads) { return; }
+  if (config.input.empty() || config.layer || config.problem.seq_len >= config.problem.heads) { return; }
   std::call_once(warned, [&] {
     spdlog::warn("input file '{}' has {} rows and {} heads: is it [batch, seq, heads, head_dim]?", config.input, config.problem.seq_len,
                  config.problem.heads);
@@ -91,7 +133,23 @@ void warn_of_layout(const Config& config) {
 
 }  // namespace
 
-std::vector<NamedFile> named_files(const Config& config, const TensorSource* source) {
+const InputSource& ResolvedConfig::input() const {
+  if (layer) { return *layer; }
+  return *source;
+}
+
+DType ResolvedConfig::input_dtype() const { return layer ? layer->problem().dtype : source->problem().dtype; }
+
+std::shared_ptr<const LayerSource> open_layer(const Config& config) {
+  Config copy = config;
+  return open_layer_source(copy);
+}
+
+LayerCost layer_cost_of(const Config& config, const LayerSource& source, const Problem& problem, std::int64_t rows) {
+  return layer_cost(source, *config.layer, problem, rows, config.backend != BackendKind::cuda);
+}
+
+std::vector<NamedFile> named_files(const Config& config, const InputSource* input) {
   std::vector<NamedFile> files{{"standard output", "/dev/stdout", FileUse::printed}, {"standard error", "/dev/stderr", FileUse::printed}};
   const auto add = [&](const char* role, const std::string& path, FileUse use) {
     if (!path.empty()) { files.push_back({role, path, use}); }
@@ -99,8 +157,8 @@ std::vector<NamedFile> named_files(const Config& config, const TensorSource* sou
   add("the preset", config.preset_file, FileUse::read);
   add("--config", config.config_file, FileUse::read);
   add("--input", config.input, FileUse::read);
-  if (source != nullptr) {
-    const std::vector<std::string> paths = source->files();
+  if (input != nullptr) {
+    const std::vector<std::string> paths = input->files();
     for (std::size_t index = 1; index < paths.size(); ++index) { add("a part of --input,", paths[index], FileUse::read); }
   }
   add("--output", config.output, FileUse::written);
@@ -122,7 +180,11 @@ void choose_kernel(Config& config, bool hopper) {
 
 /// Fills in grid, partition and schedule.
 void fill_in_ways(Config& config, std::int64_t ranks) {
-  GridChoice choice = choose_grid(config.grid, config.problem, config.pattern, config.partition, config.schedule, ranks);
+  Grid asked = config.grid;
+  if (config.layer && asked.automatic) { asked = Grid(); }
+  ANNULUS_EXPECTS(!config.layer || asked.heads == 1, "--grid {} spreads heads, and a layer's products take all heads of a row",
+                  to_string(asked));
+  GridChoice choice = choose_grid(asked, config.problem, config.pattern, config.partition, config.schedule, ranks);
   config.places = choice.grid;
   config.grid_reason = std::move(choice.reason);
   Ways ways =
@@ -135,7 +197,11 @@ void fill_in_ways(Config& config, std::int64_t ranks) {
 }  // namespace
 
 Config resolve_without_input(Config config) {
-  open_source(config);
+  if (config.layer) {
+    open_layer_source(config);
+  } else {
+    open_source(config);
+  }
   fill_in_ways(config, config.ranks > 0 ? config.ranks : config.virtual_ranks);
   // A login node plans for GPUs that it does not have: what is asked for is taken to be there.
   choose_kernel(config, sees_only_hopper() || (config.kernel == KernelKind::fused && visible_gpus().empty()));
@@ -180,7 +246,11 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
   hopper = comm.max(static_cast<std::int64_t>(hopper ? 0 : 1)) == 0;
   together(comm, [&] {
     require_thread_stacks(checked_narrow<int>(config.threads));
-    resolved.source = open_source(config);
+    if (config.layer) {
+      resolved.layer = open_layer_source(config);
+    } else {
+      resolved.source = open_source(config);
+    }
     choose_kernel(config, hopper);
     ANNULUS_EXPECTS(config.virtual_ranks == 1 || comm.size() == 1, "--virtual-ranks {} runs in one process, and this job has {}",
                     config.virtual_ranks, comm.size());
@@ -192,7 +262,7 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
     resolved.ranks = loopback ? config.virtual_ranks : comm.size();
     fill_in_ways(config, resolved.ranks);
     routing_of(config);
-    if (comm.rank() == 0) { require_distinct_files(named_files(config, resolved.source.get())); }
+    if (comm.rank() == 0) { require_distinct_files(named_files(config, &resolved.input())); }
   });
   if (comm.rank() == 0) { warn_of_layout(config); }
   resolved.config = std::move(config);
@@ -228,7 +298,7 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   together(comm, [&] {
     for (std::int64_t rank = loopback ? 0 : comm.rank(); rank < (loopback ? resolved.ranks : comm.rank() + 1); ++rank) {
       const std::int64_t ring = ring_of(rank);
-      if (rings_.empty() || rings_.back().number != ring) { rings_.push_back({ring, cell_of(config.problem, grid(), ring), {}}); }
+      if (rings_.empty() || rings_.back().number != ring) { rings_.push_back({ring, cell_of(config.problem, grid(), ring), {}, {}}); }
       plans.push_back((cache != nullptr ? *cache : own_cache)
                           .plan(rings_.back().cell.problem, config.pattern, partition_, routing_of(config), rank % grid().seq));
     }
@@ -260,19 +330,24 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
     predicted_bytes_ = kernel_->workspace_bytes(config.problem.head_dim, config.problem.dtype);
     for (const auto& plan : plans) { predicted_bytes_ += plan_memory(plan->problem, sizes_of(*plan), kernel_->plan_bytes(*plan)).total(); }
     std::int64_t reading = 0;
+    if (resolved.layer) {
+      predicted_bytes_ += layer_bytes(plans);
+      reading += weight_reading_bytes(*resolved.layer, config.problem.dtype);
+    }
     for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
+      if (resolved.layer) { break; }
       if (const auto bands = resolved.source->bands(tensor)) { reading += bands->bytes() + bands->decoding_bytes(); }
       if (comm.host_size() > 1 && !is_permuted()) { reading += host_load_bytes(*resolved.source, tensor); }
     }
     if (is_permuted()) { reading += permuted_bytes(rings_.front().cell.problem, ring_comm_, plans); }
-    reading += CellSource::bytes(config.problem, rings_.front().cell);
+    if (resolved.source) { reading += CellSource::bytes(config.problem, rings_.front().cell); }
     if (backend_->host_memory()) {
       predicted_bytes_ += reading;
     } else {
       const std::int64_t free = available_host_memory() / comm.host_size();
       ANNULUS_EXPECTS(reading <= free,
                       "rank {} on {} needs {} bytes of host memory to read {} in chunks and to move its rows, and {} are free", comm.rank(),
-                      comm.host(), reading, resolved.source->describe(), free);
+                      comm.host(), reading, resolved.input().describe(), free);
     }
     const std::int64_t available = backend_->available_bytes() / sharing;
     ANNULUS_EXPECTS(predicted_bytes_ <= available, "rank {} on {} needs {} bytes by plan and {} are free ({} of them for each of {} ranks)",
@@ -290,6 +365,7 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
     for (std::size_t index = 0; index < rings_.size(); ++index) {
       rings_[index].executors = std::span(executors_).subspan(index * each, each);
     }
+    if (resolved.layer) { make_layers(); }
   });
   // Connecting sends, too: a rank on which it fails must end the job before it unwinds.
   fail_fast(comm, [&] {
@@ -312,8 +388,47 @@ const Problem& Session::problem() const { return resolved_.config.problem; }
 const Pattern& Session::pattern() const { return resolved_.config.pattern; }
 bool Session::is_permuted() const { return pattern().order != SequenceOrder::linear; }
 
+std::int64_t Session::layer_bytes(std::span<const std::shared_ptr<const RingPlan>> plans) const {
+  const Config& config = resolved_.config;
+  std::int64_t bytes = layer_kernel_bytes(config.backend, checked_narrow<int>(config.threads));
+  LayerCost largest;
+  for (const auto& plan : plans) {
+    const LayerCost cost = layer_cost_of(config, *resolved_.layer, plan->problem, plan->local_rows);
+    bytes += cost.activation_bytes;
+    if (cost.scratch_bytes >= largest.scratch_bytes) { largest = cost; }
+  }
+  return bytes + largest.weight_bytes + largest.scratch_bytes;
+}
+
+void Session::make_layers() {
+  std::int64_t rows = 0;
+  for (const auto& executor : executors_) { rows = std::max(rows, executor->plan().local_rows); }
+  layer_resources_ = std::make_unique<LayerResources>(*resolved_.layer, *resolved_.config.layer, problem(), rows,
+                                                      checked_narrow<int>(resolved_.config.threads), *backend_, *queue_);
+  for (const LocalRing& ring : rings_) {
+    for (const auto& executor : ring.executors) {
+      layers_.push_back(
+          std::make_unique<LayerExecutor>(*layer_resources_, *executor, ring.cell.first_batch, *backend_, *queue_, comm_.watchdog()));
+    }
+  }
+  const std::size_t each = layers_.size() / rings_.size();
+  for (std::size_t index = 0; index < rings_.size(); ++index) { rings_[index].layers = std::span(layers_).subspan(index * each, each); }
+}
+
+void Session::load_layer() {
+  together(comm_, [&] {
+    layer_resources_->load();
+    for (const auto& layer : layers_) {
+      layer->load();
+      layer->project();  // warm_up() attends
+    }
+  });
+}
+
 void Session::load() {
-  if (is_permuted()) {
+  if (resolved_.layer) {
+    load_layer();
+  } else if (is_permuted()) {
     // What the ranks of one ring have agreed on, the others must hear of.
     together(comm_, [&] {
       for (const LocalRing& ring : rings_) { load_permuted(*this, ring); }
@@ -363,7 +478,9 @@ void Session::load_ranges() {
 
 void Session::run(Passing passing) {
   fail_fast(comm_, [&] {
+    for (const auto& layer : layers_) { layer->project(); }
     run_lockstep(executors_, passing == Passing::on);
+    for (const auto& layer : layers_) { layer->finish(); }
     for (const auto& executor : executors_) {
       executor->drain();
       if (passing == Passing::on) { executor->check_traffic(); }
@@ -373,13 +490,24 @@ void Session::run(Passing passing) {
 
 double Session::slowest_ms() {
   double slowest = 0;
-  if (executors_.size() > 1) {
+  if (!layers_.empty()) {
+    slowest = layers_.back()->ms_since_begin_of(*layers_.front());
+  } else if (executors_.size() > 1) {
     // Virtual ranks share one queue: the run lasts from the first one's begin to the last one's end.
     slowest = executors_.back()->ms_since_begin_of(*executors_.front());
   } else {
     slowest = executors_.front()->total_ms();
   }
   return comm_.max(slowest);
+}
+
+Session::LayerMs Session::layer_ms() {
+  LayerMs sums;
+  for (const auto& layer : layers_) {
+    sums.project += layer->project_ms();
+    sums.finish += layer->finish_ms();
+  }
+  return {comm_.max(sums.project), comm_.max(sums.finish)};
 }
 
 std::vector<std::vector<StepTiming>> Session::local_timings() {

@@ -15,7 +15,9 @@ namespace {
 
 constexpr double kFp32Tolerance = 2e-6;  // of RMS(O), or of a tenth of RMS(V) where O nearly cancels
 constexpr double kValueShare = 0.1;
-constexpr double kPlainFactor = 1.2;    // 16-bit: of the plain run's error
+constexpr double kPlainFactor = 1.2;  // 16-bit: of the plain run's error
+constexpr double kLayerFactor = 1.1;  // of a layer: the same
+constexpr double kLayerLseFactor = 2.0;
 constexpr double kFloor = 0x1p-24;      // 16-bit: of RMS(O), for outputs that the plain run happens to hit exactly
 constexpr double kFp32Step = 0x1p-149;  // between subnormal fp32 numbers, to which sums in fp32 are rounded however small they are
 constexpr double kLargeScore = 64.0;    // from here a rounding of an fp32 score moves its exponential by more than kFp32Tolerance
@@ -66,20 +68,11 @@ template <class Element>
 ErrorSums compare_elements(const Problem& problem, std::span<const RowId> rows, const CheckedHeads& heads, const Element* out,
                            const float* lse, const OracleRows& oracle) {
   ErrorSums sums;
+  add_lse(problem, rows, heads, lse, oracle, sums);
   std::int64_t compared = 0;  // heads of rows
   for (std::size_t i = 0; i < rows.size(); ++i) {
     for (std::int64_t head = heads.first; head < heads.first + heads.count; ++head, ++compared) {
       const std::int64_t row_head = static_cast<std::int64_t>(i) * problem.heads + head;
-      const auto at = static_cast<std::size_t>(row_head);
-      sums.max_score = std::max(sums.max_score, oracle.max_score[at]);
-      if (kind_of(oracle.lse[at]) == NumberKind::minus_infinity) { ++sums.uncovered; }
-      const auto found_lse = static_cast<double>(lse[compared]);
-      if (kind_of(found_lse) != kind_of(oracle.lse[at])) {
-        take_mismatches(1, {rows[i].batch, rows[i].row, head, kLseDim}, sums);
-      } else if (kind_of(found_lse) == NumberKind::finite) {
-        take_worst(std::abs(found_lse - oracle.lse[at]), {rows[i].batch, rows[i].row, head}, sums.max_lse_error, sums.worst_lse);
-      }
-
       for (std::int64_t dim = 0; dim < problem.head_dim; ++dim) {
         const std::int64_t element = row_head * problem.head_dim + dim;
         const double expected = oracle.out[static_cast<std::size_t>(element)];
@@ -132,6 +125,7 @@ void ErrorSums::add(const ErrorSums& other) {
   take_worst(other.max_lse_error, other.worst_lse, max_lse_error, worst_lse);
   max_score = std::max(max_score, other.max_score);
   max_plain_error = std::max(max_plain_error, other.max_plain_error);
+  max_plain_lse_error = std::max(max_plain_lse_error, other.max_plain_lse_error);
   take_mismatches(other.non_finite_mismatches, other.first_mismatch, *this);
   uncovered += other.uncovered;
 }
@@ -154,32 +148,49 @@ ErrorSums compare_rows(const Problem& problem, std::span<const RowId> rows, cons
   });
 }
 
+void add_lse(const Problem& problem, std::span<const RowId> rows, const CheckedHeads& heads, const float* lse, const OracleRows& oracle,
+             ErrorSums& sums) {
+  std::int64_t compared = 0;  // heads of rows
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    for (std::int64_t head = heads.first; head < heads.first + heads.count; ++head, ++compared) {
+      const std::int64_t at = static_cast<std::int64_t>(i) * problem.heads + head;
+      sums.max_score = std::max(sums.max_score, oracle.max_score[at]);
+      if (kind_of(oracle.lse[at]) == NumberKind::minus_infinity) { ++sums.uncovered; }
+      const auto found = static_cast<double>(lse[compared]);
+      if (kind_of(found) != kind_of(oracle.lse[at])) {
+        take_mismatches(1, {rows[i].batch, rows[i].row, head, kLseDim}, sums);
+      } else if (kind_of(found) == NumberKind::finite) {
+        take_worst(std::abs(found - oracle.lse[at]), {rows[i].batch, rows[i].row, head}, sums.max_lse_error, sums.worst_lse);
+        if (!oracle.plain_lse.empty()) {
+          sums.max_plain_lse_error = std::max(sums.max_plain_lse_error, std::abs(oracle.plain_lse[at] - oracle.lse[at]));
+        }
+      }
+    }
+  }
+}
+
 void require_all_compared(const Problem& problem, std::int64_t rows, const ErrorSums& sums) {
   const std::int64_t expected = rows * problem.heads * problem.head_dim;
   ANNULUS_ASSERT(sums.count == expected, "{} rows of {} heads x head_dim {} are {} output elements, and {} were compared", rows,
                  problem.heads, problem.head_dim, expected, sums.count);
 }
 
-Verdict judge(const Problem& problem, const ErrorSums& sums) {
+namespace {
+
+/// The figures of a verdict, but for its limits.
+Verdict measure(const ErrorSums& sums) {
   Verdict verdict;
   verdict.rms_error = root_mean(sums.error_squares, sums.count);
   const double scaled_squares = *std::max_element(sums.scaled_error_squares.begin(), sums.scaled_error_squares.end());
   verdict.plain_rms_error = root_mean(std::max(sums.plain_error_squares, scaled_squares), sums.count);
   verdict.ratio = verdict.rms_error == 0 ? 0.0 : verdict.rms_error / verdict.plain_rms_error;
-  const double output_rms = root_mean(sums.oracle_squares, sums.count);
-  switch (problem.dtype) {
-    case DType::fp32:
-      verdict.limit = kFp32Tolerance * std::max(output_rms, kValueShare * root_mean(sums.value_squares, sums.value_count));
-      if (sums.max_score > kLargeScore) { verdict.limit = std::max(verdict.limit, kLargeScoreFactor * verdict.plain_rms_error); }
-      break;
-    case DType::fp16:
-    case DType::bf16:
-      verdict.limit = kPlainFactor * verdict.plain_rms_error + kFloor * output_rms;
-      break;
-  }
+  return verdict;
+}
+
+/// Holds the figures against the limits on rms_error and LSE, which are there.
+void decide(const ErrorSums& sums, Verdict& verdict) {
   verdict.limit += kFp32Step;
   verdict.element_limit = kElementFactor * std::max(sums.max_plain_error, verdict.limit);
-  verdict.lse_limit = kLseFloor + kLseShare * sums.max_score;
 
   // Each limit is asked as "not within", so that a NaN fails.
   if (sums.count == 0) {
@@ -200,6 +211,33 @@ Verdict judge(const Problem& problem, const ErrorSums& sums) {
                                  sums.worst_lse[0], sums.worst_lse[1], sums.worst_lse[2]);
   }
   verdict.passed = verdict.reason.empty();
+}
+
+}  // namespace
+
+Verdict judge(const Problem& problem, const ErrorSums& sums) {
+  Verdict verdict = measure(sums);
+  const double output_rms = root_mean(sums.oracle_squares, sums.count);
+  switch (problem.dtype) {
+    case DType::fp32:
+      verdict.limit = kFp32Tolerance * std::max(output_rms, kValueShare * root_mean(sums.value_squares, sums.value_count));
+      if (sums.max_score > kLargeScore) { verdict.limit = std::max(verdict.limit, kLargeScoreFactor * verdict.plain_rms_error); }
+      break;
+    case DType::fp16:
+    case DType::bf16:
+      verdict.limit = kPlainFactor * verdict.plain_rms_error + kFloor * output_rms;
+      break;
+  }
+  verdict.lse_limit = kLseFloor + kLseShare * sums.max_score;
+  decide(sums, verdict);
+  return verdict;
+}
+
+Verdict judge_layer(const ErrorSums& sums) {
+  Verdict verdict = measure(sums);
+  verdict.limit = kLayerFactor * verdict.plain_rms_error + kFloor * root_mean(sums.oracle_squares, sums.count);
+  verdict.lse_limit = kLseFloor + kLseShare * sums.max_score + kLayerLseFactor * sums.max_plain_lse_error;
+  decide(sums, verdict);
   return verdict;
 }
 

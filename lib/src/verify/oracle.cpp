@@ -6,17 +6,14 @@
 #include <annulus/kernels/dtype.hpp>
 
 #include "order_table.hpp"
+#include "parallel.hpp"
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstddef>
-#include <exception>
 #include <limits>
-#include <mutex>
 #include <numeric>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 namespace annulus {
@@ -190,57 +187,30 @@ struct Softmax {
   }
 };
 
-// ---- Threads ----
-
-/// Calls body(worker, index) for every index < count on at most `threads` threads, worker < threads. An exception of any call is thrown
-/// here, after all threads have ended.
-template <class Body>
-void for_each_parallel(std::int64_t count, int threads, const Body& body) {
-  std::atomic<std::int64_t> next{0};
-  std::exception_ptr failure;
-  std::mutex failure_mutex;
-  const auto work = [&](std::int64_t worker) {
-    try {
-      for (std::int64_t index = next++; index < count; index = next++) { body(worker, index); }
-    } catch (...) {
-      next = count;
-      const std::scoped_lock lock(failure_mutex);
-      if (!failure) { failure = std::current_exception(); }
-    }
-  };
-  {
-    std::vector<std::jthread> helpers;
-    for (std::int64_t worker = 1; worker < std::min<std::int64_t>(threads, count); ++worker) {
-      try {
-        helpers.emplace_back(work, worker);
-      } catch (const std::system_error&) {
-        break;  // a limit on threads makes it slower, not wrong
-      }
-    }
-    work(0);
-  }
-  if (failure) { std::rethrow_exception(failure); }
-}
-
 /// K and V of the tokens [first, first+count) of one batch entry, as read.
 class KeyWindow {
  public:
-  KeyWindow(const TensorSource& source, const Problem& problem) : source_(source), problem_(problem) {}
+  KeyWindow(const TensorSource& source, const Problem& problem, const ExactRows* exact)
+      : source_(source), problem_(problem), exact_(exact) {}
 
-  std::int64_t token_bytes() const { return problem_.kv_heads * problem_.head_dim * size_of(problem_.dtype); }
-  std::int64_t capacity() const { return std::max(kTileKeys, kWindowBytes / token_bytes()); }
+  std::int64_t token_elements() const { return problem_.kv_heads * problem_.head_dim; }
+  std::int64_t token_bytes() const { return token_elements() * size_of(problem_.dtype); }
+  std::int64_t capacity() const {
+    const std::int64_t exact_bytes = exact_ == nullptr ? 0 : token_elements() * static_cast<std::int64_t>(sizeof(double));
+    return std::max(kTileKeys, kWindowBytes / (token_bytes() + exact_bytes));
+  }
 
   void load(std::int64_t batch, std::int64_t first, std::int64_t count, bool with_values) {
     if (batch != batch_ || first != first_ || count != count_) {
       count_ = 0;  // nothing is held if a read throws
       has_values_ = false;
-      read(Tensor::k, batch, first, count, keys_);
+      read(Tensor::k, batch, first, count, keys_, exact_keys_);
       batch_ = batch;
       first_ = first;
       count_ = count;
     }
     if (with_values && !has_values_) {
-      read(Tensor::v, batch, first, count, values_);
+      read(Tensor::v, batch, first, count, values_, exact_values_);
       has_values_ = true;
     }
   }
@@ -250,24 +220,38 @@ class KeyWindow {
   void key(std::int64_t token, std::int64_t kv_head, float* dst) const { row(keys_, token, kv_head, dst); }
   void value(std::int64_t token, std::int64_t kv_head, float* dst) const { row(values_, token, kv_head, dst); }
 
+  /// Whether there are other rows for the exact run, and these.
+  bool is_exact() const { return exact_ != nullptr; }
+  const double* exact_key(std::int64_t token, std::int64_t kv_head) const { return exact_keys_.data() + element_of(token, kv_head); }
+  const double* exact_value(std::int64_t token, std::int64_t kv_head) const { return exact_values_.data() + element_of(token, kv_head); }
+
  private:
-  void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, List<std::byte>& into) {
+  void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, List<std::byte>& into, List<double>& exact_into) {
     into.resize(count * token_bytes());
     source_.read(tensor, batch, first, count, problem_.dtype, into.data());
+    if (exact_ == nullptr) { return; }
+    exact_into.resize(count * token_elements());
+    exact_->read(tensor, batch, first, count, exact_into.data());
+  }
+  std::int64_t element_of(std::int64_t token, std::int64_t kv_head) const {
+    return ((token - first_) * problem_.kv_heads + kv_head) * problem_.head_dim;
   }
   void row(const List<std::byte>& from, std::int64_t token, std::int64_t kv_head, float* dst) const {
-    const std::int64_t element = ((token - first_) * problem_.kv_heads + kv_head) * problem_.head_dim;
+    const std::int64_t element = element_of(token, kv_head);
     widen(problem_.dtype, from.data() + element * size_of(problem_.dtype), problem_.head_dim, dst);
   }
 
   const TensorSource& source_;
   const Problem& problem_;
+  const ExactRows* exact_;
   std::int64_t batch_ = -1;
   std::int64_t first_ = 0;
   std::int64_t count_ = 0;
   bool has_values_ = false;
   List<std::byte> keys_;
   List<std::byte> values_;
+  List<double> exact_keys_;
+  List<double> exact_values_;
 };
 
 /// Some rows of one segment and one head, against the keys of the window.
@@ -302,8 +286,9 @@ enum class Pass {
 class Oracle {
  public:
   Oracle(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows, const CheckedHeads& heads,
-         PlainProbabilities probabilities, int threads, std::atomic<std::uint64_t>* progress)
+         PlainProbabilities probabilities, int threads, std::atomic<std::uint64_t>* progress, const ExactRows* exact)
       : source_(source),
+        exact_rows_(exact),
         problem_(problem),
         pattern_(pattern),
         rows_(rows.begin(), rows.end()),
@@ -312,7 +297,7 @@ class Oracle {
         threads_(threads),
         progress_(progress),
         places_(rows.size()),
-        window_(source, problem_),
+        window_(source, problem_, exact),
         scratch_(threads) {
     if (pattern_.branches.empty()) { pattern_.branches = {{problem_.seq_len, 1}}; }
     std::iota(places_.begin(), places_.end(), std::int64_t{0});
@@ -335,6 +320,7 @@ class Oracle {
     total.scaled_out.assign(scales(), total.plain_out);
     scaled_acc_.resize(scales());
     total.lse.assign(count, -std::numeric_limits<double>::infinity());
+    total.plain_lse = total.lse;
     List<std::int64_t> covering(count, 0);
 
     // `lse` mixing is one softmax over the keys of all branches; otherwise each branch has its own.
@@ -351,6 +337,7 @@ class Oracle {
         if (exact_.sum[at] == 0.0) { continue; }  // no key: the softmax's largest term alone is 1
         ++covering[at];
         total.lse[at] = log_add(total.lse[at], exact_.max[at] + std::log(exact_.sum[at]));
+        total.plain_lse[at] = log_add(total.plain_lse[at], static_cast<double>(plain_.max[at] + std::log(plain_.sum[at])));
         for (std::int64_t d = i * head_dim; d < (i + 1) * head_dim; ++d) {
           const std::int64_t element = d;
           total.out[element] += exact_.acc[element] / exact_.sum[at];
@@ -385,11 +372,16 @@ class Oracle {
   void read_queries() {
     const std::int64_t row_bytes = problem_.heads * problem_.head_dim * size_of(problem_.dtype);
     queries_.resize(row_count() * row_bytes);
+    if (exact_rows_ != nullptr) { exact_queries_.resize(row_count() * problem_.heads * problem_.head_dim); }
     for (std::int64_t first = 0; first < row_count();) {
       const RowId& start = rows_[first];
       std::int64_t end = first + 1;
       while (end < row_count() && rows_[end].batch == start.batch && rows_[end].row == start.row + (end - first)) { ++end; }
       source_.read(Tensor::q, start.batch, start.row, end - first, problem_.dtype, queries_.data() + first * row_bytes);
+      if (exact_rows_ != nullptr) {
+        exact_rows_->read(Tensor::q, start.batch, start.row, end - first,
+                          exact_queries_.data() + first * problem_.heads * problem_.head_dim);
+      }
       first = end;
     }
   }
@@ -489,6 +481,10 @@ class Oracle {
       widen(problem_.dtype, queries_.data() + element * size_of(problem_.dtype), head_dim, scratch.queries32.data() + i * head_dim);
     }
     scratch.queries64.assign(scratch.queries32.begin(), scratch.queries32.end());
+    for (std::int64_t i = 0; exact_rows_ != nullptr && i < std::ssize(scratch.rows); ++i) {
+      std::copy_n(exact_queries_.begin() + (scratch.rows[i] * problem_.heads + head) * head_dim, head_dim,
+                  scratch.queries64.begin() + i * head_dim);
+    }
   }
 
   /// The unit's rows against the tokens of the tile, which it then empties.
@@ -504,10 +500,17 @@ class Oracle {
       for (std::int64_t d = 0; d < head_dim; ++d) { scratch.keys32[d * kTileKeys + j] = scratch.row[d]; }
     }
     scratch.keys64.assign(scratch.keys32.begin(), scratch.keys32.end());
+    for (std::int64_t j = 0; window_.is_exact() && j < count; ++j) {
+      const double* key = window_.exact_key(scratch.tile_tokens[j], kv_head);
+      for (std::int64_t d = 0; d < head_dim; ++d) { scratch.keys64[d * kTileKeys + j] = key[d]; }
+    }
     if (pass == Pass::sums) {
       scratch.values32.resize(elements);
       for (std::int64_t j = 0; j < count; ++j) { window_.value(scratch.tile_tokens[j], kv_head, scratch.values32.data() + j * head_dim); }
       scratch.values64.assign(scratch.values32.begin(), scratch.values32.end());
+      for (std::int64_t j = 0; window_.is_exact() && j < count; ++j) {
+        std::copy_n(window_.exact_value(scratch.tile_tokens[j], kv_head), head_dim, scratch.values64.begin() + j * head_dim);
+      }
       for (std::int64_t i = 0; i < count * head_dim; ++i) { unit.value_squares += scratch.values64[i] * scratch.values64[i]; }
       unit.value_count += count * head_dim;
     }
@@ -599,6 +602,7 @@ class Oracle {
                     result.scaled_out[scale].begin() + row * row_elements);
       }
       std::copy_n(sorted.lse.begin() + place * heads, heads, result.lse.begin() + row * heads);
+      std::copy_n(sorted.plain_lse.begin() + place * heads, heads, result.plain_lse.begin() + row * heads);
       std::copy_n(sorted.max_score.begin() + place * heads, heads, result.max_score.begin() + row * heads);
     }
     result.value_squares = value_squares_;
@@ -607,6 +611,7 @@ class Oracle {
   }
 
   const TensorSource& source_;
+  const ExactRows* exact_rows_;
   Problem problem_;
   Pattern pattern_;
   List<RowId> rows_;  // sorted by batch and row
@@ -617,7 +622,8 @@ class Oracle {
   List<std::int64_t> places_;  // rows_[i] is the caller's rows[places_[i]]
   KeyWindow window_;
   List<Scratch> scratch_;
-  List<std::byte> queries_;  // [row][head][head_dim], as read
+  List<std::byte> queries_;     // [row][head][head_dim], as read
+  List<double> exact_queries_;  // the same for the exact run, if it has its own
   Softmax<double> exact_;
   Softmax<float> plain_;
   List<List<float>> scaled_acc_;
@@ -670,7 +676,8 @@ OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const
 }
 
 OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows,
-                       const CheckedHeads& heads, PlainProbabilities probabilities, int threads, std::atomic<std::uint64_t>* progress) {
+                       const CheckedHeads& heads, PlainProbabilities probabilities, int threads, std::atomic<std::uint64_t>* progress,
+                       const ExactRows* exact) {
   validate(problem);
   if (!pattern.branches.empty()) { validate(pattern); }
   const Problem& held = source.problem();
@@ -687,14 +694,15 @@ OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const
                     "row {} of batch {} lies outside batch {} x seq_len {}", id.row, id.batch, problem.batch, problem.seq_len);
   }
   if (pattern.order == SequenceOrder::linear) {
-    return Oracle(source, problem, pattern, rows, heads, probabilities, threads, progress).compute();
+    return Oracle(source, problem, pattern, rows, heads, probabilities, threads, progress, exact).compute();
   }
+  ANNULUS_EXPECTS(exact == nullptr, "rows of its own for the exact run have no other order than linear");
   ANNULUS_EXPECTS(!problem.causal, "a causal mask has no meaning in the order {}", to_string(pattern.order));
   const List<std::int64_t> positions(position_table(pattern.order, problem.seq_len));
   List<RowId> permuted(rows.begin(), rows.end());
   for (RowId& id : permuted) { id.row = positions[id.row]; }
   const InOrder in_order(source, pattern.order);
-  return Oracle(in_order, problem, pattern, permuted, heads, probabilities, threads, progress).compute();
+  return Oracle(in_order, problem, pattern, permuted, heads, probabilities, threads, progress, nullptr).compute();
 }
 
 }  // namespace annulus

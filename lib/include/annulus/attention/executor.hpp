@@ -20,7 +20,7 @@ namespace annulus {
 /// Runs one rank's plan on one backend over one transport, op by op.
 ///
 /// It owns the rank's tensors, slots and partials (allocated once). Everything is enqueued on `queue`; `kernel`, `backend`, `transport`,
-/// `queue` and `watchdog` must outlive it. Q, K and V are never written.
+/// `queue` and `watchdog` must outlive it. An attention never writes Q, K and V.
 class RingExecutor {
  public:
   RingExecutor(std::shared_ptr<const RingPlan> plan, AttentionKernel& kernel, Backend& backend, Transport& transport, Queue& queue,
@@ -42,6 +42,16 @@ class RingExecutor {
   /// rank's, from `rows` [numbers, heads of that tensor, head_dim] in the problem's dtype. Neighbours go together. Returns when they are in
   /// place.
   void place_rows(Tensor tensor, std::int64_t batch, std::span<const std::int64_t> numbers, const std::byte* rows);
+
+  /// Where rows of an input or of O lie, in backend memory, and how many do so one after the other.
+  struct RowPlace {
+    std::byte* address = nullptr;
+    std::int64_t rows = 0;
+  };
+  /// Of the row with this global number, which is this rank's; for who makes the rows of Q, K and V instead of reading them.
+  RowPlace input_place(Tensor tensor, std::int64_t batch, std::int64_t row) const;
+  /// Of its row of O.
+  RowPlace output_place(std::int64_t batch, std::int64_t row) const;
 
   /// Lets a device load the code that the steps will need, by a small part of their work whose result begin() wipes out: the first run's
   /// times are then of the work, and no code is loaded while transfers are open. Between load() and begin(); waits for the queue.
@@ -78,13 +88,6 @@ class RingExecutor {
   void read_lse(std::int64_t batch, std::int64_t first, std::int64_t count, float* lse);
 
  private:
-  /// Where a row of an input lies, and how many rows lie there one after the other.
-  struct InputPlace {
-    std::byte* address = nullptr;
-    std::int64_t rows = 0;
-  };
-  InputPlace input_place(Tensor tensor, std::int64_t batch, std::int64_t row) const;
-
   struct StepEvents {
     std::shared_ptr<Event> wait_begin, wait_end, work_begin, work_end;
   };

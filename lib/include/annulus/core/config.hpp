@@ -3,6 +3,7 @@
 
 #include <annulus/core/enums.hpp>
 #include <annulus/core/grid.hpp>
+#include <annulus/core/layer.hpp>
 #include <annulus/core/problem.hpp>
 
 #include <cstdint>
@@ -22,6 +23,8 @@ struct Config {
   std::uint64_t seed = 1;
 
   Pattern pattern;  ///< no branches: dense
+
+  std::optional<Layer> layer;  ///< around the attention; extents that are 0 are filled in
 
   Grid grid;  ///< as asked for
   PartitionKind partition = PartitionKind::automatic;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 
 namespace annulus {
@@ -22,5 +24,8 @@ struct ExamineLimits {
 /// Forks: to be called before MPI starts and while this process has one thread that holds locks.
 /// @throws InvalidArgument if the input cannot be used, RuntimeFailure if the disk fails or no process can be started
 void examine_input(const std::string& path, const ExamineLimits& limits = {});
+
+/// The same of the input of a layer, as open_layer_input() opens it.
+void examine_layer_input(const std::string& path, std::optional<std::int64_t> heads, const ExamineLimits& limits = {});
 
 }  // namespace annulus

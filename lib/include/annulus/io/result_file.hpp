@@ -16,8 +16,10 @@ namespace annulus {
 
 /// Rows of a result, each a (batch, head, row), that say something about it.
 struct RowCounts {
-  std::int64_t uncovered = 0;   ///< that see no key, as no branch covers them or kv_lengths hides all: O is 0 and LSE -inf
-  std::int64_t non_finite = 0;  ///< with NaN or infinity in O, or an LSE that is no number though the row is covered
+  std::int64_t uncovered = 0;  ///< that see no key, as no branch covers them or kv_lengths hides all: O is 0 and LSE -inf
+  /// With NaN or infinity in O, or an LSE that is no number though the row is covered; of a layer also, as head 0, with NaN or infinity in
+  /// y alone.
+  std::int64_t non_finite = 0;
   std::array<std::int64_t, 3> first_non_finite{-1, -1, -1};  ///< the least (batch, head, row) of them; -1 if there is none
   /// Under Ragged::zero_keys, by branch: what share of the softmax over all branches' keys its keys of zeros took, a mean over the rows
   /// that it covers. Empty under other rules.
@@ -33,7 +35,8 @@ struct ResultBox {
   std::int64_t heads = 0;
 };
 
-/// One HDF5 result file, written by one process: /o [batch, seq, heads, head_dim] in the problem's dtype, /lse [batch, head, seq] fp32,
+/// One HDF5 result file, written by one process: /o [batch, seq, heads, head_dim] in the problem's dtype (of a layer /y [batch, seq, embed]
+/// instead), /lse [batch, head, seq] fp32,
 /// tables of named columns, /rows/{uncovered, non_finite, first_non_finite} int64, /rows/zero_key_shares [branch] fp64, /provenance/*
 /// strings.
 ///
@@ -46,13 +49,15 @@ class ResultFile {
  public:
   /// Creates the file and takes the disk's blocks for all of it, so that it can be done before any work: what does not fit is known now.
   /// @param table_bytes  of the values that write_columns() will be given, at least
+  /// @param embed        features of a row of /y; 0 without a layer
   /// @throws InvalidArgument if `path` exists and not `force`, it cannot be created or replaced, or there is no room
-  ResultFile(const std::string& path, bool force, const Problem& problem, std::int64_t table_bytes = 0);
+  ResultFile(const std::string& path, bool force, const Problem& problem, std::int64_t table_bytes = 0, std::int64_t embed = 0);
   ~ResultFile();
   ResultFile(const ResultFile&) = delete;
   ResultFile& operator=(const ResultFile&) = delete;
 
-  /// A part of /o; `rows` is [count, heads, head_dim] in the problem's dtype.
+  /// A part of /o; `rows` is [count, heads, head_dim] in the problem's dtype. Of /y, whose rows have no heads: [count, embed], with a box
+  /// of all heads.
   void write_output(const ResultBox& box, const void* rows);
   /// A part of /lse; `lse` is [heads, count].
   void write_lse(const ResultBox& box, const float* lse);

@@ -71,18 +71,16 @@ struct RowBands {
   std::int64_t decoding_bytes() const { return 4 * chunk_bytes; }
 };
 
-/// Where Q, K and V come from: a file or the generator. Any rank may read any rows; const calls are independent of each other.
-class TensorSource {
+/// A part of what tells whether two inputs hold equal values.
+struct Fingerprint {
+  std::string name;  ///< "values of /q"
+  std::uint64_t sum = 0;
+};
+
+/// An input as messages and comparisons see it, whatever it holds.
+class InputSource {
  public:
-  virtual ~TensorSource() = default;
-
-  /// Extents and dtype of what it holds. causal is off; scale is the file's attribute or 1/sqrt(head_dim); kv_lengths are the file's.
-  virtual const Problem& problem() const = 0;
-
-  /// Rows [first, first+count) of one batch entry of `tensor` into `out` [count, heads of that tensor, head_dim], converted to `dtype` once
-  /// (16-bit: to nearest even).
-  /// @throws InvalidArgument naming dataset and first index if a value is NaN or infinite or damaged, RuntimeFailure if the disk fails
-  virtual void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const = 0;
+  virtual ~InputSource() = default;
 
   /// For messages: "file x.h5" or "generator, seed 1".
   virtual std::string describe() const = 0;
@@ -91,11 +89,31 @@ class TensorSource {
   /// device and number there, with all files its values come from, a generator by its seed.
   virtual std::string identity() const = 0;
 
-  /// A number that tells whether sources of equal problems hold equal values: the sum, modulo 2^64, of a hash of every sampled value and
-  /// its place. Of a file all values of a small tensor as stored, else those of the first and the last row and of at least 4,096 places
-  /// that depend on the shape alone. The sample is shared by `parts` callers; their sums add up to the same number however many they are.
-  /// @throws as read()
+  /// Paths of all files that its values come from; none for the generator.
+  virtual std::vector<std::string> files() const { return {}; }
+
+  /// Numbers that tell whether inputs of equal extents hold equal values, one for each dataset: the sum, modulo 2^64, of a hash of every
+  /// sampled value and its place. Of a file all values of a small dataset as stored, else those of the first and the last row and of at
+  /// least 4,096 places that depend on the shape alone. The sample is shared by `parts` callers; their sums add up to the same numbers
+  /// however many they are.
+  /// @throws as reading does
+  virtual std::vector<Fingerprint> fingerprints(std::int64_t part, std::int64_t parts) const = 0;
+};
+
+/// Where Q, K and V come from: a file or the generator. Any rank may read any rows; const calls are independent of each other.
+class TensorSource : public InputSource {
+ public:
+  /// Extents and dtype of what it holds. causal is off; scale is the file's attribute or 1/sqrt(head_dim); kv_lengths are the file's.
+  virtual const Problem& problem() const = 0;
+
+  /// Rows [first, first+count) of one batch entry of `tensor` into `out` [count, heads of that tensor, head_dim], converted to `dtype` once
+  /// (16-bit: to nearest even).
+  /// @throws InvalidArgument naming dataset and first index if a value is NaN or infinite or damaged, RuntimeFailure if the disk fails
+  virtual void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const = 0;
+
+  /// Of one tensor. @throws as read()
   virtual std::uint64_t fingerprint(Tensor tensor, std::int64_t part, std::int64_t parts) const = 0;
+  std::vector<Fingerprint> fingerprints(std::int64_t part, std::int64_t parts) const override;
 
   /// Whether and how the tensor must be read in bands. read() then keeps the latest band of every tensor, so that rows read in order decode
   /// each chunk once.
@@ -108,9 +126,6 @@ class TensorSource {
                               void* out) const;
   /// Frees what read() keeps.
   virtual void release_buffers() const {}
-
-  /// Paths of all files that its values come from; none for the generator.
-  virtual std::vector<std::string> files() const { return {}; }
 };
 
 /// Standard normal values that depend on (seed, tensor, global element index) alone, so that any number of ranks sees the same problem.

@@ -17,12 +17,12 @@ namespace annulus {
 /// @throws AgreedError as ResultFile
 std::unique_ptr<ResultFile> create_result(const ResolvedConfig& resolved, const Communicator& comm);
 
-/// Looks through O and LSE of the last run. The same on all ranks. Collective.
+/// Looks through O, LSE and y of the last run. The same on all ranks. Collective.
 RowCounts count_rows(const Session& session);
 
-/// Streams O and LSE of all ranks into `file` through rank 0, with everything else that a result has (of the timings /timings/* [rank,
-/// step], the numbers of StepTiming), and commits it. Collective; complete
-/// or absent. @param file as create_result() made it @param timings as gather_timings() @throws AgreedError if the disk refuses
+/// Streams O, or y where there is a layer, and LSE of all ranks into `file` through rank 0, with everything else that a result has (of the
+/// timings /timings/* [rank, step], the numbers of StepTiming), and commits it. Collective; complete or absent. @param file as
+/// create_result() made it @param timings as gather_timings() @throws AgreedError if the disk refuses
 void write_result(const Session& session, ResultFile* file, const std::vector<std::vector<StepTiming>>& timings, const RowCounts& counts,
                   const std::vector<std::pair<std::string, std::string>>& provenance);
 

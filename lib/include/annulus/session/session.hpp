@@ -2,9 +2,11 @@
 #pragma once
 
 #include <annulus/attention/executor.hpp>
+#include <annulus/attention/layer_executor.hpp>
 #include <annulus/core/config.hpp>
 #include <annulus/core/unwinding.hpp>
 #include <annulus/io/file_identity.hpp>
+#include <annulus/io/layer_source.hpp>
 #include <annulus/io/source.hpp>
 #include <annulus/job/communicator.hpp>
 #include <annulus/pattern/grid_cell.hpp>
@@ -29,8 +31,13 @@ enum class Passing { on, off };
 /// A configuration with everything filled in that depends on the input file and on the job.
 struct ResolvedConfig {
   Config config;
-  std::shared_ptr<const TensorSource> source;
-  std::int64_t ranks = 1;  ///< processes, or virtual ranks
+  std::shared_ptr<const TensorSource> source;  ///< of Q, K and V; null where a layer makes them
+  std::shared_ptr<const LayerSource> layer;    ///< null where there is no layer
+  std::int64_t ranks = 1;                      ///< processes, or virtual ranks
+
+  const InputSource& input() const;
+  /// Of the values that are read.
+  DType input_dtype() const;
 };
 
 /// Opens the input (or generator), takes shapes, dtype and scale from it, fills in defaults and validates all of it. Collective: all ranks
@@ -38,10 +45,16 @@ struct ResolvedConfig {
 ResolvedConfig resolve(Config config, const Communicator& comm);
 
 /// The files that a configuration names, and those where standard output and error go; with what its input reads besides, once it is open.
-std::vector<NamedFile> named_files(const Config& config, const TensorSource* source = nullptr);
+std::vector<NamedFile> named_files(const Config& config, const InputSource* input = nullptr);
 
 /// As resolve() for a problem that is not read: for plan, without a job.
 Config resolve_without_input(Config config);
+
+/// Rows and weights of the layer of a resolved configuration that has one. @throws InvalidArgument as resolve()
+std::shared_ptr<const LayerSource> open_layer(const Config& config);
+
+/// What the layer of a resolved configuration takes on a rank that owns `rows` tokens of each batch entry of its ring's problem.
+LayerCost layer_cost_of(const Config& config, const LayerSource& source, const Problem& problem, std::int64_t rows);
 
 /// How a resolved configuration routes blocks and orders keys.
 /// @throws InvalidArgument if its kernel keeps no order of keys and one is asked for
@@ -58,6 +71,7 @@ struct LocalRing {
   std::int64_t number = 0;
   GridCell cell;
   std::span<const std::unique_ptr<RingExecutor>> executors;  ///< in the order of their ranks
+  std::span<const std::unique_ptr<LayerExecutor>> layers;    ///< by executor; none without a layer
 };
 
 /// The ranks of this process, ready to run: backend, kernel, transports, executors. Collective construction.
@@ -72,7 +86,8 @@ class Session {
 
   /// Reads the ranks' rows. Collective.
   void load();
-  /// One attention; returns when this process's ranks have finished. Collective; failures inside end the job.
+  /// One attention, and the layer around it if there is one; returns when this process's ranks have finished. Collective; failures inside
+  /// end the job.
   void run(Passing passing = Passing::on);
 
   /// All that is attended, by all rings together.
@@ -96,9 +111,17 @@ class Session {
   std::int64_t ranks() const { return resolved_.ranks; }
   /// Of all rings here, in the order of their ranks in the job.
   std::span<const std::unique_ptr<RingExecutor>> executors() const { return executors_; }
+  /// By executor; none without a layer.
+  std::span<const std::unique_ptr<LayerExecutor>> layers() const { return layers_; }
 
   /// Milliseconds of the last run, of the slowest rank. Collective.
   double slowest_ms();
+  /// Of them, those that the layer took before and after the attention. Collective.
+  struct LayerMs {
+    double project = 0;
+    double finish = 0;
+  };
+  LayerMs layer_ms();
   /// Timings of the last run of this process's ranks, [rank][step].
   std::vector<std::vector<StepTiming>> local_timings();
   /// The plan's prediction for this process (all its ranks) and the kernel's workspace.
@@ -107,6 +130,11 @@ class Session {
  private:
   /// load() of a sequence in its own order.
   void load_ranges();
+  /// load() of a layer.
+  void load_layer();
+  /// What the layer takes on this process, by plan. Weights and scratch are shared.
+  std::int64_t layer_bytes(std::span<const std::shared_ptr<const RingPlan>> plans) const;
+  void make_layers();
 
   const ResolvedConfig& resolved_;
   const Communicator& comm_;
@@ -118,6 +146,8 @@ class Session {
   std::vector<std::unique_ptr<Transport>> transports_;
   std::unique_ptr<Queue> queue_;
   std::vector<std::unique_ptr<RingExecutor>> executors_;
+  std::unique_ptr<LayerResources> layer_resources_;
+  std::vector<std::unique_ptr<LayerExecutor>> layers_;
   std::vector<LocalRing> rings_;
   std::int64_t predicted_bytes_ = 0;
 };

@@ -25,6 +25,7 @@ struct ErrorSums {
   std::int64_t worst[4] = {0, 0, 0, 0};  ///< batch, row, head, dim of max_error
   double max_lse_error = 0;
   std::int64_t worst_lse[3] = {0, 0, 0};  ///< batch, row, head
+  double max_plain_lse_error = 0;
   double max_score = 0;
   std::int64_t non_finite_mismatches = 0;  ///< positions where exactly one side is NaN or infinite, or they differ in kind
   std::int64_t first_mismatch[4] = {0, 0, 0, 0};
@@ -38,6 +39,10 @@ ErrorSums compare_rows(const Problem& problem, std::span<const RowId> rows, cons
                        const OracleRows& oracle);
 /// All heads.
 ErrorSums compare_rows(const Problem& problem, std::span<const RowId> rows, const void* out, const float* lse, const OracleRows& oracle);
+
+/// Compares LSE alone, `lse` [row][heads.count], and adds to sums what comes of it.
+void add_lse(const Problem& problem, std::span<const RowId> rows, const CheckedHeads& heads, const float* lse, const OracleRows& oracle,
+             ErrorSums& sums);
 
 /// That the sums are of `rows` whole rows, so that no row which a report counts as checked was left out by every rank or taken by two.
 /// @throws AssertionFailure with both numbers
@@ -60,5 +65,9 @@ struct Verdict {
 /// RMS limit: a mean over many rows hides one wrong row. Each limit has one step of the subnormal fp32 numbers (2^-149) on top: no sum in
 /// fp32 is finer. LSE: max error <= 1e-5 + 2^-21 * max_score. Any mismatch of non-finite values fails.
 Verdict judge(const Problem& problem, const ErrorSums& sums);
+
+/// The same of a layer's rows of y: in every dtype rms_error <= 1.1 * plain_rms_error + a floor of one part in 2^24 of RMS(y), and the LSE,
+/// whose Q and K were rounded before, may be off by 2 * the plain run's largest error besides.
+Verdict judge_layer(const ErrorSums& sums);
 
 }  // namespace annulus

@@ -26,13 +26,22 @@ inline constexpr int kPlainScales = 8;
 /// Attention of chosen rows in fp64, and of the same rows by a plain run in the problem's dtype. Index [row][head][head_dim] and
 /// [row][head].
 struct OracleRows {
-  List<double> out;       ///< fp64 throughout
-  List<double> lse;       ///< -inf where no branch covers the row
-  List<float> plain_out;  ///< plain run: same-dtype inputs, one pass over all keys, fp32 scores and sums, output rounded once
+  List<double> out;        ///< fp64 throughout
+  List<double> lse;        ///< -inf where no branch covers the row
+  List<double> plain_lse;  ///< of the plain run
+  List<float> plain_out;   ///< plain run: same-dtype inputs, one pass over all keys, fp32 scores and sums, output rounded once
   std::vector<std::vector<float>> scaled_out;  ///< as plain_out, of the further runs of PlainProbabilities::rounded_at_scales
   List<double> max_score;                      ///< [row][head] largest |scale * <q, k>| met
   double value_squares = 0;                    ///< sum of v^2 over value_count elements of the V rows that some checked row sees
   std::int64_t value_count = 0;
+};
+
+/// Rows of Q, K and V in fp64, where what is attended is itself computed: the plain run takes a source's rows, and the exact one these.
+class ExactRows {
+ public:
+  virtual ~ExactRows() = default;
+  /// Rows [first, first+count) of one batch entry, [count, heads of that tensor, head_dim].
+  virtual void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, double* out) const = 0;
 };
 
 /// A row to check.
@@ -55,10 +64,11 @@ struct CheckedHeads {
 /// `threads`. Memory: the rows asked for and 64 MiB of K and V, whatever seq_len (in a permuted order 16 bytes for every token); only
 /// segments that hold a row are read, from one thread. Maxima are found in a first pass over the keys and sums in a second, in key order,
 /// both in fp64 and for the plain run in fp32. Adds to `progress`, unless it is null, while it works.
+/// With `exact` rows the fp64 run takes its inputs from there.
 /// @throws InvalidArgument if the extents are not the source's, a row or head lies outside, or problem or pattern is not valid
 OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows,
                        const CheckedHeads& heads, PlainProbabilities probabilities, int threads,
-                       std::atomic<std::uint64_t>* progress = nullptr);
+                       std::atomic<std::uint64_t>* progress = nullptr, const ExactRows* exact = nullptr);
 /// Of all heads.
 OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const Pattern& pattern, std::span<const RowId> rows,
                        PlainProbabilities probabilities, int threads, std::atomic<std::uint64_t>* progress = nullptr);
