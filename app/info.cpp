@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/backend/kernel_table.hpp>
+#include <annulus/attention/kernel_table.hpp>
 #include <annulus/core/build_info.hpp>
 #include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/gpu/gpu_assignment.hpp>

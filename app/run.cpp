@@ -91,7 +91,7 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
   received = comm.sum(received);
   const RowCounts counts = count_rows(session);
   const ExitCode code = counts.non_finite == 0 ? ExitCode::passed : ExitCode::check_failed;
-  const MemoryReport memory = session.backend().memory();
+  const MemoryReport memory = session.device().memory();
   const std::int64_t high_water = comm.max(memory.high_water);
   const std::int64_t device_own = comm.max(memory.device_own);
   const std::int64_t device_others = comm.max(memory.device_others);

@@ -189,7 +189,7 @@ TEST_CASE("memory in use is what the plan predicts") {
     Session session(resolved, comm);
     session.load();
     session.run();
-    const double used = static_cast<double>(session.backend().memory().high_water);
+    const double used = static_cast<double>(session.device().memory().high_water);
     CHECK(std::abs(used / static_cast<double>(session.predicted_bytes()) - 1.0) <= 0.05);
   }
 }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every backend against `reference`, through the Backend interface; built once per backend (see backends_under_test.hpp).
-#include <annulus/backend/backend.hpp>
-
+// Every backend against `reference`, through the Device interface; built once per backend (see backends_under_test.hpp).
 #include <annulus/core/error.hpp>
+#include <annulus/device/device.hpp>
 #include <annulus_test.hpp>
 
 #include "attention/task_operations.hpp"
@@ -73,16 +72,16 @@ std::vector<float> decoded(const std::vector<std::byte>& bytes, DType dtype) {
 class Setup {
  public:
   explicit Setup(BackendKind kind, int threads = 2) {
-    BackendOptions options;
+    DeviceOptions options;
     options.kind = kind;
     options.threads = threads;
-    backend_ = make_backend(options);
+    backend_ = make_device(options);
     KernelOptions kernel;
     kernel.threads = threads;
     operations_ = make_task_operations(kernel, *backend_);
     queue_ = backend_->make_queue();
   }
-  Backend& backend() { return *backend_; }
+  Device& backend() { return *backend_; }
   TaskOperations& operations() { return *operations_; }
   Queue& queue() { return *queue_; }
   bool is_double() const { return operations_->accumulator_bytes() == 8; }
@@ -128,7 +127,7 @@ class Setup {
   }
 
  private:
-  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Device> backend_;
   std::unique_ptr<TaskOperations> operations_;
   std::unique_ptr<Queue> queue_;
 };
@@ -921,7 +920,7 @@ TEST_CASE("memory is accounted, and attend takes no more workspace than predicte
   const BackendKind kind = GENERATE(from_range(test::backends_under_test()));
   Setup setup(kind);
   std::mt19937_64 random(kSeed);
-  Backend& backend = setup.backend();
+  Device& backend = setup.backend();
   const std::int64_t before = backend.memory().in_use;
   {
     const Buffer first = backend.allocate(1000, MemoryUse::tensor);

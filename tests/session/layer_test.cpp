@@ -235,7 +235,7 @@ TEST_CASE("a layer has the same bits on any ranks whose rows are whole blocks, r
 
   CHECK((comm.rank() != 0 || found == expected));
   CHECK(rows_of(session) == before);
-  CHECK(session.backend().memory().high_water <= session.predicted_bytes());
+  CHECK(session.device().memory().high_water <= session.predicted_bytes());
   // Rows of x and y go with the rank's share of the tokens.
   const RingPlan& plan = session.executors().front()->plan();
   const LayerCost cost = layer_cost_of(resolved.config, *resolved.layer, plan.problem, plan.local_rows);

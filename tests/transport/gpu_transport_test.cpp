@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The transports between processes on GPU memory. Ranks share GPUs where there are fewer of them, so that one GPU is enough for every case.
-#include <annulus/backend/backend.hpp>
 #include <annulus/core/build_info.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/device/device.hpp>
 #include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/gpu/gpu_assignment.hpp>
 #include <annulus/job/communicator.hpp>
@@ -10,7 +10,7 @@
 #include <annulus/transport/make_transport.hpp>
 #include <annulus_test.hpp>
 
-#include "backend/cuda_access.hpp"
+#include "device/cuda_access.hpp"
 #include "gpu/cuda_handles.hpp"
 #include "gpu_test_kernels.hpp"
 #include "mpi_world.hpp"
@@ -56,7 +56,7 @@ class Gpu {
  public:
   explicit Gpu(const Communicator& comm) : comm_(comm), share_(fewer_gpus_than_ranks(comm)), device_(assign_gpu(comm, share_)) {
     static_cast<void>(cudaSetDevice(device_));
-    backend = make_backend({.kind = BackendKind::cuda, .threads = 1, .device = device_});
+    backend = make_device({.kind = BackendKind::cuda, .threads = 1, .number = device_});
     queue = backend->make_queue();
     wrong_ = backend->allocate(sizeof(unsigned long long), MemoryUse::slot);
     REQUIRE(cudaMemset(wrong_.get(), 0, sizeof(unsigned long long)) == cudaSuccess);
@@ -101,7 +101,7 @@ class Gpu {
     return own;
   }
 
-  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Device> backend;
   std::unique_ptr<Queue> queue;
   std::array<Buffer, kBuffers> sends;
   std::array<Buffer, kBuffers> slots;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/backend/backend.hpp>
+#include <annulus/device/device.hpp>
 #include <annulus/job/communicator.hpp>
 #include <annulus/transport/make_transport.hpp>
 #include <annulus_test.hpp>
@@ -16,7 +16,7 @@ using namespace annulus;
 TEST_CASE("a message of more than 2 GiB between two ranks arrives intact") {
   const Communicator& comm = test::world();
   REQUIRE(comm.size() == 2);
-  const auto backend = make_backend({.kind = BackendKind::reference, .threads = 1, .device = 0});
+  const auto backend = make_device({.kind = BackendKind::reference, .threads = 1, .number = 0});
   const auto queue = backend->make_queue();
   const auto transport = make_transport(TransportKind::mpi, comm, *backend, false);
   const std::int64_t words = ((std::int64_t{1} << 31) + 4096) / 8 + 3;

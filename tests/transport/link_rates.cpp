@@ -4,10 +4,10 @@
 //   scripts/launch N annulus_link_rates [--share-gpu] [--repetitions N] [--sizes MIB,MIB,...]
 // Every rank sends one message to the next rank and receives one from the rank before. What arrives is compared byte by byte before and
 // after it is timed. Exit code 1 if a byte was wrong, 77 without a GPU.
-#include <annulus/backend/backend.hpp>
 #include <annulus/bench/statistics.hpp>
 #include <annulus/core/enums.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/device/device.hpp>
 #include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/gpu/gpu_assignment.hpp>
 #include <annulus/job/communicator.hpp>
@@ -17,7 +17,7 @@
 #include <annulus/transport/make_transport.hpp>
 
 #include "attention/task_operations.hpp"
-#include "backend/cuda_access.hpp"
+#include "device/cuda_access.hpp"
 #include "gpu/cuda_handles.hpp"
 #include "gpu_test_kernels.hpp"
 #include "transport/p2p_transport.hpp"
@@ -116,12 +116,12 @@ std::optional<Options> parse(int argc, char** argv) {
 /// A rank's GPU and one queue of it.
 struct Gpu {
   explicit Gpu(int device)
-      : backend(make_backend({.kind = BackendKind::cuda, .threads = 1, .device = device})),
+      : backend(make_device({.kind = BackendKind::cuda, .threads = 1, .number = device})),
         operations(make_task_operations({}, *backend)),
         queue(backend->make_queue()) {}
   cudaStream_t stream() const { return stream_of(*queue); }
 
-  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Device> backend;
   std::unique_ptr<TaskOperations> operations;
   std::unique_ptr<Queue> queue;
 };
@@ -192,7 +192,7 @@ class Attention {
 /// Memory of this rank that the rank before can write, and the same of the next rank, mapped here. Collective.
 class NeighbourMemory {
  public:
-  NeighbourMemory(const Communicator& comm, Backend& backend, std::int64_t bytes) : comm_(comm) {
+  NeighbourMemory(const Communicator& comm, Device& backend, std::int64_t bytes) : comm_(comm) {
     std::string own;
     together(comm, [&] {
       // CUDA shares whole blocks of 2 MiB; this allocation has its own.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/backend/backend.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/device/device.hpp>
 #include <annulus/job/communicator.hpp>
 #include <annulus/transport/make_transport.hpp>
 #include <annulus_test.hpp>
@@ -27,7 +27,7 @@ std::vector<std::byte> message(std::int64_t source, std::int64_t target, std::in
 }
 
 struct HostSetup {
-  std::unique_ptr<Backend> backend = make_backend({.kind = BackendKind::reference, .threads = 1, .device = 0});
+  std::unique_ptr<Device> backend = make_device({.kind = BackendKind::reference, .threads = 1, .number = 0});
   std::unique_ptr<Queue> queue = backend->make_queue();
 };
 

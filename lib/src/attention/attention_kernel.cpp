@@ -71,7 +71,7 @@ Int128 kernel_bytes(KernelKind kernel, const RingPlan& plan, std::int64_t accumu
   return whole_partials_bytes(plan.problem, sizes_of(plan), accumulator_bytes);
 }
 
-std::unique_ptr<AttentionKernel> make_attention_kernel(const KernelOptions& options, Backend& device) {
+std::unique_ptr<AttentionKernel> make_attention_kernel(const KernelOptions& options, Device& device) {
   switch (options.kernel) {
     case KernelKind::fused:
       return make_fused_kernel(device);

@@ -15,7 +15,7 @@ namespace cpu = kernels::cpu;
 
 class CpuOperations final : public TaskOperations {
  public:
-  CpuOperations(const cpu::Settings& settings, Backend& device) : settings_(settings), device_(device) {}
+  CpuOperations(const cpu::Settings& settings, Device& device) : settings_(settings), device_(device) {}
   std::string describe() const override {
     return fmt::format("cpu: {} thread{}, {}", settings_.threads, settings_.threads == 1 ? "" : "s", cpu::describe());
   }
@@ -60,13 +60,13 @@ class CpuOperations final : public TaskOperations {
   }
 
   cpu::Settings settings_;
-  Backend& device_;
+  Device& device_;
   Buffer workspace_;
 };
 
 }  // namespace
 
-std::unique_ptr<TaskOperations> make_cpu_operations(const KernelOptions& options, Backend& device) {
+std::unique_ptr<TaskOperations> make_cpu_operations(const KernelOptions& options, Device& device) {
   ANNULUS_EXPECTS(options.threads >= 1, "threads must be at least 1, found {}", options.threads);
   ANNULUS_EXPECTS(options.tile_rows >= 0 && options.tile_rows <= cpu::kMaxTileRows,
                   "tile-rows {} is not in 0..{} (0 lets the kernel choose)", options.tile_rows, cpu::kMaxTileRows);

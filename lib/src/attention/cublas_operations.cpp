@@ -6,7 +6,7 @@
 #include <annulus/kernels/cublas.hpp>
 #include <annulus/kernels/cuda.hpp>
 
-#include "backend/cuda_access.hpp"
+#include "device/cuda_access.hpp"
 #include "gpu/cuda_handles.hpp"
 #include "gpu/profiler_range.hpp"
 #include "task_operations.hpp"
@@ -23,7 +23,7 @@ namespace cuda = kernels::cuda;
 
 class CublasOperations final : public TaskOperations {
  public:
-  CublasOperations(std::int64_t tile_rows, Backend& device) : tile_rows_(tile_rows), device_(device), number_(device_of(device)) {
+  CublasOperations(std::int64_t tile_rows, Device& device) : tile_rows_(tile_rows), device_(device), number_(device_of(device)) {
     const DeviceGuard guard(number_);
     translated([&] { attention_ = std::make_unique<cuda::CublasAttention>(); });
   }
@@ -104,7 +104,7 @@ class CublasOperations final : public TaskOperations {
   }
 
   std::int64_t tile_rows_;
-  Backend& device_;
+  Device& device_;
   int number_;
   std::unique_ptr<cuda::CublasAttention> attention_;
   std::vector<kernels::AttendTask> alike_;  ///< a mixed list by masks
@@ -113,7 +113,7 @@ class CublasOperations final : public TaskOperations {
 
 }  // namespace
 
-std::unique_ptr<TaskOperations> make_cublas_operations(const KernelOptions& options, Backend& device) {
+std::unique_ptr<TaskOperations> make_cublas_operations(const KernelOptions& options, Device& device) {
   constexpr std::int64_t kMostTileRows = 16384;
   ANNULUS_EXPECTS(options.tile_rows >= 0 && options.tile_rows <= kMostTileRows,
                   "tile-rows {} is out of range: the cublas kernel takes 0 to {}", options.tile_rows, kMostTileRows);

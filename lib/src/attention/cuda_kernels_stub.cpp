@@ -16,13 +16,13 @@ namespace {
 
 }  // namespace
 
-std::unique_ptr<AttentionKernel> make_fused_kernel(Backend& /*device*/) { refuse("fused"); }
+std::unique_ptr<AttentionKernel> make_fused_kernel(Device& /*device*/) { refuse("fused"); }
 
-std::unique_ptr<TaskOperations> make_cublas_operations(const KernelOptions& /*options*/, Backend& /*device*/) { refuse("cublas"); }
+std::unique_ptr<TaskOperations> make_cublas_operations(const KernelOptions& /*options*/, Device& /*device*/) { refuse("cublas"); }
 
 std::int64_t cuda_layer_kernel_bytes() { return 0; }
 
-std::unique_ptr<LayerKernel> make_cuda_layer_kernel(Backend& /*backend*/) { refuse("cublas"); }
+std::unique_ptr<LayerKernel> make_cuda_layer_kernel(Device& /*device*/) { refuse("cublas"); }
 
 double product_rate(DType /*dtype*/) { throw NotCompiled("this binary is built without CUDA"); }
 

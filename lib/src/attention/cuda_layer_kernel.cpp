@@ -3,7 +3,7 @@
 
 #include <annulus/kernels/cuda_layer.hpp>
 
-#include "backend/cuda_access.hpp"
+#include "device/cuda_access.hpp"
 
 #include <optional>
 
@@ -13,8 +13,8 @@ namespace {
 
 class CudaLayerKernel final : public LayerKernel {
  public:
-  explicit CudaLayerKernel(Backend& backend)
-      : workspace_(backend.allocate(kernels::cuda::WeightProducts::kWorkspaceBytes, MemoryUse::tensor)) {}
+  explicit CudaLayerKernel(Device& device)
+      : workspace_(device.allocate(kernels::cuda::WeightProducts::kWorkspaceBytes, MemoryUse::tensor)) {}
 
   void linear(Queue& queue, const kernels::LinearTask& task) override {
     translated([&] {
@@ -35,6 +35,6 @@ class CudaLayerKernel final : public LayerKernel {
 
 std::int64_t cuda_layer_kernel_bytes() { return kernels::cuda::WeightProducts::kWorkspaceBytes; }
 
-std::unique_ptr<LayerKernel> make_cuda_layer_kernel(Backend& backend) { return std::make_unique<CudaLayerKernel>(backend); }
+std::unique_ptr<LayerKernel> make_cuda_layer_kernel(Device& device) { return std::make_unique<CudaLayerKernel>(device); }
 
 }  // namespace annulus

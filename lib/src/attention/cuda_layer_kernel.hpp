@@ -12,6 +12,6 @@ namespace annulus {
 std::int64_t cuda_layer_kernel_bytes();
 
 /// cuBLAS for the products, and kernels of ours. @throws NotCompiled if this binary lacks CUDA
-std::unique_ptr<LayerKernel> make_cuda_layer_kernel(Backend& backend);
+std::unique_ptr<LayerKernel> make_cuda_layer_kernel(Device& device);
 
 }  // namespace annulus

@@ -19,28 +19,28 @@ constexpr std::int64_t kStagingBytes = std::int64_t{8} << 20;
 
 }  // namespace
 
-RingExecutor::RingExecutor(std::shared_ptr<const RingPlan> plan, AttentionKernel& kernel, Backend& backend, Transport& transport,
+RingExecutor::RingExecutor(std::shared_ptr<const RingPlan> plan, AttentionKernel& kernel, Device& device, Transport& transport,
                            Queue& queue, Watchdog& watchdog)
-    : owned_plan_(std::move(plan)), plan_(*owned_plan_), backend_(backend), transport_(transport), queue_(queue), watchdog_(watchdog) {
+    : owned_plan_(std::move(plan)), plan_(*owned_plan_), device_(device), transport_(transport), queue_(queue), watchdog_(watchdog) {
   ANNULUS_EXPECTS(transport.rank() == plan_.rank && transport.ranks() == plan_.ranks,
                   "the transport is of rank {} of {}, the plan of {} of {}", transport.rank(), transport.ranks(), plan_.rank, plan_.ranks);
   const Problem& problem = plan_.problem;
   const std::int64_t rows = problem.batch * plan_.local_rows;
   const std::int64_t q_elements = rows * problem.heads * problem.head_dim;
   const std::int64_t stats = rows * problem.heads;
-  q_ = backend.allocate(q_elements * size_of(problem.dtype), MemoryUse::tensor);
+  q_ = device.allocate(q_elements * size_of(problem.dtype), MemoryUse::tensor);
   // Dense patterns are sent from here in place. A CUDA-aware MPI maps what it is given into the receiving process, which the memory of a
   // pool does not allow.
   const MemoryUse of_resident = transport.kind() == TransportKind::mpi ? MemoryUse::slot : MemoryUse::tensor;
-  resident_ = backend.allocate(buffer_bytes(plan_, BufferId::resident), of_resident);
-  out_ = backend.allocate(q_elements * size_of(problem.dtype), MemoryUse::tensor);
-  lse_ = backend.allocate(stats * static_cast<std::int64_t>(sizeof(float)), MemoryUse::tensor);
+  resident_ = device.allocate(buffer_bytes(plan_, BufferId::resident), of_resident);
+  out_ = device.allocate(q_elements * size_of(problem.dtype), MemoryUse::tensor);
+  lse_ = device.allocate(stats * static_cast<std::int64_t>(sizeof(float)), MemoryUse::tensor);
   TensorAddresses addresses;
   for (std::size_t number = 0; number < kSlots.size(); ++number) {
-    addresses.slots[number] = slots_.emplace_back(backend.allocate(plan_.slot_bytes[number], MemoryUse::slot)).get();
+    addresses.slots[number] = slots_.emplace_back(device.allocate(plan_.slot_bytes[number], MemoryUse::slot)).get();
   }
   for (std::size_t number = 0; number < kSendBuffers.size(); ++number) {
-    addresses.sends[number] = sends_.emplace_back(backend.allocate(plan_.send_bytes[number], MemoryUse::slot)).get();
+    addresses.sends[number] = sends_.emplace_back(device.allocate(plan_.send_bytes[number], MemoryUse::slot)).get();
   }
   addresses.q = q_.get();
   addresses.resident = resident_.get();
@@ -88,10 +88,10 @@ void RingExecutor::load_rows(const TensorSource& source, Tensor tensor, std::int
   std::byte* target = input_place(tensor, batch, first).address;
   const std::int64_t staged_rows = std::max<std::int64_t>(1, kStagingBytes / bytes);
   const auto bands = source.bands(tensor);
-  std::vector<std::byte> staging(backend_.host_memory() ? 0 : static_cast<std::size_t>(std::min(staged_rows, count) * bytes));
+  std::vector<std::byte> staging(device_.host_memory() ? 0 : static_cast<std::size_t>(std::min(staged_rows, count) * bytes));
   for (std::int64_t done = 0, part = 0; done < count; done += part) {
     part = std::min(staged_rows, count - done);
-    if (backend_.host_memory()) {
+    if (device_.host_memory()) {
       // A whole band at a time is read to its place without a copy.
       if (bands) {
         const RowBands::Band band = bands->band_at(first + done);
@@ -100,7 +100,7 @@ void RingExecutor::load_rows(const TensorSource& source, Tensor tensor, std::int
       source.read(tensor, batch, first + done, part, problem.dtype, target + done * bytes);
     } else {
       source.read(tensor, batch, first + done, part, problem.dtype, staging.data());
-      backend_.upload(queue_, target + done * bytes, staging.data(), part * bytes);
+      device_.upload(queue_, target + done * bytes, staging.data(), part * bytes);
       queue_.synchronize();
     }
     watchdog_.progress();
@@ -124,7 +124,7 @@ void RingExecutor::place_rows(Tensor tensor, std::int64_t batch, std::span<const
   for (std::size_t at = 0; at < numbers.size(); at += static_cast<std::size_t>(count)) {
     const RowPlace place = input_place(tensor, batch, numbers[at]);
     count = neighbours(numbers, at, place.rows);
-    backend_.upload(queue_, place.address, rows, count * bytes);
+    device_.upload(queue_, place.address, rows, count * bytes);
     rows += count * bytes;
   }
   queue_.synchronize();
@@ -132,7 +132,7 @@ void RingExecutor::place_rows(Tensor tensor, std::int64_t batch, std::span<const
 }
 
 void RingExecutor::warm_up() {
-  if (backend_.host_memory()) { return; }
+  if (device_.host_memory()) { return; }
   const ProfilerRange range("annulus: warm up");
   attention_->warm_up(queue_);
   queue_.synchronize();
@@ -140,16 +140,16 @@ void RingExecutor::warm_up() {
 
 void RingExecutor::begin(bool alone) {
   const ProfilerRange range("annulus: begin");
-  alone_ = alone && !backend_.host_memory();  // where posting takes the queue's time
+  alone_ = alone && !device_.host_memory();  // where posting takes the queue's time
   events_.assign(plan_.steps.size(), {});
-  begin_event_ = backend_.record(queue_);
+  begin_event_ = device_.record(queue_);
   first_post_event_ = begin_event_;
   last_mark_ = nullptr;
   attention_->begin(queue_);
 }
 
 std::shared_ptr<Event> RingExecutor::mark() {
-  if (!alone_ || last_mark_ == nullptr) { last_mark_ = backend_.record(queue_); }
+  if (!alone_ || last_mark_ == nullptr) { last_mark_ = device_.record(queue_); }
   return last_mark_;
 }
 
@@ -173,7 +173,7 @@ void RingExecutor::pack(std::int64_t step) {
   const ProfilerRange range(fmt::format("annulus: pack for step {}", step).c_str());
   const LoweredTransfers& what = transfers_[static_cast<std::size_t>(step)];
   if (what.pack.empty()) { return; }
-  backend_.pack(queue_, what.pack);
+  device_.pack(queue_, what.pack);
   last_mark_ = nullptr;
 }
 
@@ -183,7 +183,7 @@ void RingExecutor::post(std::int64_t step) {
   transport_.ready(step, queue_);
   to_post_.push_back(step);
   // A device is given the work beside the messages first, so that it need not wait for the host.
-  if (backend_.host_memory() || transport_.takes_multiprocessors()) { post_ready(); }
+  if (device_.host_memory() || transport_.takes_multiprocessors()) { post_ready(); }
 }
 
 void RingExecutor::post_ready() {
@@ -219,7 +219,7 @@ void RingExecutor::attend(std::int64_t step) {
 void RingExecutor::finish() {
   const ProfilerRange range("annulus: finish");
   attention_->finish(queue_);
-  end_event_ = backend_.record(queue_);
+  end_event_ = device_.record(queue_);
   watchdog_.set_step(-1);
 }
 
@@ -277,7 +277,7 @@ void RingExecutor::check_traffic() {
 
 void RingExecutor::read_output(std::int64_t batch, std::int64_t first, std::int64_t count, void* rows) {
   const std::int64_t bytes = row_bytes(plan_.problem, Tensor::q);
-  backend_.download(queue_, rows, out_.get() + (batch * plan_.local_rows + first) * bytes, count * bytes);
+  device_.download(queue_, rows, out_.get() + (batch * plan_.local_rows + first) * bytes, count * bytes);
   queue_.synchronize();
 }
 
@@ -287,7 +287,7 @@ void RingExecutor::fetch_output(std::int64_t batch, std::span<const std::int64_t
   for (std::size_t at = 0; at < numbers.size(); at += static_cast<std::size_t>(count)) {
     const RowPlace place = output_place(batch, numbers[at]);
     count = neighbours(numbers, at, place.rows);
-    backend_.download(queue_, rows, place.address, count * bytes);
+    device_.download(queue_, rows, place.address, count * bytes);
     rows += count * bytes;
   }
   queue_.synchronize();
@@ -298,7 +298,7 @@ void RingExecutor::read_lse(std::int64_t batch, std::int64_t first, std::int64_t
   constexpr auto kBytes = static_cast<std::int64_t>(sizeof(float));
   for (std::int64_t head = 0; head < plan_.problem.heads; ++head) {
     const std::int64_t start = (batch * plan_.problem.heads + head) * plan_.local_rows + first;
-    backend_.download(queue_, lse + head * count, lse_.get() + start * kBytes, count * kBytes);
+    device_.download(queue_, lse + head * count, lse_.get() + start * kBytes, count * kBytes);
   }
   queue_.synchronize();
 }

@@ -6,7 +6,7 @@
 #include <annulus/kernels/cuda.hpp>
 #include <annulus/kernels/fused.hpp>
 
-#include "backend/cuda_access.hpp"
+#include "device/cuda_access.hpp"
 #include "gpu/cuda_handles.hpp"
 
 #include <cuda_runtime_api.h>
@@ -27,10 +27,10 @@ namespace fused = kernels::cuda::fused;
 
 class FusedAttention final : public PlannedAttention {
  public:
-  FusedAttention(const RingPlan& plan, const TensorAddresses& addresses, Backend& backend)
-      : backend_(backend), program_(fused_program(plan)), steps_(plan.steps.size()) {
+  FusedAttention(const RingPlan& plan, const TensorAddresses& addresses, Device& device)
+      : device_(device), program_(fused_program(plan)), steps_(plan.steps.size()) {
     const Problem& problem = plan.problem;
-    const auto allocate = [&](std::int64_t bytes) { return backend.allocate(bytes, MemoryUse::tensor); };
+    const auto allocate = [&](std::int64_t bytes) { return device.allocate(bytes, MemoryUse::tensor); };
     const auto bytes_of = [](const auto& list) { return static_cast<std::int64_t>(list.size() * sizeof(list[0])); };
     partials_ = allocate(fused::partial_bytes(problem.head_dim, 1) * program_.partials);
     tiles_ = allocate(program_.tiles * static_cast<std::int64_t>(sizeof(fused::Tile)));
@@ -76,9 +76,9 @@ class FusedAttention final : public PlannedAttention {
     combine_.out = addresses.out;
     combine_.lse = addresses.lse;
 
-    int device = 0;
-    ANNULUS_CUDA(cudaGetDevice(&device));
-    ANNULUS_CUDA(cudaDeviceGetAttribute(&blocks_, cudaDevAttrMultiProcessorCount, device));
+    int number = 0;
+    ANNULUS_CUDA(cudaGetDevice(&number));
+    ANNULUS_CUDA(cudaDeviceGetAttribute(&blocks_, cudaDevAttrMultiProcessorCount, number));
   }
 
   void warm_up(Queue& queue) override {
@@ -111,7 +111,7 @@ class FusedAttention final : public PlannedAttention {
     for (const std::vector<Launch>& step : steps_) { launches += std::ssize(step); }
     const std::int64_t bytes = launches * static_cast<std::int64_t>(sizeof(unsigned long long));
     if (launches == 0) { return true; }
-    cycles_ = backend_.allocate(bytes, MemoryUse::tensor);
+    cycles_ = device_.allocate(bytes, MemoryUse::tensor);
     ANNULUS_CUDA(cudaMemsetAsync(cycles_.get(), 0, checked_narrow<std::size_t>(bytes), stream_of(queue)));
     counted_ = 0;
     return true;
@@ -120,7 +120,7 @@ class FusedAttention final : public PlannedAttention {
   double possible_flops(Queue& queue) override {
     if (cycles_.bytes() == 0) { return 0; }
     std::vector<unsigned long long> cycles(static_cast<std::size_t>(counted_));
-    backend_.download(queue, cycles.data(), cycles_.get(), static_cast<std::int64_t>(cycles.size() * sizeof(cycles[0])));
+    device_.download(queue, cycles.data(), cycles_.get(), static_cast<std::int64_t>(cycles.size() * sizeof(cycles[0])));
     queue.synchronize();
     cycles_ = {};
     const double sum = std::accumulate(cycles.begin(), cycles.end(), 0.0);
@@ -140,7 +140,7 @@ class FusedAttention final : public PlannedAttention {
   void prepare(Queue& queue) {
     if (std::exchange(prepared_, true)) { return; }
     const auto upload = [&](const Buffer& to, const void* from) {
-      if (to.bytes() > 0) { backend_.upload(queue, to.get(), from, to.bytes()); }
+      if (to.bytes() > 0) { device_.upload(queue, to.get(), from, to.bytes()); }
     };
     upload(tiles_, host_tiles_.data());
     upload(entries_, program_.entries.data());
@@ -172,7 +172,7 @@ class FusedAttention final : public PlannedAttention {
     translated([&] { fused::combine(combine_, stream_of(queue)); });
   }
 
-  Backend& backend_;
+  Device& device_;
   FusedProgram program_;
   Buffer partials_;
   Buffer tiles_;
@@ -193,7 +193,7 @@ class FusedAttention final : public PlannedAttention {
 
 class FusedKernel final : public AttentionKernel {
  public:
-  explicit FusedKernel(Backend& device) : device_(device) {}
+  explicit FusedKernel(Device& device) : device_(device) {}
   std::string describe() const override { return device_.describe() + ", kernel fused"; }
   /// It takes 16-bit inputs only.
   bool rounds_probabilities(DType /*dtype*/) const override { return true; }
@@ -204,11 +204,11 @@ class FusedKernel final : public AttentionKernel {
   }
 
  private:
-  Backend& device_;
+  Device& device_;
 };
 
 }  // namespace
 
-std::unique_ptr<AttentionKernel> make_fused_kernel(Backend& device) { return std::make_unique<FusedKernel>(device); }
+std::unique_ptr<AttentionKernel> make_fused_kernel(Device& device) { return std::make_unique<FusedKernel>(device); }
 
 }  // namespace annulus

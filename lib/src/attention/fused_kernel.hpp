@@ -9,6 +9,6 @@ namespace annulus {
 
 /// Kernel fused on a Hopper GPU.
 /// @throws NotCompiled in a build without CUDA
-std::unique_ptr<AttentionKernel> make_fused_kernel(Backend& device);
+std::unique_ptr<AttentionKernel> make_fused_kernel(Device& device);
 
 }  // namespace annulus

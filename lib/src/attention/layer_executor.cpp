@@ -97,21 +97,21 @@ std::int64_t weight_reading_bytes(const LayerSource& source, DType dtype) {
 }
 
 LayerResources::LayerResources(const LayerSource& source, const Layer& layer, const Problem& problem, std::int64_t rows, int threads,
-                               Backend& backend, Queue& queue)
+                               Device& device, Queue& queue)
     : source_(source),
       layer_(layer),
       dtype_(problem.dtype),
-      backend_(backend),
+      device_(device),
       queue_(queue),
-      kernel_(make_layer_kernel(backend, threads)),
-      chunk_rows_(chunk_rows_of(layer, problem, rows, backend.host_memory())),
-      products_(backend.allocate(chunk_rows_ * kFloatBytes * most_features(layer, problem), MemoryUse::tensor)),
-      rows_(backend.allocate(chunk_rows_ * size_of(dtype_) * q_features(problem), MemoryUse::tensor)) {
+      kernel_(make_layer_kernel(device, threads)),
+      chunk_rows_(chunk_rows_of(layer, problem, rows, device.host_memory())),
+      products_(device.allocate(chunk_rows_ * kFloatBytes * most_features(layer, problem), MemoryUse::tensor)),
+      rows_(device.allocate(chunk_rows_ * size_of(dtype_) * q_features(problem), MemoryUse::tensor)) {
   for (const auto& [which, name] : EnumNames<Weight>::values) {
     const std::vector<std::int64_t> extents = source.extents(which);
     if (extents.empty()) { continue; }
     const std::int64_t bytes = elements_of(extents) * (extents.size() == 2 ? size_of(dtype_) : kFloatBytes);
-    weights_.emplace(which, backend.allocate(bytes, MemoryUse::tensor));
+    weights_.emplace(which, device.allocate(bytes, MemoryUse::tensor));
   }
 }
 
@@ -121,10 +121,10 @@ void LayerResources::load() {
     const std::vector<float> values = source_.weights(which);
     if (extents.size() == 2) {
       const std::vector<std::byte> matrix = turned(values, extents[0], extents[1], dtype_);
-      backend_.upload(queue_, buffer.get(), matrix.data(), buffer.bytes());
+      device_.upload(queue_, buffer.get(), matrix.data(), buffer.bytes());
       queue_.synchronize();
     } else {
-      backend_.upload(queue_, buffer.get(), values.data(), buffer.bytes());
+      device_.upload(queue_, buffer.get(), values.data(), buffer.bytes());
       queue_.synchronize();
     }
   }
@@ -139,15 +139,15 @@ const float* LayerResources::vector(Weight which) const { return reinterpret_cas
 
 std::int64_t LayerResources::length(Weight which) const { return elements_of(source_.extents(which)); }
 
-LayerExecutor::LayerExecutor(const LayerResources& resources, RingExecutor& ring, std::int64_t first_batch, Backend& backend, Queue& queue,
+LayerExecutor::LayerExecutor(const LayerResources& resources, RingExecutor& ring, std::int64_t first_batch, Device& device, Queue& queue,
                              Watchdog& watchdog)
-    : resources_(resources), ring_(ring), first_batch_(first_batch), backend_(backend), queue_(queue), watchdog_(watchdog) {
+    : resources_(resources), ring_(ring), first_batch_(first_batch), device_(device), queue_(queue), watchdog_(watchdog) {
   const Problem& problem = ring.plan().problem;
   const auto bytes = [&](std::int64_t features) { return problem.batch * ring.plan().local_rows * features * size_of(problem.dtype); };
   for (const Activation which : activations_of(resources.source())) {
-    activations_.emplace(which, backend.allocate(bytes(features_of(resources.layer(), which)), MemoryUse::tensor));
+    activations_.emplace(which, device.allocate(bytes(features_of(resources.layer(), which)), MemoryUse::tensor));
   }
-  output_ = backend.allocate(bytes(resources.layer().embed), MemoryUse::tensor);
+  output_ = device.allocate(bytes(resources.layer().embed), MemoryUse::tensor);
 }
 
 template <class Visit>
@@ -189,13 +189,13 @@ void LayerExecutor::load() {
       std::byte* target = activation_rows(which, chunk);
       for (std::int64_t done = 0, part = 0; done < chunk.count; done += part) {
         part = std::min(staged, chunk.count - done);
-        if (backend_.host_memory()) {
+        if (device_.host_memory()) {
           resources_.source().read(which, first_batch_ + chunk.batch, chunk.global + done, part, dtype, target + done * row_bytes);
           continue;
         }
         staging.resize(static_cast<std::size_t>(part * row_bytes));
         resources_.source().read(which, first_batch_ + chunk.batch, chunk.global + done, part, dtype, staging.data());
-        backend_.upload(queue_, target + done * row_bytes, staging.data(), part * row_bytes);
+        device_.upload(queue_, target + done * row_bytes, staging.data(), part * row_bytes);
         queue_.synchronize();
       }
     });
@@ -277,11 +277,11 @@ void LayerExecutor::project(Tensor tensor, const Chunk& chunk) {
 }
 
 void LayerExecutor::project() {
-  begin_ = backend_.record(queue_);
+  begin_ = device_.record(queue_);
   for_each_chunk([&](const Chunk& chunk) {
     for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) { project(tensor, chunk); }
   });
-  projected_ = backend_.record(queue_);
+  projected_ = device_.record(queue_);
 }
 
 void LayerExecutor::finish(const Chunk& chunk) {
@@ -319,9 +319,9 @@ void LayerExecutor::finish(const Chunk& chunk) {
 }
 
 void LayerExecutor::finish() {
-  attended_ = backend_.record(queue_);
+  attended_ = device_.record(queue_);
   for_each_chunk([&](const Chunk& chunk) { finish(chunk); });
-  end_ = backend_.record(queue_);
+  end_ = device_.record(queue_);
 }
 
 double LayerExecutor::project_ms() {
@@ -341,7 +341,7 @@ double LayerExecutor::ms_since_begin_of(const LayerExecutor& first) {
 
 void LayerExecutor::read_output(std::int64_t batch, std::int64_t first, std::int64_t count, void* rows) {
   const std::int64_t row_bytes = resources_.layer().embed * size_of(ring_.plan().problem.dtype);
-  backend_.download(queue_, rows, output_.get() + (batch * ring_.plan().local_rows + first) * row_bytes, count * row_bytes);
+  device_.download(queue_, rows, output_.get() + (batch * ring_.plan().local_rows + first) * row_bytes, count * row_bytes);
   queue_.synchronize();
 }
 

@@ -15,8 +15,8 @@ namespace {
 
 class CpuLayerKernel final : public LayerKernel {
  public:
-  CpuLayerKernel(Backend& backend, int threads)
-      : threads_(threads), workspace_(backend.allocate(kernels::cpu::linear_workspace_bytes(threads), MemoryUse::tensor)) {}
+  CpuLayerKernel(Device& device, int threads)
+      : threads_(threads), workspace_(device.allocate(kernels::cpu::linear_workspace_bytes(threads), MemoryUse::tensor)) {}
 
   void linear(Queue& /*queue*/, const kernels::LinearTask& task) override {
     try {
@@ -50,16 +50,16 @@ std::int64_t layer_kernel_bytes(BackendKind backend, int threads) {
   return cuda_layer_kernel_bytes();
 }
 
-std::unique_ptr<LayerKernel> make_layer_kernel(Backend& backend, int threads) {
-  switch (backend.kind()) {
+std::unique_ptr<LayerKernel> make_layer_kernel(Device& device, int threads) {
+  switch (device.kind()) {
     case BackendKind::cpu:
-      return std::make_unique<CpuLayerKernel>(backend, threads);
+      return std::make_unique<CpuLayerKernel>(device, threads);
     case BackendKind::reference:
       return std::make_unique<ReferenceLayerKernel>();
     case BackendKind::cuda:
       break;
   }
-  return make_cuda_layer_kernel(backend);
+  return make_cuda_layer_kernel(device);
 }
 
 }  // namespace annulus

@@ -11,7 +11,7 @@ namespace {
 
 class TaskAttention final : public PlannedAttention {
  public:
-  TaskAttention(const RingPlan& plan, const TensorAddresses& addresses, TaskOperations& operations, Backend& device);
+  TaskAttention(const RingPlan& plan, const TensorAddresses& addresses, TaskOperations& operations, Device& device);
 
   void warm_up(Queue& queue) override;
   void begin(Queue& queue) override;
@@ -25,7 +25,7 @@ class TaskAttention final : public PlannedAttention {
   LoweredWork work_;
 };
 
-TaskAttention::TaskAttention(const RingPlan& plan, const TensorAddresses& addresses, TaskOperations& operations, Backend& device)
+TaskAttention::TaskAttention(const RingPlan& plan, const TensorAddresses& addresses, TaskOperations& operations, Device& device)
     : operations_(operations) {
   const Problem& problem = plan.problem;
   const std::int64_t stats = problem.batch * plan.local_rows * problem.heads;

@@ -13,7 +13,7 @@ namespace annulus {
 /// The kernels that take tasks of addresses and strides: reference, cpu and cublas. Partials are of the whole shard.
 class TaskKernel final : public AttentionKernel {
  public:
-  TaskKernel(std::unique_ptr<TaskOperations> operations, Backend& device) : operations_(std::move(operations)), device_(device) {}
+  TaskKernel(std::unique_ptr<TaskOperations> operations, Device& device) : operations_(std::move(operations)), device_(device) {}
 
   std::string describe() const override { return operations_->describe(); }
   bool rounds_probabilities(DType dtype) const override { return operations_->rounds_probabilities(dtype); }
@@ -23,7 +23,7 @@ class TaskKernel final : public AttentionKernel {
 
  private:
   std::unique_ptr<TaskOperations> operations_;
-  Backend& device_;
+  Device& device_;
 };
 
 }  // namespace annulus

@@ -14,7 +14,7 @@ bool is_16_bit(DType dtype) {
   return false;
 }
 
-std::unique_ptr<TaskOperations> make_task_operations(const KernelOptions& options, Backend& device) {
+std::unique_ptr<TaskOperations> make_task_operations(const KernelOptions& options, Device& device) {
   switch (device.kind()) {
     case BackendKind::reference:
       return make_reference_operations(options);

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <annulus/attention/attention_kernel.hpp>
-#include <annulus/backend/backend.hpp>
+#include <annulus/device/device.hpp>
 #include <annulus/kernels/tasks.hpp>
 
 #include <atomic>
@@ -43,11 +43,11 @@ bool is_16_bit(DType dtype);
 
 /// Those of the device's own kernel (backend cuda: of cublas). The device must outlive them.
 /// @throws InvalidArgument if an option is out of range, RuntimeFailure if this CPU lacks the instructions or CUDA fails
-std::unique_ptr<TaskOperations> make_task_operations(const KernelOptions& options, Backend& device);
+std::unique_ptr<TaskOperations> make_task_operations(const KernelOptions& options, Device& device);
 
 std::unique_ptr<TaskOperations> make_reference_operations(const KernelOptions& options);
-std::unique_ptr<TaskOperations> make_cpu_operations(const KernelOptions& options, Backend& device);
+std::unique_ptr<TaskOperations> make_cpu_operations(const KernelOptions& options, Device& device);
 /// @throws NotCompiled in a build without CUDA
-std::unique_ptr<TaskOperations> make_cublas_operations(const KernelOptions& options, Backend& device);
+std::unique_ptr<TaskOperations> make_cublas_operations(const KernelOptions& options, Device& device);
 
 }  // namespace annulus

@@ -99,7 +99,7 @@ BenchReport bench(const Config& config, const Communicator& comm, PlanCache& pla
   report.timings = gather_timings(comm, repetitions[median_repetition(report.samples_ms)]);
   report.steps = summarize_steps(report.timings);
   report.run = summarize_run(report.timings);
-  report.memory_high_water = comm.max(session.backend().memory().high_water);
+  report.memory_high_water = comm.max(session.device().memory().high_water);
   if (session.ranks() > 1) {
     report.blocks_alone_ms = median(time_runs(session, 1, config.repetitions, Passing::off, [] {}));
     report.overlap_efficiency = report.blocks_alone_ms / report.median_ms;
@@ -117,12 +117,12 @@ BenchReport bench(const Config& config, const Communicator& comm, PlanCache& pla
   report.flops = attention_flops + comm.sum(layer_flops);
   report.tflops_per_rank = report.flops / report.median_ms / 1e9 / static_cast<double>(session.ranks());
   report.of_cycles = share_of_cycles(session, attention_flops);
-  if (session.backend().kind() == BackendKind::cpu) {
+  if (session.device().kind() == BackendKind::cpu) {
     report.fma_peak_gflops = kernels::cpu::fma_peak_gflops(static_cast<int>(resolved.config.threads));
     const double gflops = report.flops / report.median_ms / 1e6 / static_cast<double>(comm.size());
     report.of_peak = gflops / report.fma_peak_gflops;
   }
-  if (session.backend().kind() == BackendKind::cuda && size_of(session.problem().dtype) == 2) {
+  if (session.device().kind() == BackendKind::cuda && size_of(session.problem().dtype) == 2) {
     together(comm, [&] { report.product_tflops = product_rate(session.problem().dtype) / 1e12; });
     // Of the processes, each of which has a GPU and works for all its ranks.
     const double tflops = report.flops / report.median_ms / 1e9 / static_cast<double>(comm.size());

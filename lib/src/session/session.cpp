@@ -13,8 +13,8 @@
 #include <annulus/transport/gpu_transports.hpp>
 
 #include "attention/host_load.hpp"
-#include "backend/host_memory.hpp"
 #include "cell_source.hpp"
+#include "device/host_memory.hpp"
 #include "permuted_rows.hpp"
 #include "same_problem.hpp"
 
@@ -273,11 +273,11 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
 namespace {
 
 /// The same kind for all rings: a transport that one of them cannot have would make its figures those of another program. Collective.
-TransportKind transport_of_rings(TransportKind asked, const Communicator& comm, const Communicator& ring, Backend& backend) {
-  const bool chooses = asked == TransportKind::automatic && ring.size() > 1 && !backend.host_memory();
+TransportKind transport_of_rings(TransportKind asked, const Communicator& comm, const Communicator& ring, Device& device) {
+  const bool chooses = asked == TransportKind::automatic && ring.size() > 1 && !device.host_memory();
   if (!chooses) { return asked; }
   TransportKind kind = TransportKind::automatic;
-  together(comm, [&] { kind = choose_gpu_transport(ring, backend); });
+  together(comm, [&] { kind = choose_gpu_transport(ring, device); });
   const bool all_p2p = comm.min(static_cast<std::int64_t>(kind == TransportKind::p2p ? 1 : 0)) == 1;
   if (kind != TransportKind::p2p || all_p2p) { return kind; }
   return has_nccl_transport() ? TransportKind::nccl : TransportKind::mpi;
@@ -303,28 +303,28 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
                           .plan(rings_.back().cell.problem, config.pattern, partition_, routing_of(config), rank % grid().seq));
     }
   });
-  BackendOptions options;
+  DeviceOptions options;
   options.kind = config.backend;
   options.threads = checked_narrow<int>(config.threads);
   options.memory_pool = config.memory_pool;
   std::int64_t sharing = comm.host_size();
   if (config.backend == BackendKind::cuda) {
-    options.device = assign_gpu(comm, config.share_gpu);
-    sharing = ranks_on_gpu(comm, options.device);
+    options.number = assign_gpu(comm, config.share_gpu);
+    sharing = ranks_on_gpu(comm, options.number);
   }
   together(comm, [&] {
-    backend_ = make_backend(options);
-    kernel_ = make_attention_kernel({config.kernel, options.threads, config.tile_rows, &comm.watchdog().progress_counter()}, *backend_);
-    queue_ = backend_->make_queue();
+    device_ = make_device(options);
+    kernel_ = make_attention_kernel({config.kernel, options.threads, config.tile_rows, &comm.watchdog().progress_counter()}, *device_);
+    queue_ = device_->make_queue();
   });
   // Transports come before the look at the free memory: they take some of it.
   if (loopback) {
     for (std::int64_t ring = 0; ring < grid().rings(); ++ring) {
-      std::ranges::move(make_loopback_transports(grid().seq, *backend_), std::back_inserter(transports_));
+      std::ranges::move(make_loopback_transports(grid().seq, *device_), std::back_inserter(transports_));
     }
   } else {
-    const TransportKind kind = transport_of_rings(config.transport, comm, ring_comm_, *backend_);
-    together(comm, [&] { transports_.push_back(make_transport(kind, ring_comm_, *backend_, config.share_gpu)); });
+    const TransportKind kind = transport_of_rings(config.transport, comm, ring_comm_, *device_);
+    together(comm, [&] { transports_.push_back(make_transport(kind, ring_comm_, *device_, config.share_gpu)); });
   }
   together(comm, [&] {
     predicted_bytes_ = kernel_->workspace_bytes(config.problem.head_dim, config.problem.dtype);
@@ -341,7 +341,7 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
     }
     if (is_permuted()) { reading += permuted_bytes(rings_.front().cell.problem, ring_comm_, plans); }
     if (resolved.source) { reading += CellSource::bytes(config.problem, rings_.front().cell); }
-    if (backend_->host_memory()) {
+    if (device_->host_memory()) {
       predicted_bytes_ += reading;
     } else {
       const std::int64_t free = available_host_memory() / comm.host_size();
@@ -349,7 +349,7 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
                       "rank {} on {} needs {} bytes of host memory to read {} in chunks and to move its rows, and {} are free", comm.rank(),
                       comm.host(), reading, resolved.input().describe(), free);
     }
-    const std::int64_t available = backend_->available_bytes() / sharing;
+    const std::int64_t available = device_->available_bytes() / sharing;
     ANNULUS_EXPECTS(predicted_bytes_ <= available, "rank {} on {} needs {} bytes by plan and {} are free ({} of them for each of {} ranks)",
                     comm.rank(), comm.host(), predicted_bytes_, available * sharing, available, sharing);
   });
@@ -359,7 +359,7 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   together(comm, [&] {
     for (std::size_t index = 0; index < plans.size(); ++index) {
       executors_.push_back(
-          std::make_unique<RingExecutor>(std::move(plans[index]), *kernel_, *backend_, *transports_[index], *queue_, comm.watchdog()));
+          std::make_unique<RingExecutor>(std::move(plans[index]), *kernel_, *device_, *transports_[index], *queue_, comm.watchdog()));
     }
     const std::size_t each = executors_.size() / rings_.size();
     for (std::size_t index = 0; index < rings_.size(); ++index) {
@@ -404,11 +404,11 @@ void Session::make_layers() {
   std::int64_t rows = 0;
   for (const auto& executor : executors_) { rows = std::max(rows, executor->plan().local_rows); }
   layer_resources_ = std::make_unique<LayerResources>(*resolved_.layer, *resolved_.config.layer, problem(), rows,
-                                                      checked_narrow<int>(resolved_.config.threads), *backend_, *queue_);
+                                                      checked_narrow<int>(resolved_.config.threads), *device_, *queue_);
   for (const LocalRing& ring : rings_) {
     for (const auto& executor : ring.executors) {
       layers_.push_back(
-          std::make_unique<LayerExecutor>(*layer_resources_, *executor, ring.cell.first_batch, *backend_, *queue_, comm_.watchdog()));
+          std::make_unique<LayerExecutor>(*layer_resources_, *executor, ring.cell.first_batch, *device_, *queue_, comm_.watchdog()));
     }
   }
   const std::size_t each = layers_.size() / rings_.size();

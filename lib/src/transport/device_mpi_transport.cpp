@@ -6,7 +6,7 @@
 #include <annulus/core/unwinding.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
-#include "backend/cuda_access.hpp"
+#include "device/cuda_access.hpp"
 #include "job/message_chunks.hpp"
 
 #include <spdlog/spdlog.h>
@@ -184,10 +184,10 @@ class DeviceMpiTransport::Landing {
   std::int64_t freed_ = 0;       ///< chunks whose buffer is free again
 };
 
-DeviceMpiTransport::DeviceMpiTransport(const Communicator& comm, int device, Path path)
+DeviceMpiTransport::DeviceMpiTransport(const Communicator& comm, int number, Path path)
     : comm_(comm.duplicate()),
       path_(path),
-      device_(device),
+      number_(number),
       out_(StreamPriority::high),
       in_(StreamPriority::high),
       ledger_(comm_, "transfer by MPI", StepLedger::Counting::by_transport) {
@@ -220,13 +220,13 @@ void DeviceMpiTransport::rethrow_failure() {
 }
 
 void DeviceMpiTransport::ready(std::int64_t step, Queue& queue) {
-  const DeviceGuard guard(device_);
+  const DeviceGuard guard(number_);
   ledger_.ready(step, stream_of(queue));
 }
 
 void DeviceMpiTransport::post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives) {
   rethrow_failure();
-  const DeviceGuard guard(device_);
+  const DeviceGuard guard(number_);
   StepLedger::Entry& entry = ledger_.open(step, sends, receives);
   if (entry.number == 0) { return; }
   const std::scoped_lock lock(mutex_);
@@ -237,7 +237,7 @@ void DeviceMpiTransport::post(std::int64_t step, std::span<const Outgoing> sends
 void DeviceMpiTransport::wait(std::int64_t step, Queue& queue) {
   const std::uint32_t number = ledger_.entry(step).number;
   if (number == 0) { return; }
-  const DeviceGuard guard(device_);
+  const DeviceGuard guard(number_);
   ledger_.mark_waiting(step, stream_of(queue));
   {
     std::unique_lock lock(mutex_);
@@ -254,7 +254,7 @@ StepTraffic DeviceMpiTransport::traffic(std::int64_t step) {
 
 void DeviceMpiTransport::run() {
   try {
-    ANNULUS_CUDA(cudaSetDevice(device_));
+    ANNULUS_CUDA(cudaSetDevice(number_));
     while (true) {
       Job job;
       {
@@ -387,16 +387,16 @@ void DeviceMpiTransport::move_direct(const Job& job) {
   finish_step(job);
 }
 
-std::unique_ptr<Transport> make_device_mpi_transport(const Communicator& comm, Backend& backend) {
-  int device = 0;
-  together(comm, [&] { device = device_of(backend); });
-  const DeviceGuard guard(device);
+std::unique_ptr<Transport> make_device_mpi_transport(const Communicator& comm, Device& device) {
+  int number = 0;
+  together(comm, [&] { number = device_of(device); });
+  const DeviceGuard guard(number);
   const bool direct = comm.min(mpi_cuda_support() == MpiCudaSupport::yes ? 1 : 0) == 1;
   if (comm.rank() == 0) {
     spdlog::info("transport mpi: {}",
                  direct ? "this MPI library takes device pointers" : "device memory is staged through pinned host memory");
   }
-  return std::make_unique<DeviceMpiTransport>(comm, device, direct ? DeviceMpiTransport::Path::direct : DeviceMpiTransport::Path::staged);
+  return std::make_unique<DeviceMpiTransport>(comm, number, direct ? DeviceMpiTransport::Path::direct : DeviceMpiTransport::Path::staged);
 }
 
 }  // namespace annulus

@@ -50,7 +50,7 @@ class DeviceMpiTransport final : public Transport {
   enum class Path { direct, staged };
 
   /// `device` must be current.
-  DeviceMpiTransport(const Communicator& comm, int device, Path path);
+  DeviceMpiTransport(const Communicator& comm, int number, Path path);
   ~DeviceMpiTransport() override;
 
   TransportKind kind() const override { return TransportKind::mpi; }
@@ -79,7 +79,7 @@ class DeviceMpiTransport final : public Transport {
 
   Communicator comm_;
   Path path_;
-  int device_;
+  int number_;
   Unwinding unwinding_;
   CudaStream out_;
   CudaStream in_;

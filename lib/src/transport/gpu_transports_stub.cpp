@@ -14,14 +14,14 @@ namespace {
 
 }  // namespace
 
-std::unique_ptr<Transport> make_nccl_transport(const Communicator& /*comm*/, Backend& /*backend*/, bool /*share_gpu*/) {
+std::unique_ptr<Transport> make_nccl_transport(const Communicator& /*comm*/, Device& /*device*/, bool /*share_gpu*/) {
   refuse("transport nccl");
 }
-std::unique_ptr<Transport> make_p2p_transport(const Communicator& /*comm*/, Backend& /*backend*/) { refuse("transport p2p"); }
-std::unique_ptr<Transport> make_device_mpi_transport(const Communicator& /*comm*/, Backend& /*backend*/) {
+std::unique_ptr<Transport> make_p2p_transport(const Communicator& /*comm*/, Device& /*device*/) { refuse("transport p2p"); }
+std::unique_ptr<Transport> make_device_mpi_transport(const Communicator& /*comm*/, Device& /*device*/) {
   refuse("device memory for transport mpi");
 }
-std::string p2p_obstacle(const Communicator& /*comm*/, Backend& /*backend*/) { return "this binary has no CUDA"; }
+std::string p2p_obstacle(const Communicator& /*comm*/, Device& /*device*/) { return "this binary has no CUDA"; }
 bool has_nccl_transport() { return false; }
 
 void prepare_gpu_sharing() {}

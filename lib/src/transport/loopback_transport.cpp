@@ -31,9 +31,9 @@ struct Half {
 /// Where the virtual ranks' messages meet; copies run on its own queue, so that they overlap with work.
 class Hub {
  public:
-  explicit Hub(Backend& backend) : backend_(backend), queue_(backend.make_queue()) {}
+  explicit Hub(Device& device) : device_(device), queue_(device.make_queue()) {}
 
-  Moment mark(Queue& queue) { return backend_.record(queue); }
+  Moment mark(Queue& queue) { return device_.record(queue); }
 
   void offer(std::int64_t step, std::int64_t source, std::int64_t target, const Half& half) {
     const auto key = std::make_tuple(step, source, target);
@@ -46,13 +46,13 @@ class Hub {
     const Half& receiver = half.source != nullptr ? other->second : half;
     ANNULUS_ASSERT(sender.source != nullptr && receiver.target != nullptr && sender.bytes == receiver.bytes,
                    "step {}: rank {} sends {} bytes to rank {}, which expects {}", step, source, sender.bytes, target, receiver.bytes);
-    backend_.wait(*queue_, *sender.ready);
-    backend_.wait(*queue_, *receiver.ready);
+    device_.wait(*queue_, *sender.ready);
+    device_.wait(*queue_, *receiver.ready);
     Copy copy;
     copy.bytes = sender.bytes;
-    copy.begun = backend_.record(*queue_);
-    backend_.copy(*queue_, receiver.target, sender.source, sender.bytes);
-    copy.ended = backend_.record(*queue_);
+    copy.begun = device_.record(*queue_);
+    device_.copy(*queue_, receiver.target, sender.source, sender.bytes);
+    copy.ended = device_.record(*queue_);
     waiting_.erase(other);
     copies_[key] = std::move(copy);
   }
@@ -63,10 +63,10 @@ class Hub {
     return found->second;
   }
 
-  void await(Queue& queue, const Copy& copy) { backend_.wait(queue, *copy.ended); }
+  void await(Queue& queue, const Copy& copy) { device_.wait(queue, *copy.ended); }
 
  private:
-  Backend& backend_;
+  Device& device_;
   std::unique_ptr<Queue> queue_;
   std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t>, Half> waiting_;
   std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t>, Copy> copies_;  ///< the latest of each (step, source, target)
@@ -132,9 +132,9 @@ class LoopbackTransport final : public Transport {
 
 }  // namespace
 
-std::vector<std::unique_ptr<Transport>> make_loopback_transports(std::int64_t ranks, Backend& backend) {
+std::vector<std::unique_ptr<Transport>> make_loopback_transports(std::int64_t ranks, Device& device) {
   ANNULUS_EXPECTS(ranks >= 1, "{} virtual ranks are not positive", ranks);
-  const auto hub = std::make_shared<Hub>(backend);
+  const auto hub = std::make_shared<Hub>(device);
   std::vector<std::unique_ptr<Transport>> transports;
   for (std::int64_t rank = 0; rank < ranks; ++rank) { transports.push_back(std::make_unique<LoopbackTransport>(hub, rank, ranks)); }
   return transports;

@@ -5,7 +5,7 @@
 #include <annulus/gpu/gpu_assignment.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
-#include "backend/cuda_access.hpp"
+#include "device/cuda_access.hpp"
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
@@ -109,15 +109,15 @@ void NcclCommunicator::check_asynchronous() const {
   if (state != ncclSuccess && state != ncclInProgress) { check_nccl(state, handle_, "a transfer by NCCL"); }
 }
 
-NcclTransport::NcclTransport(const Communicator& comm, Backend& backend, int device, bool share_gpu)
-    : comm_(comm.share()), backend_(backend), device_(device) {
+NcclTransport::NcclTransport(const Communicator& comm, Device& device, int number, bool share_gpu)
+    : comm_(comm.share()), device_(device), number_(number) {
   // What may fail on one rank alone comes before NCCL's start, in which the others would wait for it.
   together(comm_, [&] {
     stream_ = std::make_unique<CudaStream>(StreamPriority::high);
     ledger_ =
         std::make_unique<StepLedger>(comm_, "transfer by NCCL", StepLedger::Counting::by_receipts, [this] { nccl_->check_asynchronous(); });
   });
-  const bool shared = share_gpu && comm_.max(ranks_on_gpu(comm_, device)) > 1;
+  const bool shared = share_gpu && comm_.max(ranks_on_gpu(comm_, number)) > 1;
   together(comm_, [&] {
     if (shared && std::getenv(sharing_variable()) == nullptr) {
       throw RuntimeFailure(
@@ -136,7 +136,7 @@ NcclTransport::~NcclTransport() {
 
 void NcclTransport::prepare(std::span<const StepMessages> steps) {
   if (steps.empty()) { return; }
-  const DeviceGuard guard(device_);
+  const DeviceGuard guard(number_);
   std::set<std::int64_t> to;
   std::set<std::int64_t> from;
   for (const StepMessages& step : steps) {
@@ -149,7 +149,7 @@ void NcclTransport::prepare(std::span<const StepMessages> steps) {
   }
   const auto landing_bytes = static_cast<std::int64_t>(from.size());
   Buffer bytes;
-  together(comm_, [&] { bytes = backend_.allocate(landing_bytes + 1, MemoryUse::slot); });
+  together(comm_, [&] { bytes = device_.allocate(landing_bytes + 1, MemoryUse::slot); });
   if (to.empty() && from.empty()) { return; }
 
   // The messages of a plan have two ends, so these first ones have too. One byte connects all channels of a pair.
@@ -173,12 +173,12 @@ void NcclTransport::prepare(std::span<const StepMessages> steps) {
 }
 
 void NcclTransport::ready(std::int64_t step, Queue& queue) {
-  const DeviceGuard guard(device_);
+  const DeviceGuard guard(number_);
   ledger_->ready(step, stream_of(queue));
 }
 
 void NcclTransport::post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives) {
-  const DeviceGuard guard(device_);
+  const DeviceGuard guard(number_);
   StepLedger::Entry& entry = ledger_->open(step, sends, receives);
   if (entry.number == 0) { return; }
   ANNULUS_CUDA(cudaStreamWaitEvent(stream_->get(), entry.ready.passed(), cudaEventWaitDefault));
@@ -199,18 +199,18 @@ void NcclTransport::post(std::int64_t step, std::span<const Outgoing> sends, std
 }
 
 void NcclTransport::wait(std::int64_t step, Queue& queue) {
-  const DeviceGuard guard(device_);
+  const DeviceGuard guard(number_);
   ledger_->mark_waiting(step, stream_of(queue));
   ledger_->wait(step, stream_of(queue));
 }
 
 StepTraffic NcclTransport::traffic(std::int64_t step) { return ledger_->traffic(step); }
 
-std::unique_ptr<Transport> make_nccl_transport(const Communicator& comm, Backend& backend, bool share_gpu) {
-  int device = 0;
-  together(comm, [&] { device = device_of(backend); });
-  const DeviceGuard guard(device);
-  return std::make_unique<NcclTransport>(comm, backend, device, share_gpu);
+std::unique_ptr<Transport> make_nccl_transport(const Communicator& comm, Device& device, bool share_gpu) {
+  int number = 0;
+  together(comm, [&] { number = device_of(device); });
+  const DeviceGuard guard(number);
+  return std::make_unique<NcclTransport>(comm, device, number, share_gpu);
 }
 
 bool has_nccl_transport() { return true; }

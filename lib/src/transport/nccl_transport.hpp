@@ -43,8 +43,8 @@ class NcclCommunicator {
 /// is enqueued behind the same work.
 class NcclTransport final : public Transport {
  public:
-  /// `device` is the backend's, and current.
-  NcclTransport(const Communicator& comm, Backend& backend, int device, bool share_gpu);
+  /// `number` is the device's, and current.
+  NcclTransport(const Communicator& comm, Device& device, int number, bool share_gpu);
   ~NcclTransport() override;
 
   TransportKind kind() const override { return TransportKind::nccl; }
@@ -60,8 +60,8 @@ class NcclTransport final : public Transport {
 
  private:
   Communicator comm_;
-  Backend& backend_;
-  int device_;
+  Device& device_;
+  int number_;
   Unwinding unwinding_;
   std::unique_ptr<CudaStream> stream_;
   std::unique_ptr<NcclCommunicator> nccl_;

@@ -5,7 +5,7 @@
 
 namespace annulus {
 
-std::unique_ptr<Transport> make_nccl_transport(const Communicator& /*comm*/, Backend& /*backend*/, bool /*share_gpu*/) {
+std::unique_ptr<Transport> make_nccl_transport(const Communicator& /*comm*/, Device& /*device*/, bool /*share_gpu*/) {
   throw NotCompiled("transport nccl is not compiled into this binary; it has: self, loopback, mpi, p2p");
 }
 

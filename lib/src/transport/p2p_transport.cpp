@@ -5,7 +5,7 @@
 #include <annulus/core/unwinding.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
-#include "backend/cuda_access.hpp"
+#include "device/cuda_access.hpp"
 #include "gpu/cuda_driver.hpp"
 
 #include <fmt/format.h>
@@ -71,16 +71,16 @@ std::string own_obstacle(const Communicator& comm, int own, const std::vector<st
   }
   for (std::int64_t peer = 0; peer < comm.size(); ++peer) {
     const std::string& uuid = uuids[static_cast<std::size_t>(peer)];
-    const int device = device_with_uuid(uuid);
-    if (device < 0) {
+    const int number = device_with_uuid(uuid);
+    if (number < 0) {
       return fmt::format(
           "{} cannot see the GPU of rank {} ({}), so transport p2p cannot map its memory; let every rank see all GPUs of the host "
           "(CUDA_VISIBLE_DEVICES; under Slurm --gpus-per-node instead of --gpus-per-task)",
           comm.name(), comm.rank_in_job(peer), uuid);
     }
-    if (device == own) { continue; }
+    if (number == own) { continue; }
     int possible = 0;
-    ANNULUS_CUDA(cudaDeviceCanAccessPeer(&possible, own, device));
+    ANNULUS_CUDA(cudaDeviceCanAccessPeer(&possible, own, number));
     if (possible == 0) {
       return fmt::format("the GPU of {} cannot access that of rank {} ({}); transports nccl and mpi can connect them", comm.name(),
                          comm.rank_in_job(peer), uuid);
@@ -91,16 +91,16 @@ std::string own_obstacle(const Communicator& comm, int own, const std::vector<st
 
 }  // namespace
 
-std::string p2p_obstacle(const Communicator& comm, Backend& backend) {
-  int device = 0;
+std::string p2p_obstacle(const Communicator& comm, Device& device) {
+  int number = 0;
   std::string uuid;
   together(comm, [&] {
-    device = device_of(backend);
-    uuid = gpu_uuid(device);
+    number = device_of(device);
+    uuid = gpu_uuid(number);
   });
   const std::vector<std::string> uuids = comm.all_gather(uuid);
   std::string own;
-  together(comm, [&] { own = own_obstacle(comm, device, uuids); });
+  together(comm, [&] { own = own_obstacle(comm, number, uuids); });
   for (const std::string& obstacle : comm.all_gather(own)) {
     if (!obstacle.empty()) { return obstacle; }
   }
@@ -141,8 +141,8 @@ P2pTransport::Streams::Streams(std::int64_t lane_count) {
   for (std::int64_t lane = 0; lane < lane_count; ++lane) { lanes.emplace_back(StreamPriority::high); }
 }
 
-P2pTransport::P2pTransport(const Communicator& comm, int device)
-    : comm_(comm.duplicate()), device_(device), peers_(static_cast<std::size_t>(comm.size())) {
+P2pTransport::P2pTransport(const Communicator& comm, int number)
+    : comm_(comm.duplicate()), number_(number), peers_(static_cast<std::size_t>(comm.size())) {
   // All that may fail on one rank alone is inside, so that no other waits for it in what follows.
   std::string own;
   together(comm_, [&] {
@@ -167,7 +167,7 @@ P2pTransport::P2pTransport(const Communicator& comm, int device)
 P2pTransport::~P2pTransport() {
   if (unwinding_.now()) { return; }
   try {
-    const DeviceGuard guard(device_);
+    const DeviceGuard guard(number_);
     ledger_->drain();
     mappings_.clear();
     word_mappings_.clear();
@@ -234,7 +234,7 @@ void P2pTransport::map_targets(std::span<const StepMessages> steps, const std::v
 }
 
 void P2pTransport::prepare(std::span<const StepMessages> steps) {
-  const DeviceGuard guard(device_);
+  const DeviceGuard guard(number_);
   release();
   std::string own;
   together(comm_, [&] { own = publish(steps); });
@@ -243,12 +243,12 @@ void P2pTransport::prepare(std::span<const StepMessages> steps) {
 }
 
 void P2pTransport::ready(std::int64_t step, Queue& queue) {
-  const DeviceGuard guard(device_);
+  const DeviceGuard guard(number_);
   ledger_->ready(step, stream_of(queue));
 }
 
 void P2pTransport::post(std::int64_t step, std::span<const Outgoing> sends, std::span<const Incoming> receives) {
-  const DeviceGuard guard(device_);
+  const DeviceGuard guard(number_);
   StepLedger::Entry& entry = ledger_->open(step, sends, receives);
   if (entry.number == 0) { return; }
   const CudaDriver& driver = CudaDriver::get();
@@ -292,19 +292,19 @@ void P2pTransport::post(std::int64_t step, std::span<const Outgoing> sends, std:
 }
 
 void P2pTransport::wait(std::int64_t step, Queue& queue) {
-  const DeviceGuard guard(device_);
+  const DeviceGuard guard(number_);
   ledger_->mark_waiting(step, stream_of(queue));
   ledger_->wait(step, stream_of(queue));
 }
 
 StepTraffic P2pTransport::traffic(std::int64_t step) { return ledger_->traffic(step); }
 
-std::unique_ptr<Transport> make_p2p_transport(const Communicator& comm, Backend& backend) {
-  const std::string obstacle = p2p_obstacle(comm, backend);
+std::unique_ptr<Transport> make_p2p_transport(const Communicator& comm, Device& device) {
+  const std::string obstacle = p2p_obstacle(comm, device);
   ANNULUS_EXPECTS(obstacle.empty(), "{}", obstacle);
-  const int device = device_of(backend);
-  const DeviceGuard guard(device);
-  return std::make_unique<P2pTransport>(comm, device);
+  const int number = device_of(device);
+  const DeviceGuard guard(number);
+  return std::make_unique<P2pTransport>(comm, number);
 }
 
 }  // namespace annulus

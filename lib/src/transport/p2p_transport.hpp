@@ -45,7 +45,7 @@ class IpcMapping {
 class P2pTransport final : public Transport {
  public:
   /// `device` must be current.
-  P2pTransport(const Communicator& comm, int device);
+  P2pTransport(const Communicator& comm, int number);
   ~P2pTransport() override;
 
   TransportKind kind() const override { return TransportKind::p2p; }
@@ -99,7 +99,7 @@ class P2pTransport final : public Transport {
   void release();
 
   Communicator comm_;
-  int device_;
+  int number_;
   Unwinding unwinding_;
   std::unique_ptr<DeviceWords> words_;  ///< arrived[ranks], granted[ranks]
   std::vector<Peer> peers_;

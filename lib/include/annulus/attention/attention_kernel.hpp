@@ -3,9 +3,9 @@
 #pragma once
 
 #include <annulus/attention/lower.hpp>
-#include <annulus/backend/backend.hpp>
 #include <annulus/core/enums.hpp>
 #include <annulus/core/problem.hpp>
+#include <annulus/device/device.hpp>
 #include <annulus/plan/plan.hpp>
 
 #include <atomic>
@@ -66,7 +66,7 @@ struct KernelOptions {
 
 /// The kernel, on a device that must outlive it.
 /// @throws InvalidArgument if an option is out of range, RuntimeFailure if this CPU lacks the instructions, NotCompiled
-std::unique_ptr<AttentionKernel> make_attention_kernel(const KernelOptions& options, Backend& device);
+std::unique_ptr<AttentionKernel> make_attention_kernel(const KernelOptions& options, Device& device);
 
 /// Why kernel fused cannot serve such a problem, whatever the device; empty if it can.
 std::string fused_obstacle(const Problem& problem);

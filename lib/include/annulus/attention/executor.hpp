@@ -3,8 +3,8 @@
 
 #include <annulus/attention/attention_kernel.hpp>
 #include <annulus/attention/lower.hpp>
-#include <annulus/backend/backend.hpp>
 #include <annulus/core/step_timing.hpp>
+#include <annulus/device/device.hpp>
 #include <annulus/io/source.hpp>
 #include <annulus/job/watchdog.hpp>
 #include <annulus/plan/plan.hpp>
@@ -17,13 +17,13 @@
 
 namespace annulus {
 
-/// Runs one rank's plan on one backend over one transport, op by op.
+/// Runs one rank's plan on one device over one transport, op by op.
 ///
-/// It owns the rank's tensors, slots and partials (allocated once). Everything is enqueued on `queue`; `kernel`, `backend`, `transport`,
+/// It owns the rank's tensors, slots and partials (allocated once). Everything is enqueued on `queue`; `kernel`, `device`, `transport`,
 /// `queue` and `watchdog` must outlive it. An attention never writes Q, K and V.
 class RingExecutor {
  public:
-  RingExecutor(std::shared_ptr<const RingPlan> plan, AttentionKernel& kernel, Backend& backend, Transport& transport, Queue& queue,
+  RingExecutor(std::shared_ptr<const RingPlan> plan, AttentionKernel& kernel, Device& device, Transport& transport, Queue& queue,
                Watchdog& watchdog);
   // The kernel knows the plan by its address.
   RingExecutor(const RingExecutor&) = delete;
@@ -104,7 +104,7 @@ class RingExecutor {
 
   std::shared_ptr<const RingPlan> owned_plan_;
   const RingPlan& plan_;
-  Backend& backend_;
+  Device& device_;
   Transport& transport_;
   Queue& queue_;
   Watchdog& watchdog_;
@@ -126,7 +126,7 @@ class RingExecutor {
 };
 
 /// Runs the executors of this process in lockstep (one of them, or all virtual ranks): the ops of one turn for all of them,
-/// then those of the next. Returns once everything is enqueued; on CPU backends, done. Without `pass_blocks` nothing is sent and the work
+/// then those of the next. Returns once everything is enqueued; on the host, done. Without `pass_blocks` nothing is sent and the work
 /// runs on what the slots hold.
 void run_lockstep(std::span<const std::unique_ptr<RingExecutor>> executors, bool pass_blocks);
 

@@ -4,7 +4,7 @@
 
 #include <annulus/attention/executor.hpp>
 #include <annulus/attention/layer_kernel.hpp>
-#include <annulus/backend/backend.hpp>
+#include <annulus/device/device.hpp>
 #include <annulus/io/layer_source.hpp>
 #include <annulus/job/watchdog.hpp>
 
@@ -28,11 +28,11 @@ LayerCost layer_cost(const LayerSource& source, const Layer& layer, const Proble
 /// Host memory that reading weights takes besides.
 std::int64_t weight_reading_bytes(const LayerSource& source, DType dtype);
 
-/// What the ranks of one process share: the weights in memory of the backend, scratch, and the kernel.
+/// What the ranks of one process share: the weights in memory of the device, scratch, and the kernel.
 class LayerResources {
  public:
   /// Allocates; all arguments must outlive it. `rows`: most that a rank owns of a batch entry.
-  LayerResources(const LayerSource& source, const Layer& layer, const Problem& problem, std::int64_t rows, int threads, Backend& backend,
+  LayerResources(const LayerSource& source, const Layer& layer, const Problem& problem, std::int64_t rows, int threads, Device& device,
                  Queue& queue);
 
   /// Reads all weights. Matrices are rounded to the problem's dtype once, and turned round: they lie [in features, out features]. Vectors
@@ -56,7 +56,7 @@ class LayerResources {
   const LayerSource& source_;
   const Layer& layer_;
   DType dtype_;
-  Backend& backend_;
+  Device& device_;
   Queue& queue_;
   std::unique_ptr<LayerKernel> kernel_;
   std::int64_t chunk_rows_;
@@ -69,7 +69,7 @@ class LayerResources {
 class LayerExecutor {
  public:
   /// @param first_batch of the source's batch entries, with which the ring's begin
-  LayerExecutor(const LayerResources& resources, RingExecutor& ring, std::int64_t first_batch, Backend& backend, Queue& queue,
+  LayerExecutor(const LayerResources& resources, RingExecutor& ring, std::int64_t first_batch, Device& device, Queue& queue,
                 Watchdog& watchdog);
 
   /// Reads the rank's rows of x. Returns when they are in place.
@@ -120,7 +120,7 @@ class LayerExecutor {
   const LayerResources& resources_;
   RingExecutor& ring_;
   std::int64_t first_batch_;
-  Backend& backend_;
+  Device& device_;
   Queue& queue_;
   Watchdog& watchdog_;
   std::map<Activation, Buffer> activations_;

@@ -2,7 +2,7 @@
 // The seam to the arithmetic of a layer around its attention.
 #pragma once
 
-#include <annulus/backend/backend.hpp>
+#include <annulus/device/device.hpp>
 #include <annulus/kernels/layer.hpp>
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace annulus {
 
-/// The two operations of a layer, on memory of one backend. Everything is enqueued on the queue that is given; memory handed over stays in
+/// The two operations of a layer, on memory of one device. Everything is enqueued on the queue that is given; memory handed over stays in
 /// use until the queue has passed it.
 class LayerKernel {
  public:
@@ -26,6 +26,6 @@ std::int64_t layer_kernel_bytes(BackendKind backend, int threads);
 
 /// The kernel of a backend, which must outlive it. `threads`: of the cpu backend.
 /// @throws RuntimeFailure if the device refuses
-std::unique_ptr<LayerKernel> make_layer_kernel(Backend& backend, int threads);
+std::unique_ptr<LayerKernel> make_layer_kernel(Device& device, int threads);
 
 }  // namespace annulus

@@ -138,7 +138,7 @@ struct Routing {
   bool operator==(const Routing&) const = default;
 };
 
-/// Bytes that the plan says one rank will allocate, by use. The backend adds its workspace.
+/// Bytes that the plan says one rank will allocate, by use. The kernel adds its workspace.
 struct MemoryPlan {
   std::int64_t inputs = 0;    ///< Q, K, V
   std::int64_t outputs = 0;   ///< O, LSE

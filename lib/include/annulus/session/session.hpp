@@ -74,7 +74,7 @@ struct LocalRing {
   std::span<const std::unique_ptr<LayerExecutor>> layers;    ///< by executor; none without a layer
 };
 
-/// The ranks of this process, ready to run: backend, kernel, transports, executors. Collective construction.
+/// The ranks of this process, ready to run: device, kernel, transports, executors. Collective construction.
 class Session {
  public:
   /// @throws AgreedError if the configuration does not fit the job, or memory would not suffice (with the numbers)
@@ -99,7 +99,7 @@ class Session {
   /// Whether positions of the plan are not rows of the input.
   bool is_permuted() const;
   const ResolvedConfig& resolved() const { return resolved_; }
-  Backend& backend() const { return *backend_; }
+  Device& device() const { return *device_; }
   const AttentionKernel& kernel() const { return *kernel_; }
   const Communicator& comm() const { return comm_; }
   /// The ranks of this process's ring; comm() if there is only one ring, or one process.
@@ -141,7 +141,7 @@ class Session {
   Communicator ring_comm_;
   Partition partition_;
   Unwinding unwinding_;
-  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Device> device_;
   std::unique_ptr<AttentionKernel> kernel_;
   std::vector<std::unique_ptr<Transport>> transports_;
   std::unique_ptr<Queue> queue_;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <annulus/backend/backend.hpp>
 #include <annulus/core/enums.hpp>
+#include <annulus/device/device.hpp>
 #include <annulus/job/communicator.hpp>
 #include <annulus/transport/transport.hpp>
 
@@ -12,16 +12,16 @@
 
 namespace annulus {
 
-/// The transports of `ranks` virtual ranks inside this process: messages are copies on a queue of `backend`, which must outlive them. Rank
+/// The transports of `ranks` virtual ranks inside this process: messages are copies on a queue of `device`, which must outlive them. Rank
 /// i's is element i. All ranks must call post(step) before any calls wait(step).
-std::vector<std::unique_ptr<Transport>> make_loopback_transports(std::int64_t ranks, Backend& backend);
+std::vector<std::unique_ptr<Transport>> make_loopback_transports(std::int64_t ranks, Device& device);
 
 /// What TransportKind::automatic means for several ranks on GPUs: p2p inside one host where peers reach each other, else nccl where it is
-/// compiled in, else mpi. Each rank's GPU is its backend's. Collective.
-TransportKind choose_gpu_transport(const Communicator& comm, Backend& backend);
+/// compiled in, else mpi. Each rank's GPU is its device. Collective.
+TransportKind choose_gpu_transport(const Communicator& comm, Device& device);
 
-/// The transport of this process. Collective over `comm`. `automatic` takes `self` for one rank, else what suits the backend.
-/// @throws NotCompiled if this binary lacks it, InvalidArgument if it does not suit the communicator or backend
-std::unique_ptr<Transport> make_transport(TransportKind kind, const Communicator& comm, Backend& backend, bool share_gpu);
+/// The transport of this process. Collective over `comm`. `automatic` takes `self` for one rank, else what suits the device.
+/// @throws NotCompiled if this binary lacks it, InvalidArgument if it does not suit the communicator or device
+std::unique_ptr<Transport> make_transport(TransportKind kind, const Communicator& comm, Device& device, bool share_gpu);
 
 }  // namespace annulus

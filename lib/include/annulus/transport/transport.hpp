@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <annulus/backend/backend.hpp>
 #include <annulus/core/enums.hpp>
+#include <annulus/device/device.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -44,7 +44,7 @@ struct StepTraffic {
 /// Moves the messages of a rank's steps. Contract:
 /// - every rank posts each step of its plan once, and waits for each once, both in the order of the steps, whether or not it has messages;
 ///   later steps may be posted before an earlier one is waited for;
-/// - `data` is memory of the backend; receive ranges never overlap send ranges or ranges still in use;
+/// - `data` is memory of the device; receive ranges never overlap send ranges or ranges still in use;
 /// - before post(step) comes ready(step): a transfer starts after the work that is on `queue` then, and not after later work, whether that
 ///   is enqueued before or after post();
 /// - post() returns without waiting for peers; several calls may be needed from all ranks before anything arrives;

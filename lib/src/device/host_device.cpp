@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "host_backend.hpp"
+#include "host_device.hpp"
 
 #include <annulus/core/error.hpp>
 #include <annulus/kernels/cpu.hpp>
@@ -29,7 +29,7 @@ class HostEvent final : public Event {
   void synchronize() override {}
   double ms_since(const Event& earlier) const override {
     const auto* event = dynamic_cast<const HostEvent*>(&earlier);
-    ANNULUS_EXPECTS(event != nullptr, "ms_since needs an event of the same backend");
+    ANNULUS_EXPECTS(event != nullptr, "ms_since needs an event of the same device");
     return std::chrono::duration<double, std::milli>(when_ - event->when_).count();
   }
 
@@ -51,15 +51,15 @@ void check(const kernels::PackTask& task) {
 
 }  // namespace
 
-HostBackend::HostBackend(BackendKind kind, int threads) : kind_(kind), threads_(threads) {
+HostDevice::HostDevice(BackendKind kind, int threads) : kind_(kind), threads_(threads) {
   ANNULUS_EXPECTS(threads >= 1, "threads must be at least 1, found {}", threads);
 }
 
-std::string HostBackend::describe() const { return std::string(to_string(kind_)); }
+std::string HostDevice::describe() const { return std::string(to_string(kind_)); }
 
-std::unique_ptr<Queue> HostBackend::make_queue() { return std::make_unique<HostQueue>(); }
+std::unique_ptr<Queue> HostDevice::make_queue() { return std::make_unique<HostQueue>(); }
 
-Buffer HostBackend::allocate(std::int64_t bytes, MemoryUse use) {
+Buffer HostDevice::allocate(std::int64_t bytes, MemoryUse use) {
   ANNULUS_EXPECTS(bytes >= 0, "cannot allocate {} bytes", bytes);
   if (bytes == 0) { return {}; }
   const std::int64_t alignment = bytes >= kHugePage ? kHugePage : kCacheLine;
@@ -80,23 +80,23 @@ Buffer HostBackend::allocate(std::int64_t bytes, MemoryUse use) {
   return {this, static_cast<std::byte*>(data), bytes, use};
 }
 
-void HostBackend::deallocate(std::byte* data, std::int64_t bytes, MemoryUse /*use*/) noexcept {
+void HostDevice::deallocate(std::byte* data, std::int64_t bytes, MemoryUse /*use*/) noexcept {
   if (data == nullptr) { return; }
   std::free(data);
   in_use_.fetch_sub(bytes);
 }
 
-MemoryReport HostBackend::memory() const { return {in_use_.load(), high_water_.load()}; }
+MemoryReport HostDevice::memory() const { return {in_use_.load(), high_water_.load()}; }
 
-std::int64_t HostBackend::available_bytes() const { return available_host_memory(); }
+std::int64_t HostDevice::available_bytes() const { return available_host_memory(); }
 
-void HostBackend::reset_high_water() { high_water_ = in_use_.load(); }
+void HostDevice::reset_high_water() { high_water_ = in_use_.load(); }
 
-void HostBackend::upload(Queue& /*queue*/, void* dst, const void* host, std::int64_t bytes) { copy_bytes(dst, host, bytes); }
-void HostBackend::download(Queue& /*queue*/, void* host, const void* src, std::int64_t bytes) { copy_bytes(host, src, bytes); }
-void HostBackend::copy(Queue& /*queue*/, void* dst, const void* src, std::int64_t bytes) { copy_bytes(dst, src, bytes); }
+void HostDevice::upload(Queue& /*queue*/, void* dst, const void* host, std::int64_t bytes) { copy_bytes(dst, host, bytes); }
+void HostDevice::download(Queue& /*queue*/, void* host, const void* src, std::int64_t bytes) { copy_bytes(host, src, bytes); }
+void HostDevice::copy(Queue& /*queue*/, void* dst, const void* src, std::int64_t bytes) { copy_bytes(dst, src, bytes); }
 
-void HostBackend::pack(Queue& /*queue*/, std::span<const kernels::PackTask> tasks) {
+void HostDevice::pack(Queue& /*queue*/, std::span<const kernels::PackTask> tasks) {
   for (const kernels::PackTask& task : tasks) {
     check(task);
     if (kind_ == BackendKind::reference) {
@@ -107,7 +107,7 @@ void HostBackend::pack(Queue& /*queue*/, std::span<const kernels::PackTask> task
   }
 }
 
-std::unique_ptr<Event> HostBackend::record(Queue& /*queue*/) { return std::make_unique<HostEvent>(); }
-void HostBackend::wait(Queue& /*queue*/, const Event& /*event*/) {}
+std::unique_ptr<Event> HostDevice::record(Queue& /*queue*/) { return std::make_unique<HostEvent>(); }
+void HostDevice::wait(Queue& /*queue*/, const Event& /*event*/) {}
 
 }  // namespace annulus

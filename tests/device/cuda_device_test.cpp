@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // How backend cuda deals with its device: what waits, what is left behind, and sizes beyond 32 bits.
-#include <annulus/backend/backend.hpp>
+#include <annulus/device/device.hpp>
 #include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/kernels/cublas.hpp>
 #include <annulus/kernels/cuda.hpp>
 #include <annulus_test.hpp>
 
 #include "attention/task_operations.hpp"
-#include "backend/cuda_access.hpp"
+#include "device/cuda_access.hpp"
 #include "gpu/cuda_clock.hpp"
 #include "gpu/cuda_handles.hpp"
 
@@ -116,9 +116,9 @@ TEST_CASE("nothing waits for the device while an exception is on its way") {
   const auto start = std::chrono::steady_clock::now();
   double left_after = 0;
   try {
-    BackendOptions options;
+    DeviceOptions options;
     options.kind = BackendKind::cuda;
-    const std::unique_ptr<Backend> backend = make_backend(options);
+    const std::unique_ptr<Device> backend = make_device(options);
     const std::unique_ptr<TaskOperations> operations = make_task_operations({}, *backend);
     const std::unique_ptr<Queue> queue = backend->make_queue();
     const Buffer tensors = backend->allocate(kSmallTaskBytes, MemoryUse::tensor);

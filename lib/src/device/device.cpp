@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/backend/backend.hpp>
+#include <annulus/device/device.hpp>
 
 namespace annulus {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/backend/cuda_backend.hpp>
+#include <annulus/device/cuda_device.hpp>
 
 #include <annulus/core/error.hpp>
 #include <annulus/core/unwinding.hpp>
@@ -136,7 +136,7 @@ class CudaQueue final : public Queue {
 
 CudaQueue& cuda_queue(Queue& queue) {
   auto* const cuda = dynamic_cast<CudaQueue*>(&queue);
-  ANNULUS_ASSERT(cuda != nullptr, "a queue of another backend");
+  ANNULUS_ASSERT(cuda != nullptr, "a queue of another device");
   return *cuda;
 }
 
@@ -168,49 +168,49 @@ class MemoryPool {
   cudaMemPool_t pool_ = nullptr;
 };
 
-class CudaBackend final : public Backend {
+class CudaDevice final : public Device {
  public:
-  explicit CudaBackend(const BackendOptions& options) : options_(options), device_(options.device) {
+  explicit CudaDevice(const DeviceOptions& options) : options_(options), number_(options.number) {
     const int gpus = require_gpus();
-    ANNULUS_EXPECTS(device_ >= 0 && device_ < gpus, "backend cuda: there is no device {}; this process sees {} GPU{}", device_, gpus,
+    ANNULUS_EXPECTS(number_ >= 0 && number_ < gpus, "backend cuda: there is no device {}; this process sees {} GPU{}", number_, gpus,
                     gpus == 1 ? ", number 0" : fmt::format("s, 0 to {}", gpus - 1));
     // For good: transports and other users of this thread go by the current device. The guards below serve other threads.
-    ANNULUS_CUDA(cudaSetDevice(device_));
-    info_ = visible_gpus().at(static_cast<std::size_t>(device_));
+    ANNULUS_CUDA(cudaSetDevice(number_));
+    info_ = visible_gpus().at(static_cast<std::size_t>(number_));
     ANNULUS_EXPECTS(kernels::cuda::built_for_current_device(),
                     "backend cuda: {} has compute capability {}.{}, for which this binary holds no machine code (see `annulus info`)",
                     info_.name, info_.compute_major, info_.compute_minor);
-    pool_ = std::make_unique<MemoryPool>(device_);
+    pool_ = std::make_unique<MemoryPool>(number_);
     streams_ = std::make_shared<StreamSet>();
     moments_ = std::make_shared<MomentPool>();
   }
-  CudaBackend(const CudaBackend&) = delete;
-  CudaBackend& operator=(const CudaBackend&) = delete;
-  ~CudaBackend() override {
+  CudaDevice(const CudaDevice&) = delete;
+  CudaDevice& operator=(const CudaDevice&) = delete;
+  ~CudaDevice() override {
     if (unwinding()) { return; }
-    const cudaError_t entered = cudaSetDevice(device_);
+    const cudaError_t entered = cudaSetDevice(number_);
     if (entered != cudaSuccess) { log_failure(entered, "cudaSetDevice"); }
     const cudaError_t status = cudaStreamSynchronize(streams_->memory());
     if (status != cudaSuccess) { log_failure(status, "cudaStreamSynchronize"); }
   }
 
   BackendKind kind() const override { return BackendKind::cuda; }
-  int device() const { return device_; }
+  int number() const { return number_; }
   std::string describe() const override {
-    return fmt::format("cuda: {} (device {}, {}, compute capability {}.{})", info_.name, device_, info_.uuid, info_.compute_major,
+    return fmt::format("cuda: {} (device {}, {}, compute capability {}.{})", info_.name, number_, info_.uuid, info_.compute_major,
                        info_.compute_minor);
   }
   bool host_memory() const override { return false; }
 
   std::unique_ptr<Queue> make_queue() override {
-    const DeviceGuard guard(device_);
+    const DeviceGuard guard(number_);
     return std::make_unique<CudaQueue>(streams_);
   }
 
   Buffer allocate(std::int64_t bytes, MemoryUse use) override {
     ANNULUS_ASSERT(bytes >= 0, "allocation of {} bytes", bytes);
     if (bytes == 0) { return {}; }
-    const DeviceGuard guard(device_);
+    const DeviceGuard guard(number_);
     void* data = nullptr;
     cudaError_t status = try_allocate(&data, bytes, use);
     if (status == cudaErrorMemoryAllocation) {
@@ -236,7 +236,7 @@ class CudaBackend final : public Backend {
     memory_.in_use -= bytes;
     if (from_driver(use)) { driver_bytes_ -= bytes; }
     try {
-      const DeviceGuard guard(device_);
+      const DeviceGuard guard(number_);
       if (from_driver(use)) {
         // Waits for all work of the device, and so for the queues.
         ANNULUS_CUDA(cudaFree(data));
@@ -253,7 +253,7 @@ class CudaBackend final : public Backend {
   }
 
   MemoryReport memory() const override {
-    const DeviceGuard guard(device_);
+    const DeviceGuard guard(number_);
     std::size_t free_bytes = 0;
     std::size_t total_bytes = 0;
     std::uint64_t reserved = 0;
@@ -265,7 +265,7 @@ class CudaBackend final : public Backend {
     return report;
   }
   std::int64_t available_bytes() const override {
-    const DeviceGuard guard(device_);
+    const DeviceGuard guard(number_);
     std::size_t free_bytes = 0;
     std::size_t total_bytes = 0;
     std::uint64_t reserved = 0;
@@ -290,16 +290,16 @@ class CudaBackend final : public Backend {
 
   void pack(Queue& queue, std::span<const kernels::PackTask> tasks) override {
     const ProfilerRange range("pack");
-    const DeviceGuard guard(device_);
+    const DeviceGuard guard(number_);
     translated([&] { kernels::cuda::pack(tasks, stream_of(queue)); });
   }
   std::unique_ptr<Event> record(Queue& queue) override {
-    const DeviceGuard guard(device_);
+    const DeviceGuard guard(number_);
     CudaQueue& cuda = cuda_queue(queue);
     return std::make_unique<RecordedEvent>(moments_, cuda.clock(), cuda.get());
   }
   void wait(Queue& queue, const Event& event) override {
-    const DeviceGuard guard(device_);
+    const DeviceGuard guard(number_);
     ANNULUS_CUDA(cudaStreamWaitEvent(stream_of(queue), dynamic_cast<const RecordedEvent&>(event).get(), 0));
   }
 
@@ -322,17 +322,17 @@ class CudaBackend final : public Backend {
     ANNULUS_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
     throw RuntimeFailure(
         fmt::format("backend cuda: cannot allocate {} bytes on {} (device {}): {} of {} bytes are free, this backend holds {}", bytes,
-                    info_.name, device_, free_bytes, total_bytes, memory_.in_use));
+                    info_.name, number_, free_bytes, total_bytes, memory_.in_use));
   }
 
   void copy_bytes(Queue& queue, void* dst, const void* src, std::int64_t bytes, cudaMemcpyKind direction) {
     if (bytes == 0) { return; }
-    const DeviceGuard guard(device_);
+    const DeviceGuard guard(number_);
     ANNULUS_CUDA(cudaMemcpyAsync(dst, src, checked_narrow<std::size_t>(bytes), direction, stream_of(queue)));
   }
 
-  BackendOptions options_;
-  int device_ = 0;
+  DeviceOptions options_;
+  int number_ = 0;
   GpuInfo info_;
   MemoryReport memory_;            ///< without what only the device knows
   std::int64_t driver_bytes_ = 0;  ///< in use and not from the pool
@@ -343,14 +343,14 @@ class CudaBackend final : public Backend {
 
 }  // namespace
 
-int device_of(const Backend& backend) {
-  const auto* const cuda = dynamic_cast<const CudaBackend*>(&backend);
-  ANNULUS_EXPECTS(cuda != nullptr, "this works on memory of backend cuda, found {}", to_string(backend.kind()));
-  return cuda->device();
+int device_of(const Device& device) {
+  const auto* const cuda = dynamic_cast<const CudaDevice*>(&device);
+  ANNULUS_EXPECTS(cuda != nullptr, "this works on memory of backend cuda, found {}", to_string(device.kind()));
+  return cuda->number();
 }
 
 cudaStream_t stream_of(Queue& queue) { return cuda_queue(queue).get(); }
 
-std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) { return std::make_unique<CudaBackend>(options); }
+std::unique_ptr<Device> make_cuda_device(const DeviceOptions& options) { return std::make_unique<CudaDevice>(options); }
 
 }  // namespace annulus

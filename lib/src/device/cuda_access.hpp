@@ -2,8 +2,8 @@
 // What lies under the seam of a CUDA device, for code that is CUDA itself: transports between GPUs, attention kernels.
 #pragma once
 
-#include <annulus/backend/backend.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/device/device.hpp>
 #include <annulus/kernels/cuda.hpp>
 
 #include <cuda_runtime_api.h>
@@ -12,12 +12,12 @@
 
 namespace annulus {
 
-/// The number of the GPU that a backend is.
-/// @throws InvalidArgument for a backend other than cuda
-int device_of(const Backend& backend);
+/// The number of the GPU that a device is.
+/// @throws InvalidArgument for the host
+int device_of(const Device& device);
 
-/// The stream under a queue of backend cuda.
-/// @throws AssertionFailure for a queue of another backend
+/// The stream under a queue of a GPU.
+/// @throws AssertionFailure for a queue of the host
 cudaStream_t stream_of(Queue& queue);
 
 /// Calls `body`; what the kernels throw becomes this library's errors.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The seam to the hardware: memory, queues, events and copies, no mathematics. Every operation is enqueued on a queue and may still be in
-// flight at return; operations of one queue run in order. Memory handed to an operation stays in use until the queue has passed it. CPU
-// backends run at once.
+// flight at return; operations of one queue run in order. Memory handed to an operation stays in use until the queue has passed it. On
+// the host all is done at once.
 #pragma once
 
 #include <annulus/core/enums.hpp>
@@ -16,7 +16,7 @@
 
 namespace annulus {
 
-class Backend;
+class Device;
 
 /// What a piece of memory is for; high-water marks are kept for the sum.
 enum class MemoryUse {
@@ -24,11 +24,11 @@ enum class MemoryUse {
   slot,    ///< memory that peers or transports touch: allocated once per plan, never from a pool
 };
 
-/// Owns memory of one backend. Move-only; moved-from is empty. Frees on destruction, which on CUDA is ordered after the queues' work.
+/// Owns memory of one device. Move-only; moved-from is empty. Frees on destruction, which on CUDA is ordered after the queues' work.
 class Buffer {
  public:
   Buffer() = default;
-  Buffer(Backend* owner, std::byte* data, std::int64_t bytes, MemoryUse use) : owner_(owner), data_(data), bytes_(bytes), use_(use) {}
+  Buffer(Device* owner, std::byte* data, std::int64_t bytes, MemoryUse use) : owner_(owner), data_(data), bytes_(bytes), use_(use) {}
   Buffer(Buffer&& other) noexcept
       : owner_(std::exchange(other.owner_, nullptr)),
         data_(std::exchange(other.data_, nullptr)),
@@ -54,7 +54,7 @@ class Buffer {
   void reset() noexcept;
 
  private:
-  Backend* owner_ = nullptr;
+  Device* owner_ = nullptr;
   std::byte* data_ = nullptr;
   std::int64_t bytes_ = 0;
   MemoryUse use_ = MemoryUse::tensor;
@@ -77,11 +77,11 @@ class Event {
   virtual bool reached() = 0;
   /// Blocks until the queue has reached it.
   virtual void synchronize() = 0;
-  /// Milliseconds from `earlier` (an event of the same backend) to this one; both must have been reached.
+  /// Milliseconds from `earlier` (an event of the same device) to this one; both must have been reached.
   virtual double ms_since(const Event& earlier) const = 0;
 };
 
-/// Bytes a backend holds or held.
+/// Bytes a device holds or held.
 struct MemoryReport {
   std::int64_t in_use = 0;
   std::int64_t high_water = 0;     ///< largest in_use since the last reset_high_water()
@@ -89,9 +89,10 @@ struct MemoryReport {
   std::int64_t device_others = 0;  ///< taken from the device by contexts, libraries and other processes
 };
 
-class Backend {
+/// The host's memory or a GPU's, and the work on it.
+class Device {
  public:
-  virtual ~Backend() = default;
+  virtual ~Device() = default;
   virtual BackendKind kind() const = 0;
   /// What it is, in a few words.
   virtual std::string describe() const = 0;
@@ -107,7 +108,7 @@ class Backend {
   virtual std::int64_t available_bytes() const = 0;
   virtual void reset_high_water() = 0;
 
-  /// Host to backend memory and back. The host range must stay until the queue has passed.
+  /// Host to device memory and back. The host range must stay until the queue has passed.
   virtual void upload(Queue& queue, void* dst, const void* host, std::int64_t bytes) = 0;
   virtual void download(Queue& queue, void* host, const void* src, std::int64_t bytes) = 0;
   virtual void copy(Queue& queue, void* dst, const void* src, std::int64_t bytes) = 0;
@@ -120,15 +121,15 @@ class Backend {
   virtual void wait(Queue& queue, const Event& event) = 0;
 };
 
-/// Settings a backend is made from.
-struct BackendOptions {
+/// Settings a device is made from.
+struct DeviceOptions {
   BackendKind kind = BackendKind::cpu;
-  int threads = 1;                                ///< of the cpu and reference backends: those that copy rows together
-  int device = 0;                                 ///< of the cuda backend
-  MemoryPooling memory_pool = MemoryPooling::on;  ///< of the cuda backend
+  int threads = 1;                                ///< of the host: those that copy rows together
+  int number = 0;                                 ///< of a GPU
+  MemoryPooling memory_pool = MemoryPooling::on;  ///< of a GPU
 };
 
-/// @throws NotCompiled if this binary lacks the backend, with what it has
-std::unique_ptr<Backend> make_backend(const BackendOptions& options);
+/// @throws NotCompiled if this binary lacks it, with what it has
+std::unique_ptr<Device> make_device(const DeviceOptions& options);
 
 }  // namespace annulus

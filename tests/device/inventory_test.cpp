@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/attention/attention_kernel.hpp>
-#include <annulus/backend/backend.hpp>
-#include <annulus/backend/kernel_table.hpp>
+#include <annulus/attention/kernel_table.hpp>
 #include <annulus/core/build_info.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/core/problem.hpp>
+#include <annulus/device/device.hpp>
 #include <annulus/gpu/cuda_devices.hpp>
 #include <annulus_test.hpp>
 
@@ -39,10 +39,10 @@ TEST_CASE("the table of kernels agrees with the backends that can be made") {
   for (const auto& [kind, name] : EnumNames<BackendKind>::values) {
     INFO(name);
     const auto entry = std::find_if(table.begin(), table.end(), [kind = kind](const KernelInfo& k) { return k.backend == kind; });
-    BackendOptions options;
+    DeviceOptions options;
     options.kind = kind;
     const auto make = [&options, kind = kind] {
-      const std::unique_ptr<Backend> backend = make_backend(options);
+      const std::unique_ptr<Device> backend = make_device(options);
       CHECK(backend->kind() == kind);
       make_attention_kernel({}, *backend);
     };

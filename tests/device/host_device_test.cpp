@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What only the backends on host memory promise.
-#include <annulus/backend/backend.hpp>
+// What only the host promises as a device, and its kernels.
 #include <annulus/core/error.hpp>
+#include <annulus/device/device.hpp>
 #include <annulus/kernels/cpu.hpp>
 #include <annulus_test.hpp>
 
@@ -21,14 +21,14 @@
 namespace annulus {
 namespace {
 
-std::unique_ptr<Backend> make(BackendKind kind, int threads = 1) {
-  BackendOptions options;
+std::unique_ptr<Device> make(BackendKind kind, int threads = 1) {
+  DeviceOptions options;
   options.kind = kind;
   options.threads = threads;
-  return make_backend(options);
+  return make_device(options);
 }
 
-std::unique_ptr<TaskOperations> make_operations(Backend& backend, int threads = 1, std::int64_t tile_rows = 0) {
+std::unique_ptr<TaskOperations> make_operations(Device& backend, int threads = 1, std::int64_t tile_rows = 0) {
   KernelOptions options;
   options.threads = threads;
   options.tile_rows = tile_rows;
@@ -36,7 +36,7 @@ std::unique_ptr<TaskOperations> make_operations(Backend& backend, int threads = 
 }
 
 /// Causal attention of `rows` rows, 2 heads over 1 KV head, head_dim 24: the bytes of acc, max and sum.
-std::vector<float> attend(Backend& backend, TaskOperations& operations, std::int64_t rows) {
+std::vector<float> attend(Device& backend, TaskOperations& operations, std::int64_t rows) {
   constexpr std::int64_t kHeadDim = 24;
   std::mt19937 random(7);
   std::normal_distribution<float> normal;
@@ -73,7 +73,7 @@ std::vector<float> attend(Backend& backend, TaskOperations& operations, std::int
 
 /// The same on backend cpu.
 std::vector<float> attend_on_cpu(int threads, std::int64_t tile_rows, std::int64_t rows) {
-  const std::unique_ptr<Backend> backend = make(BackendKind::cpu, threads);
+  const std::unique_ptr<Device> backend = make(BackendKind::cpu, threads);
   return attend(*backend, *make_operations(*backend, threads, tile_rows), rows);
 }
 
@@ -102,7 +102,7 @@ TEST_CASE("the cpu backend takes any number of tile rows", "[backend]") {
 }
 
 TEST_CASE("the cpu backend's workspace is exactly what it predicts and is counted once", "[backend]") {
-  const std::unique_ptr<Backend> backend = make(BackendKind::cpu, 2);
+  const std::unique_ptr<Device> backend = make(BackendKind::cpu, 2);
   const std::unique_ptr<TaskOperations> operations = make_operations(*backend, 2);
   REQUIRE(backend->memory().in_use == 0);
 
@@ -114,7 +114,7 @@ TEST_CASE("the cpu backend's workspace is exactly what it predicts and is counte
 }
 
 TEST_CASE("host memory is aligned to cache lines, and to huge pages where it is large", "[backend]") {
-  const std::unique_ptr<Backend> backend = make(BackendKind::cpu);
+  const std::unique_ptr<Device> backend = make(BackendKind::cpu);
 
   const Buffer small = backend->allocate(1, MemoryUse::tensor);
   const Buffer large = backend->allocate((std::int64_t{2} << 20) + 1, MemoryUse::slot);
@@ -127,7 +127,7 @@ TEST_CASE("host memory is aligned to cache lines, and to huge pages where it is 
 }
 
 TEST_CASE("a moved buffer frees its memory once", "[backend]") {
-  const std::unique_ptr<Backend> backend = make(BackendKind::reference);
+  const std::unique_ptr<Device> backend = make(BackendKind::reference);
   Buffer first = backend->allocate(100, MemoryUse::tensor);
   Buffer second = backend->allocate(200, MemoryUse::tensor);
 
@@ -141,7 +141,7 @@ TEST_CASE("a moved buffer frees its memory once", "[backend]") {
 }
 
 TEST_CASE("the cpu backend says what it runs on", "[backend]") {
-  const std::unique_ptr<Backend> backend = make(BackendKind::cpu);
+  const std::unique_ptr<Device> backend = make(BackendKind::cpu);
   const std::string text = make_operations(*backend, 3)->describe();
 
   CHECK(text.find("3 threads") != std::string::npos);
@@ -151,7 +151,7 @@ TEST_CASE("the cpu backend says what it runs on", "[backend]") {
 
 TEST_CASE("host backends refuse what they cannot do", "[backend]") {
   CHECK_THROWS_AS(make(BackendKind::cpu, 0), InvalidArgument);
-  const std::unique_ptr<Backend> backend = make(BackendKind::cpu);
+  const std::unique_ptr<Device> backend = make(BackendKind::cpu);
   CHECK_THROWS_AS(make_operations(*backend, 0), InvalidArgument);
   CHECK_THROWS_AS(make_operations(*backend, 1, -1), InvalidArgument);
   CHECK_THROWS_AS(make_operations(*backend, 1, 1025), InvalidArgument);

@@ -2,7 +2,7 @@
 // Host memory: aligned memory with accounts, queues that run at once, events that are points in time.
 #pragma once
 
-#include <annulus/backend/backend.hpp>
+#include <annulus/device/device.hpp>
 
 #include <atomic>
 #include <cstddef>
@@ -14,10 +14,10 @@
 namespace annulus {
 
 /// The device of backends reference and cpu. Every operation is done when it returns.
-class HostBackend final : public Backend {
+class HostDevice final : public Device {
  public:
   /// @param threads  of pack()
-  HostBackend(BackendKind kind, int threads);
+  HostDevice(BackendKind kind, int threads);
   BackendKind kind() const override { return kind_; }
   std::string describe() const override;
 
