@@ -10,6 +10,7 @@
 #include "extents.hpp"
 #include "handles.hpp"
 #include "lane.hpp"
+#include "products.hpp"
 #include "recordings.hpp"
 #include "tile.hpp"
 #include "tiling.hpp"
@@ -28,25 +29,6 @@
 
 namespace annulus::kernels::cuda {
 namespace {
-
-/// Types and mode of the two products of a task.
-struct Products {
-  cudaDataType_t element;
-  cublasComputeType_t compute;
-};
-
-Products products_of(DType dtype) {
-  switch (dtype) {
-    case DType::fp16:
-      return {CUDA_R_16F, CUBLAS_COMPUTE_32F};
-    case DType::bf16:
-      return {CUDA_R_16BF, CUBLAS_COMPUTE_32F};
-    case DType::fp32:
-      break;
-  }
-  // Pedantic: no TF32, whatever the environment says.
-  return {CUDA_R_32F, CUBLAS_COMPUTE_32F_PEDANTIC};
-}
 
 /// Enqueues the next tile of `chain` on `lane`. @returns its scores, as a measure of its cost
 std::int64_t enqueue_tile(Chain& chain, const Lane& lane) {

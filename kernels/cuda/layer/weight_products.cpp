@@ -2,26 +2,11 @@
 #include <annulus/kernels/cuda_layer.hpp>
 
 #include "check.hpp"
+#include "products.hpp"
 
 #include <cstddef>
 
 namespace annulus::kernels::cuda {
-
-namespace {
-
-cudaDataType_t type_of(DType dtype) {
-  switch (dtype) {
-    case DType::fp16:
-      return CUDA_R_16F;
-    case DType::bf16:
-      return CUDA_R_16BF;
-    case DType::fp32:
-      break;
-  }
-  return CUDA_R_32F;
-}
-
-}  // namespace
 
 struct WeightProducts::Implementation {
   Implementation(void* workspace, CUstream_st* stream) {
@@ -52,10 +37,11 @@ void WeightProducts::run(const LinearTask& task) {
   const int rows = to_int(task.rows);
   const int in = to_int(task.in_features);
   const int out = to_int(task.out_features);
+  const Products products = products_of(task.dtype);
   // cuBLAS is column-major: a row-major product is that of the operands in the other order.
-  ANNULUS_KERNELS_CHECK(cublasGemmEx(implementation_->handle, CUBLAS_OP_N, CUBLAS_OP_N, out, rows, in, &one, task.weight,
-                                     type_of(task.dtype), out, task.in, type_of(task.dtype), in, &zero, task.out, type_of(task.out_dtype),
-                                     out, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+  ANNULUS_KERNELS_CHECK(cublasGemmEx(implementation_->handle, CUBLAS_OP_N, CUBLAS_OP_N, out, rows, in, &one, task.weight, products.element,
+                                     out, task.in, products.element, in, &zero, task.out, products_of(task.out_dtype).element, out,
+                                     products.compute, CUBLAS_GEMM_DEFAULT));
 }
 
 }  // namespace annulus::kernels::cuda
