@@ -13,7 +13,7 @@
 namespace annulus::app {
 
 ExitCode execute_generate(const Invocation& invocation) {
-  Config config = resolve_without_input(invocation.config);
+  const Config config = resolve_without_job(invocation.config).config;
   ANNULUS_EXPECTS(!config.output.empty(), "generate needs --output, the file to write");
   const std::int64_t threads = config.threads > 0 ? config.threads : default_threads(Communicator::single());
   require_thread_stacks(checked_narrow<int>(threads));

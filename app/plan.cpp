@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <annulus/attention/attention_kernel.hpp>
+#include <annulus/attention/fused_program.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/plan/key_order.hpp>
 #include <annulus/session/session.hpp>
@@ -12,7 +12,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <utility>
 
@@ -31,7 +30,7 @@ Int128 partial_bytes(const Config& config, const Problem& problem, const Partiti
   switch (config.kernel) {
     case KernelKind::fused:
       // Its partials are of the rows that it carries from step to step, which only the plan tells.
-      return kernel_bytes(config.kernel, make_plan(problem, config.pattern, partition, routing_of(config), sizes.rank), 4);
+      return fused_bytes(fused_program(make_plan(problem, config.pattern, partition, routing_of(config), sizes.rank)), problem.head_dim);
     case KernelKind::automatic:
     case KernelKind::cublas:
       break;
@@ -42,8 +41,9 @@ Int128 partial_bytes(const Config& config, const Problem& problem, const Partiti
 }  // namespace
 
 ExitCode execute_plan(const Invocation& invocation) {
-  const Config config = resolve_without_input(invocation.config);
-  const std::int64_t ranks = config.ranks > 0 ? config.ranks : config.virtual_ranks;
+  const ResolvedConfig resolved = resolve_without_job(invocation.config);
+  const Config& config = resolved.config;
+  const std::int64_t ranks = resolved.ranks;
   const Grid& grid = config.places;
   const Partition partition(config.partition, config.problem.seq_len, grid.seq);
   constexpr std::int64_t kLines = 16;
@@ -54,7 +54,7 @@ ExitCode execute_plan(const Invocation& invocation) {
   json["ways"] = ways_text(config);
   json["key_order"] = describe_key_order(config.problem, config.pattern, partition, routing_of(config));
   Json list = Json::array();
-  const std::shared_ptr<const LayerSource> layer = config.layer ? open_layer(config) : nullptr;
+  const LayerSource* const layer = resolved.layer.get();
   if (layer) { json["layer"] = to_json(*config.layer); }
   if (!invocation.json) {
     say("{}\n{}\n{} ranks{}, backend {}{}\n{}\n", describe(config.problem), describe(config.pattern), ranks,

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/attention/attention_kernel.hpp>
 
-#include <annulus/attention/fused_program.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/kernels/cpu.hpp>
+#include <annulus/kernels/fused.hpp>
 #include <annulus/kernels/fused_tile.hpp>
 #include <annulus/kernels/reference.hpp>
-#include <annulus/plan/cost.hpp>
 
 #include "fused_kernel.hpp"
 #include "task_kernel.hpp"
@@ -58,17 +57,6 @@ std::int64_t kernel_block_rows(BackendKind backend, KernelKind kernel, std::int6
       break;
   }
   return kernel == KernelKind::fused ? kernels::cuda::fused::kBlockRows : 0;
-}
-
-Int128 kernel_bytes(KernelKind kernel, const RingPlan& plan, std::int64_t accumulator_bytes) {
-  switch (kernel) {
-    case KernelKind::fused:
-      return fused_bytes(fused_program(plan), plan.problem.head_dim);
-    case KernelKind::automatic:
-    case KernelKind::cublas:
-      break;
-  }
-  return whole_partials_bytes(plan.problem, sizes_of(plan), accumulator_bytes);
 }
 
 std::unique_ptr<AttentionKernel> make_attention_kernel(const KernelOptions& options, Device& device) {

@@ -119,9 +119,9 @@ void load_permuted(const Session& session, const LocalRing& ring) {
 }
 
 void collect_permuted(const Session& session, std::int64_t ring, const std::function<void(std::int64_t process, ResultRows& rows)>& take) {
-  const auto here = std::find_if(session.rings().begin(), session.rings().end(), [&](const LocalRing& one) { return one.number == ring; });
-  const bool takes_part = here != session.rings().end();
-  const Problem problem = takes_part ? here->cell.problem : cell_of(session.problem(), session.grid(), ring).problem;
+  const LocalRing* const here = session.local_ring(ring);
+  const bool takes_part = here != nullptr;
+  const Problem problem = cell_of(session.problem(), session.grid(), ring).problem;
   const Communicator& comm = session.ring_comm();
   const std::int64_t bytes = result_row_bytes(problem);
   const Permuted permuted(session);

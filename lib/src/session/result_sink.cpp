@@ -138,7 +138,6 @@ class RowCounter {
     });
   }
 
-  /// Of one head of one row.
   /// Row `i` of a chunk that begins with row `first`.
   void add_non_finite(std::int64_t batch, std::int64_t head, std::int64_t first, std::int64_t i) {
     known_.insert(i);
@@ -146,6 +145,7 @@ class RowCounter {
     first_ = std::min(first_, (batch * problem_.heads + head) * problem_.seq_len + order_.row_at(first + i));
   }
 
+  /// Of one head of one row.
   bool output_is_finite(const Chunk& chunk, std::int64_t row_head) const {
     const std::int64_t begin = row_head * problem_.head_dim * size_of(problem_.dtype);
     return !first_non_finite(problem_.dtype, chunk.output.data() + begin, problem_.head_dim).has_value();
@@ -256,7 +256,7 @@ void write_result(const Session& session, ResultFile* file, const std::vector<st
     const std::int64_t first_rank = ring * session.grid().seq;
     const auto process_of = [&](std::int64_t rank) { return comm.size() == 1 ? 0 : first_rank + rank; };
     if (session.is_permuted()) {
-      if (comm.rank() == 0 || session.rings().front().number == ring) {
+      if (comm.rank() == 0 || session.local_ring(ring) != nullptr) {
         collect_in_job(session, ring, [&](std::int64_t process, ResultRows& rows) { pass(process_of(process), cell, rows); });
       }
       continue;

@@ -10,7 +10,6 @@
 #include <annulus/plan/choice.hpp>
 #include <annulus/plan/cost.hpp>
 #include <annulus/plan/key_order.hpp>
-#include <annulus/transport/gpu_transports.hpp>
 
 #include "attention/host_load.hpp"
 #include "cell_source.hpp"
@@ -68,13 +67,19 @@ void take_problem(Config& config, const Problem& found) {
   config.problem.scale = found.scale;
 }
 
+/// The scale of what is generated.
+void fill_in_scale(Config& config) {
+  if (!config.scale) { config.problem.scale = 1.0 / std::sqrt(static_cast<double>(config.problem.head_dim)); }
+}
+
+int generator_threads(const Config& config) { return checked_narrow<int>(std::max<std::int64_t>(1, config.threads)); }
+
 /// Problem and source of a configuration without a layer.
 std::shared_ptr<const TensorSource> open_source(Config& config) {
   if (config.input.empty()) {
-    if (!config.scale) { config.problem.scale = 1.0 / std::sqrt(static_cast<double>(config.problem.head_dim)); }
+    fill_in_scale(config);
     fill_defaults(config);
-    const std::int64_t threads = std::max<std::int64_t>(1, config.threads);
-    return make_generator(config.problem, config.seed, checked_narrow<int>(threads));
+    return make_generator(config.problem, config.seed, generator_threads(config));
   }
   std::shared_ptr<const TensorSource> source = open_input(config.input);
   take_problem(config, source->problem());
@@ -100,7 +105,7 @@ void take_layer(Config& config, const Layer& found) {
 std::shared_ptr<const LayerSource> open_layer_source(Config& config) {
   std::shared_ptr<const LayerSource> source;
   if (config.input.empty()) {
-    if (!config.scale) { config.problem.scale = 1.0 / std::sqrt(static_cast<double>(config.problem.head_dim)); }
+    fill_in_scale(config);
     complete_extents(*config.layer, config.problem);
   } else {
     source = open_layer_input(config.input, config.given.contains("heads") ? std::optional(config.problem.heads) : std::nullopt);
@@ -109,17 +114,19 @@ std::shared_ptr<const LayerSource> open_layer_source(Config& config) {
   }
   fill_defaults(config);
   validate(*config.layer, config.problem, config.pattern);
-  if (!source) {
-    const std::int64_t threads = std::max<std::int64_t>(1, config.threads);
-    source = make_layer_generator(config.problem, *config.layer, config.seed, checked_narrow<int>(threads));
-  }
+  if (!source) { source = make_layer_generator(config.problem, *config.layer, config.seed, generator_threads(config)); }
   require_weights(*source, *config.layer);
   return source;
 }
 
-}  // namespace
-
-namespace {
+/// Opens what `resolved.config` computes with, and fills in what that says.
+void open_input_of(ResolvedConfig& resolved) {
+  if (resolved.config.layer) {
+    resolved.layer = open_layer_source(resolved.config);
+  } else {
+    resolved.source = open_source(resolved.config);
+  }
+}
 
 /// Nothing else tells [batch, heads, seq, head_dim] from the layout that is read. Once in a process, for its first configuration.
 void warn_of_layout(const Config& config) {
@@ -139,11 +146,6 @@ const InputSource& ResolvedConfig::input() const {
 }
 
 DType ResolvedConfig::input_dtype() const { return layer ? layer->problem().dtype : source->problem().dtype; }
-
-std::shared_ptr<const LayerSource> open_layer(const Config& config) {
-  Config copy = config;
-  return open_layer_source(copy);
-}
 
 LayerCost layer_cost_of(const Config& config, const LayerSource& source, const Problem& problem, std::int64_t rows) {
   return layer_cost(source, *config.layer, problem, rows, config.backend != BackendKind::cuda);
@@ -196,18 +198,18 @@ void fill_in_ways(Config& config, std::int64_t ranks) {
 
 }  // namespace
 
-Config resolve_without_input(Config config) {
-  if (config.layer) {
-    open_layer_source(config);
-  } else {
-    open_source(config);
-  }
-  fill_in_ways(config, config.ranks > 0 ? config.ranks : config.virtual_ranks);
+ResolvedConfig resolve_without_job(Config asked) {
+  ResolvedConfig resolved;
+  resolved.config = std::move(asked);
+  Config& config = resolved.config;
+  open_input_of(resolved);
+  resolved.ranks = config.ranks > 0 ? config.ranks : config.virtual_ranks;
+  fill_in_ways(config, resolved.ranks);
   // A login node plans for GPUs that it does not have: what is asked for is taken to be there.
   choose_kernel(config, sees_only_hopper() || (config.kernel == KernelKind::fused && visible_gpus().empty()));
   routing_of(config);
   warn_of_layout(config);
-  return config;
+  return resolved;
 }
 
 Routing routing_of(const Config& config) {
@@ -234,8 +236,10 @@ std::int64_t default_threads(const Communicator& comm) {
   return std::max<std::int64_t>(1, count_of(mine) / std::max<std::int64_t>(1, sharing));
 }
 
-ResolvedConfig resolve(Config config, const Communicator& comm) {
+ResolvedConfig resolve(Config asked, const Communicator& comm) {
   ResolvedConfig resolved;
+  resolved.config = std::move(asked);
+  Config& config = resolved.config;
   // Collective, and ranks may differ in whether they were told a number.
   if (comm.max(static_cast<std::int64_t>(config.threads == 0 ? 1 : 0)) != 0) {
     const std::int64_t threads = default_threads(comm);
@@ -246,11 +250,7 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
   hopper = comm.max(static_cast<std::int64_t>(hopper ? 0 : 1)) == 0;
   together(comm, [&] {
     require_thread_stacks(checked_narrow<int>(config.threads));
-    if (config.layer) {
-      resolved.layer = open_layer_source(config);
-    } else {
-      resolved.source = open_source(config);
-    }
+    open_input_of(resolved);
     choose_kernel(config, hopper);
     ANNULUS_EXPECTS(config.virtual_ranks == 1 || comm.size() == 1, "--virtual-ranks {} runs in one process, and this job has {}",
                     config.virtual_ranks, comm.size());
@@ -265,7 +265,6 @@ ResolvedConfig resolve(Config config, const Communicator& comm) {
     if (comm.rank() == 0) { require_distinct_files(named_files(config, &resolved.input())); }
   });
   if (comm.rank() == 0) { warn_of_layout(config); }
-  resolved.config = std::move(config);
   require_same_problem(resolved, comm);
   return resolved;
 }
@@ -280,7 +279,7 @@ TransportKind transport_of_rings(TransportKind asked, const Communicator& comm, 
   together(comm, [&] { kind = choose_gpu_transport(ring, device); });
   const bool all_p2p = comm.min(static_cast<std::int64_t>(kind == TransportKind::p2p ? 1 : 0)) == 1;
   if (kind != TransportKind::p2p || all_p2p) { return kind; }
-  return has_nccl_transport() ? TransportKind::nccl : TransportKind::mpi;
+  return gpu_transport_without_p2p();
 }
 
 }  // namespace
@@ -333,14 +332,14 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
     if (resolved.layer) {
       predicted_bytes_ += layer_bytes(plans);
       reading += weight_reading_bytes(*resolved.layer, config.problem.dtype);
+    } else {
+      for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
+        if (const auto bands = resolved.source->bands(tensor)) { reading += bands->bytes() + bands->decoding_bytes(); }
+        if (comm.host_size() > 1 && !is_permuted()) { reading += host_load_bytes(*resolved.source, tensor); }
+      }
+      if (is_permuted()) { reading += permuted_bytes(rings_.front().cell.problem, ring_comm_, plans); }
+      reading += CellSource::bytes(config.problem, rings_.front().cell);
     }
-    for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
-      if (resolved.layer) { break; }
-      if (const auto bands = resolved.source->bands(tensor)) { reading += bands->bytes() + bands->decoding_bytes(); }
-      if (comm.host_size() > 1 && !is_permuted()) { reading += host_load_bytes(*resolved.source, tensor); }
-    }
-    if (is_permuted()) { reading += permuted_bytes(rings_.front().cell.problem, ring_comm_, plans); }
-    if (resolved.source) { reading += CellSource::bytes(config.problem, rings_.front().cell); }
     if (device_->host_memory()) {
       predicted_bytes_ += reading;
     } else {
@@ -382,6 +381,11 @@ Session::~Session() {
     } catch (const std::exception& error) { comm_.abort(error.what()); }
   }
   transports_.clear();
+}
+
+const LocalRing* Session::local_ring(std::int64_t number) const {
+  const auto found = std::find_if(rings_.begin(), rings_.end(), [&](const LocalRing& ring) { return ring.number == number; });
+  return found == rings_.end() ? nullptr : &*found;
 }
 
 const Problem& Session::problem() const { return resolved_.config.problem; }

@@ -9,9 +9,11 @@
 
 namespace annulus {
 
+TransportKind gpu_transport_without_p2p() { return has_nccl_transport() ? TransportKind::nccl : TransportKind::mpi; }
+
 TransportKind choose_gpu_transport(const Communicator& comm, Device& device) {
   if (p2p_obstacle(comm, device).empty()) { return TransportKind::p2p; }
-  return has_nccl_transport() ? TransportKind::nccl : TransportKind::mpi;
+  return gpu_transport_without_p2p();
 }
 
 std::unique_ptr<Transport> make_transport(TransportKind kind, const Communicator& comm, Device& device, bool share_gpu) {

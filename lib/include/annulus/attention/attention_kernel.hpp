@@ -78,8 +78,4 @@ KernelKind resolve_kernel(KernelKind asked, const Problem& problem, std::int64_t
 /// Rows of a block of the kernel, from which it keeps an order of keys (SegmentPlace); 0 if it keeps none. Known without a device.
 std::int64_t kernel_block_rows(BackendKind backend, KernelKind kernel, std::int64_t tile_rows);
 
-/// AttentionKernel::plan_bytes() without a device. `accumulator_bytes`: of a number of the partials of kernels that take tasks, 4, or 8 for
-/// reference.
-Int128 kernel_bytes(KernelKind kernel, const RingPlan& plan, std::int64_t accumulator_bytes);
-
 }  // namespace annulus

@@ -42,16 +42,13 @@ struct ResolvedConfig {
 
 /// Opens the input (or generator), takes shapes, dtype and scale from it, fills in defaults and validates all of it. Collective: all ranks
 /// succeed or all throw the same AgreedError.
-ResolvedConfig resolve(Config config, const Communicator& comm);
+ResolvedConfig resolve(Config asked, const Communicator& comm);
 
 /// The files that a configuration names, and those where standard output and error go; with what its input reads besides, once it is open.
 std::vector<NamedFile> named_files(const Config& config, const InputSource* input = nullptr);
 
-/// As resolve() for a problem that is not read: for plan, without a job.
-Config resolve_without_input(Config config);
-
-/// Rows and weights of the layer of a resolved configuration that has one. @throws InvalidArgument as resolve()
-std::shared_ptr<const LayerSource> open_layer(const Config& config);
+/// As resolve(), for the ranks that are planned for and whose values are not read. @throws InvalidArgument
+ResolvedConfig resolve_without_job(Config asked);
 
 /// What the layer of a resolved configuration takes on a rank that owns `rows` tokens of each batch entry of its ring's problem.
 LayerCost layer_cost_of(const Config& config, const LayerSource& source, const Problem& problem, std::int64_t rows);
@@ -105,7 +102,9 @@ class Session {
   /// The ranks of this process's ring; comm() if there is only one ring, or one process.
   const Communicator& ring_comm() const { return ring_comm_; }
   std::span<const LocalRing> rings() const { return rings_; }
-  /// The ring of a rank, and whether its executor is here.
+  /// Null if no rank of the ring runs here.
+  const LocalRing* local_ring(std::int64_t number) const;
+  /// The ring of a rank of the job.
   std::int64_t ring_of(std::int64_t rank) const { return rank / grid().seq; }
   TransportKind transport_kind() const { return transports_.front()->kind(); }
   std::int64_t ranks() const { return resolved_.ranks; }

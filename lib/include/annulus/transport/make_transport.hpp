@@ -20,6 +20,9 @@ std::vector<std::unique_ptr<Transport>> make_loopback_transports(std::int64_t ra
 /// compiled in, else mpi. Each rank's GPU is its device. Collective.
 TransportKind choose_gpu_transport(const Communicator& comm, Device& device);
 
+/// The same where p2p cannot serve.
+TransportKind gpu_transport_without_p2p();
+
 /// The transport of this process. Collective over `comm`. `automatic` takes `self` for one rank, else what suits the device.
 /// @throws NotCompiled if this binary lacks it, InvalidArgument if it does not suit the communicator or device
 std::unique_ptr<Transport> make_transport(TransportKind kind, const Communicator& comm, Device& device, bool share_gpu);
