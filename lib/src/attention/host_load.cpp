@@ -28,9 +28,9 @@ Range common(const Range& a, const Range& b) {
 }
 
 /// Rows of one band that were put together from parts of chunks, as a source.
-class BandRows final : public TensorSource {
+class BandRows final : public SourceView {
  public:
-  BandRows(const TensorSource& file, std::int64_t row_bytes) : file_(file), row_bytes_(row_bytes) {}
+  BandRows(const TensorSource& file, std::int64_t row_bytes) : SourceView(file), row_bytes_(row_bytes) {}
 
   /// Makes room for `batches` batch entries of these rows.
   void begin(std::int64_t batch, std::int64_t batches, const std::vector<Range>& rows) {
@@ -53,18 +53,11 @@ class BandRows final : public TensorSource {
     return nullptr;
   }
 
-  const Problem& problem() const override { return file_.problem(); }
-  std::string describe() const override { return file_.describe(); }
-  std::string identity() const override { return file_.identity(); }
-  std::uint64_t fingerprint(Tensor tensor, std::int64_t part, std::int64_t parts) const override {
-    return file_.fingerprint(tensor, part, parts);
-  }
   void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override {
-    file_.convert_stored(tensor, batch, first, count, row(batch, first), dtype, out);
+    viewed().convert_stored(tensor, batch, first, count, row(batch, first), dtype, out);
   }
 
  private:
-  const TensorSource& file_;
   std::int64_t row_bytes_;
   std::int64_t batch_ = 0;
   std::int64_t count_ = 0;

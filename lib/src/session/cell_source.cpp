@@ -16,10 +16,10 @@ std::int64_t rows_at_a_time(std::int64_t row_bytes) { return std::max<std::int64
 }  // namespace
 
 void CellSource::read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const {
-  const Problem& whole = whole_.problem();
+  const Problem& whole = viewed().problem();
   const std::int64_t entry = cell_.first_batch + batch;
   if (heads_of(cell_.problem, tensor) == heads_of(whole, tensor)) {
-    whole_.read(tensor, entry, first, count, dtype, out);
+    viewed().read(tensor, entry, first, count, dtype, out);
     return;
   }
   const std::int64_t head_bytes = whole.head_dim * size_of(dtype);
@@ -31,7 +31,7 @@ void CellSource::read(Tensor tensor, std::int64_t batch, std::int64_t first, std
   auto* target = static_cast<std::byte*>(out);
   for (std::int64_t done = 0; done < count; done += most) {
     const std::int64_t part = std::min(most, count - done);
-    whole_.read(tensor, entry, first + done, part, dtype, rows_.data());
+    viewed().read(tensor, entry, first + done, part, dtype, rows_.data());
     for (std::int64_t row = 0; row < part; ++row, target += bytes) {
       std::memcpy(target, rows_.data() + row * whole_bytes + before, static_cast<std::size_t>(bytes));
     }
@@ -40,7 +40,7 @@ void CellSource::read(Tensor tensor, std::int64_t batch, std::int64_t first, std
 
 void CellSource::release_buffers() const {
   rows_ = {};
-  whole_.release_buffers();
+  viewed().release_buffers();
 }
 
 std::int64_t CellSource::bytes(const Problem& whole, const GridCell& cell) {

@@ -13,26 +13,20 @@ namespace annulus {
 
 /// A cell of a grid as a source of its own: batch entries and heads are numbered from the cell's first ones. Rows are read with all their
 /// heads, a few at a time, unless the cell has them all.
-class CellSource final : public TensorSource {
+class CellSource final : public SourceView {
  public:
   /// Both must outlive it.
-  CellSource(const TensorSource& whole, const GridCell& cell) : whole_(whole), cell_(cell) {}
+  CellSource(const TensorSource& whole, const GridCell& cell) : SourceView(whole), cell_(cell) {}
 
   const Problem& problem() const override { return cell_.problem; }
-  std::string describe() const override { return whole_.describe(); }
-  std::string identity() const override { return whole_.identity(); }
-  std::uint64_t fingerprint(Tensor tensor, std::int64_t part, std::int64_t parts) const override {
-    return whole_.fingerprint(tensor, part, parts);
-  }
   void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override;
-  std::optional<RowBands> bands(Tensor tensor) const override { return whole_.bands(tensor); }
+  std::optional<RowBands> bands(Tensor tensor) const override { return viewed().bands(tensor); }
   void release_buffers() const override;
 
   /// Bytes that it holds at most.
   static std::int64_t bytes(const Problem& whole, const GridCell& cell);
 
  private:
-  const TensorSource& whole_;
   const GridCell& cell_;
   mutable std::vector<std::byte> rows_;  ///< with all heads
 };

@@ -5,6 +5,7 @@
 #include <annulus/kernels/dtype.hpp>
 
 #include "parallel.hpp"
+#include "rounding.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -19,10 +20,6 @@ namespace annulus {
 namespace {
 
 constexpr std::int64_t kRowsPerUnit = 8;  // rows that one thread takes at a time
-
-float rounded(DType dtype, float value) {
-  return kernels::with_element(dtype, [&](auto tag) { return kernels::to_float(kernels::from_float<decltype(tag)>(value)); });
-}
 
 /// A matrix as a product takes it, [in][out], and the bias after it.
 struct Map {
@@ -100,7 +97,7 @@ class Definition {
     for (std::int64_t row = 0; row < map.out; ++row) {
       for (std::int64_t column = 0; column < map.in; ++column) {
         map.weight[static_cast<std::size_t>(column * map.out + row)] =
-            rounded(problem_.dtype, stored[static_cast<std::size_t>(row * map.in + column)]);
+            round_to(problem_.dtype, stored[static_cast<std::size_t>(row * map.in + column)]);
       }
     }
     if (source.has(bias)) { map.bias = source.weights(bias); }
@@ -363,7 +360,7 @@ LayerOracleRows layer_oracle_rows(const LayerSource& source, const Layer& layer,
   y.lse.assign(rows.size(), 0.0);
   y.max_score.assign(rows.size(), 0.0);
   const auto features = static_cast<std::size_t>(q_features(problem));
-  const auto round = [&](float value) { return rounded(problem.dtype, value); };
+  const auto round = [&](float value) { return round_to(problem.dtype, value); };
   const auto plainly = [&](const std::vector<float>& o, std::size_t index, const float* x, std::vector<float>& out) {
     const auto begin = o.begin() + static_cast<std::ptrdiff_t>(index * features);
     float* row = out.data() + index * static_cast<std::size_t>(layer.embed);

@@ -7,6 +7,7 @@
 
 #include "order_table.hpp"
 #include "parallel.hpp"
+#include "rounding.hpp"
 
 #include <algorithm>
 #include <atomic>
@@ -124,10 +125,6 @@ void widen(DType dtype, const std::byte* src, std::int64_t count, float* dst) {
     const auto* elements = reinterpret_cast<const Element*>(src);
     for (std::int64_t i = 0; i < count; ++i) { dst[i] = kernels::to_float(elements[i]); }
   });
-}
-
-float round_to(DType dtype, float value) {
-  return kernels::with_element(dtype, [&](auto tag) { return kernels::to_float(kernels::from_float<decltype(tag)>(value)); });
 }
 
 /// scores[j] = scale * <query, key j> for j < count, up to the next multiple of kLanes. Each sum runs in the natural order of head_dim: the
@@ -633,16 +630,9 @@ class Oracle {
 };
 
 /// A source whose rows are taken in another order.
-class InOrder final : public TensorSource {
+class InOrder final : public SourceView {
  public:
-  InOrder(const TensorSource& source, SequenceOrder order) : source_(source), rows_(order_table(order, source.problem().seq_len)) {}
-
-  const Problem& problem() const override { return source_.problem(); }
-  std::string describe() const override { return source_.describe(); }
-  std::string identity() const override { return source_.identity(); }
-  std::uint64_t fingerprint(Tensor tensor, std::int64_t part, std::int64_t parts) const override {
-    return source_.fingerprint(tensor, part, parts);
-  }
+  InOrder(const TensorSource& source, SequenceOrder order) : SourceView(source), rows_(order_table(order, source.problem().seq_len)) {}
 
   /// In the order in which they are stored, neighbours together: a file may have to decode much for each row that is asked for.
   void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override {
@@ -656,7 +646,7 @@ class InOrder final : public TensorSource {
     for (auto begin = places.begin(), end = begin; begin != places.end(); begin = end) {
       while (end != places.end() && stored(*end) - stored(*begin) == end - begin) { ++end; }
       some.resize((end - begin) * row_bytes);
-      source_.read(tensor, batch, stored(*begin), end - begin, dtype, some.data());
+      viewed().read(tensor, batch, stored(*begin), end - begin, dtype, some.data());
       for (auto place = begin; place != end; ++place) {
         std::copy_n(some.data() + (place - begin) * row_bytes, row_bytes, static_cast<std::byte*>(out) + *place * row_bytes);
       }
@@ -664,7 +654,6 @@ class InOrder final : public TensorSource {
   }
 
  private:
-  const TensorSource& source_;
   List<std::int64_t> rows_;  // at each position
 };
 

@@ -128,6 +128,24 @@ class TensorSource : public InputSource {
   virtual void release_buffers() const {}
 };
 
+/// A source that hands on what another one, which must outlive it, has: it says of itself what that one says.
+class SourceView : public TensorSource {
+ public:
+  const Problem& problem() const override { return viewed_.problem(); }
+  std::string describe() const override { return viewed_.describe(); }
+  std::string identity() const override { return viewed_.identity(); }
+  std::uint64_t fingerprint(Tensor tensor, std::int64_t part, std::int64_t parts) const override {
+    return viewed_.fingerprint(tensor, part, parts);
+  }
+
+ protected:
+  explicit SourceView(const TensorSource& viewed) : viewed_(viewed) {}
+  const TensorSource& viewed() const { return viewed_; }
+
+ private:
+  const TensorSource& viewed_;
+};
+
 /// Standard normal values that depend on (seed, tensor, global element index) alone, so that any number of ranks sees the same problem.
 /// The problem's dtype is the dtype the values are generated for. `threads` threads fill a long read(); their number changes no bit.
 /// @throws InvalidArgument if the problem is invalid or threads < 1
