@@ -4,6 +4,7 @@
 #include <annulus/core/error.hpp>
 
 #include "gpu/profiler_range.hpp"
+#include "staged_rows.hpp"
 
 #include <fmt/format.h>
 
@@ -11,13 +12,6 @@
 #include <limits>
 
 namespace annulus {
-
-namespace {
-
-/// Host memory that input rows pass through on their way to a device.
-constexpr std::int64_t kStagingBytes = std::int64_t{8} << 20;
-
-}  // namespace
 
 RingExecutor::RingExecutor(std::shared_ptr<const RingPlan> plan, AttentionKernel& kernel, Device& device, Transport& transport,
                            Queue& queue, Watchdog& watchdog)
@@ -86,25 +80,17 @@ void RingExecutor::load_rows(const TensorSource& source, Tensor tensor, std::int
   const Problem& problem = plan_.problem;
   const std::int64_t bytes = row_bytes(problem, tensor);
   std::byte* target = input_place(tensor, batch, first).address;
-  const std::int64_t staged_rows = std::max<std::int64_t>(1, kStagingBytes / bytes);
   const auto bands = source.bands(tensor);
-  std::vector<std::byte> staging(device_.host_memory() ? 0 : static_cast<std::size_t>(std::min(staged_rows, count) * bytes));
-  for (std::int64_t done = 0, part = 0; done < count; done += part) {
-    part = std::min(staged_rows, count - done);
-    if (device_.host_memory()) {
-      // A whole band at a time is read to its place without a copy.
-      if (bands) {
-        const RowBands::Band band = bands->band_at(first + done);
-        part = std::min(count - done, band.first + band.count - first - done);
-      }
-      source.read(tensor, batch, first + done, part, problem.dtype, target + done * bytes);
-    } else {
-      source.read(tensor, batch, first + done, part, problem.dtype, staging.data());
-      device_.upload(queue_, target + done * bytes, staging.data(), part * bytes);
-      queue_.synchronize();
-    }
-    watchdog_.progress();
-  }
+  // A whole band at a time is read to its place without a copy.
+  const auto together = [&](std::int64_t done, std::int64_t most) {
+    if (!bands) { return most; }
+    const RowBands::Band band = bands->band_at(first + done);
+    return band.first + band.count - first - done;
+  };
+  read_staged(
+      device_, queue_, watchdog_, target, count, bytes,
+      [&](std::int64_t done, std::int64_t rows, std::byte* out) { source.read(tensor, batch, first + done, rows, problem.dtype, out); },
+      together);
 }
 
 namespace {

@@ -4,9 +4,12 @@
 #include <annulus/core/error.hpp>
 #include <annulus/kernels/dtype.hpp>
 
+#include "staged_rows.hpp"
+
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -14,8 +17,6 @@ namespace annulus {
 
 namespace {
 
-/// Host memory that rows pass through on their way to a device.
-constexpr std::int64_t kStagingBytes = std::int64_t{8} << 20;
 /// Rows that go through scratch at a time. A host's stay in its last cache; a device needs many to fill it.
 constexpr std::int64_t kHostChunkRows = 1024;
 constexpr std::int64_t kDeviceChunkRows = 16384;
@@ -33,10 +34,11 @@ std::int64_t chunk_rows_of(const Layer& layer, const Problem& problem, std::int6
   return std::min(most, std::max<std::int64_t>(1, rows));
 }
 
-std::int64_t elements_of(const std::vector<std::int64_t>& extents) {
-  std::int64_t count = extents.empty() ? 0 : 1;
-  for (const std::int64_t extent : extents) { count *= extent; }
-  return count;
+bool is_matrix(const LayerSource& source, Weight which) { return source.extents(which).size() == 2; }
+
+/// In memory of the device: matrices in the dtype, vectors in fp32.
+std::int64_t weight_bytes(const LayerSource& source, Weight which, DType dtype) {
+  return source.elements(which) * (is_matrix(source, which) ? size_of(dtype) : kFloatBytes);
 }
 
 /// What a layer projects, of those that its source has.
@@ -79,10 +81,8 @@ LayerCost layer_cost(const LayerSource& source, const Layer& layer, const Proble
   ANNULUS_EXPECTS(bytes < (Int128{1} << 62), "the layer's rows of one rank are {} bytes, beyond 2^62", bytes);
   cost.activation_bytes = static_cast<std::int64_t>(bytes);
   for (const auto& [which, name] : EnumNames<Weight>::values) {
-    const std::vector<std::int64_t> extents = source.extents(which);
-    const bool matrix = extents.size() == 2;
-    cost.weight_bytes += elements_of(extents) * (matrix ? size_of(problem.dtype) : kFloatBytes);
-    if (matrix) { cost.flops += 2.0 * static_cast<double>(elements_of(extents)) * static_cast<double>(tokens); }
+    cost.weight_bytes += weight_bytes(source, which, problem.dtype);
+    if (is_matrix(source, which)) { cost.flops += 2.0 * static_cast<double>(source.elements(which)) * static_cast<double>(tokens); }
   }
   const std::int64_t chunk = chunk_rows_of(layer, problem, rows, host_memory);
   cost.scratch_bytes = chunk * (kFloatBytes * most_features(layer, problem) + size_of(problem.dtype) * q_features(problem));
@@ -91,7 +91,7 @@ LayerCost layer_cost(const LayerSource& source, const Layer& layer, const Proble
 
 std::int64_t weight_reading_bytes(const LayerSource& source, DType dtype) {
   std::int64_t most = 0;
-  for (const auto& [which, name] : EnumNames<Weight>::values) { most = std::max(most, elements_of(source.extents(which))); }
+  for (const auto& [which, name] : EnumNames<Weight>::values) { most = std::max(most, source.elements(which)); }
   // As stored, widened, and turned round.
   return most * (2 * kFloatBytes + size_of(dtype));
 }
@@ -108,10 +108,7 @@ LayerResources::LayerResources(const LayerSource& source, const Layer& layer, co
       products_(device.allocate(chunk_rows_ * kFloatBytes * most_features(layer, problem), MemoryUse::tensor)),
       rows_(device.allocate(chunk_rows_ * size_of(dtype_) * q_features(problem), MemoryUse::tensor)) {
   for (const auto& [which, name] : EnumNames<Weight>::values) {
-    const std::vector<std::int64_t> extents = source.extents(which);
-    if (extents.empty()) { continue; }
-    const std::int64_t bytes = elements_of(extents) * (extents.size() == 2 ? size_of(dtype_) : kFloatBytes);
-    weights_.emplace(which, device.allocate(bytes, MemoryUse::tensor));
+    if (source.has(which)) { weights_.emplace(which, device.allocate(weight_bytes(source, which, dtype_), MemoryUse::tensor)); }
   }
 }
 
@@ -119,14 +116,10 @@ void LayerResources::load() {
   for (const auto& [which, buffer] : weights_) {
     const std::vector<std::int64_t> extents = source_.extents(which);
     const std::vector<float> values = source_.weights(which);
-    if (extents.size() == 2) {
-      const std::vector<std::byte> matrix = turned(values, extents[0], extents[1], dtype_);
-      device_.upload(queue_, buffer.get(), matrix.data(), buffer.bytes());
-      queue_.synchronize();
-    } else {
-      device_.upload(queue_, buffer.get(), values.data(), buffer.bytes());
-      queue_.synchronize();
-    }
+    std::vector<std::byte> matrix;
+    if (is_matrix(source_, which)) { matrix = turned(values, extents[0], extents[1], dtype_); }
+    device_.upload(queue_, buffer.get(), matrix.empty() ? static_cast<const void*>(values.data()) : matrix.data(), buffer.bytes());
+    queue_.synchronize();
   }
 }
 
@@ -137,7 +130,7 @@ const std::byte* LayerResources::matrix(Weight which) const {
 
 const float* LayerResources::vector(Weight which) const { return reinterpret_cast<const float*>(matrix(which)); }
 
-std::int64_t LayerResources::length(Weight which) const { return elements_of(source_.extents(which)); }
+std::int64_t LayerResources::length(Weight which) const { return source_.elements(which); }
 
 LayerExecutor::LayerExecutor(const LayerResources& resources, RingExecutor& ring, std::int64_t first_batch, Device& device, Queue& queue,
                              Watchdog& watchdog)
@@ -151,7 +144,7 @@ LayerExecutor::LayerExecutor(const LayerResources& resources, RingExecutor& ring
 }
 
 template <class Visit>
-void LayerExecutor::for_each_chunk(const Visit& visit) {
+void LayerExecutor::for_each_chunk(std::int64_t most, const Visit& visit) {
   const RingPlan& plan = ring_.plan();
   Chunk chunk;
   for (chunk.batch = 0; chunk.batch < plan.problem.batch; ++chunk.batch) {
@@ -160,7 +153,7 @@ void LayerExecutor::for_each_chunk(const Visit& visit) {
       for (std::int64_t done = 0; done < piece.global.count; done += chunk.count) {
         chunk.global = piece.global.first + done;
         chunk.local = piece.local_first + done;
-        chunk.count = std::min(resources_.chunk_rows(), piece.global.count - done);
+        chunk.count = std::min(most, piece.global.count - done);
         visit(chunk);
         watchdog_.progress();
       }
@@ -183,21 +176,13 @@ void LayerExecutor::load() {
   const DType dtype = ring_.plan().problem.dtype;
   for (const Activation which : activations_of(resources_.source())) {
     const std::int64_t row_bytes = features_of(resources_.layer(), which) * size_of(dtype);
-    const std::int64_t staged = std::max<std::int64_t>(1, kStagingBytes / row_bytes);
-    std::vector<std::byte> staging;
-    for_each_chunk([&](const Chunk& chunk) {
-      std::byte* target = activation_rows(which, chunk);
-      for (std::int64_t done = 0, part = 0; done < chunk.count; done += part) {
-        part = std::min(staged, chunk.count - done);
-        if (device_.host_memory()) {
-          resources_.source().read(which, first_batch_ + chunk.batch, chunk.global + done, part, dtype, target + done * row_bytes);
-          continue;
-        }
-        staging.resize(static_cast<std::size_t>(part * row_bytes));
-        resources_.source().read(which, first_batch_ + chunk.batch, chunk.global + done, part, dtype, staging.data());
-        device_.upload(queue_, target + done * row_bytes, staging.data(), part * row_bytes);
-        queue_.synchronize();
-      }
+    for_each_chunk(std::numeric_limits<std::int64_t>::max(), [&](const Chunk& piece) {
+      read_staged(
+          device_, queue_, watchdog_, activation_rows(which, piece), piece.count, row_bytes,
+          [&](std::int64_t done, std::int64_t rows, std::byte* out) {
+            resources_.source().read(which, first_batch_ + piece.batch, piece.global + done, rows, dtype, out);
+          },
+          [](std::int64_t /*done*/, std::int64_t most) { return most; });
     });
   }
 }
@@ -278,7 +263,7 @@ void LayerExecutor::project(Tensor tensor, const Chunk& chunk) {
 
 void LayerExecutor::project() {
   begin_ = device_.record(queue_);
-  for_each_chunk([&](const Chunk& chunk) {
+  for_each_chunk(resources_.chunk_rows(), [&](const Chunk& chunk) {
     for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) { project(tensor, chunk); }
   });
   projected_ = device_.record(queue_);
@@ -320,7 +305,7 @@ void LayerExecutor::finish(const Chunk& chunk) {
 
 void LayerExecutor::finish() {
   attended_ = device_.record(queue_);
-  for_each_chunk([&](const Chunk& chunk) { finish(chunk); });
+  for_each_chunk(resources_.chunk_rows(), [&](const Chunk& chunk) { finish(chunk); });
   end_ = device_.record(queue_);
 }
 

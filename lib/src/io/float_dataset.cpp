@@ -3,7 +3,10 @@
 
 #include <annulus/core/error.hpp>
 
+#include "element_convert.hpp"
+
 #include <cmath>
+#include <cstring>
 #include <span>
 #include <utility>
 
@@ -35,11 +38,43 @@ void make_readable(FloatDataset& input, const std::string& path, const std::stri
   input.reader = make_box_reader(place, byte_order_of(place.dataset), files);
 }
 
-double read_scale(hid_t file, const std::string& path, std::int64_t head_dim) {
-  if (check_h5(H5Aexists_by_name(file, "/", "scale", H5P_DEFAULT), "H5Aexists_by_name") == 0) {
-    return 1.0 / std::sqrt(static_cast<double>(head_dim));
+void convert_values(const FloatDataset& input, const std::string& path, const std::string& name, const std::vector<hsize_t>& start,
+                    void* stored, std::int64_t count, DType dtype, void* out) {
+  const FileDType from = input.dtype;
+  if (from.byte_swapped) { swap_bytes(from.dtype, stored, count); }
+  const auto refuse_at = [&](std::int64_t index, const std::string& why) {
+    std::vector<hsize_t> place = start;
+    auto rest = static_cast<hsize_t>(index);
+    for (std::size_t axis = place.size(); axis-- > 0;) {
+      place[axis] += rest % input.extents[axis];
+      rest /= input.extents[axis];
+    }
+    throw InvalidArgument(
+        fmt::format("input file '{}': {}{} is {}{}", path, name, shape_text(place), element_at(from.dtype, stored, index), why));
+  };
+  if (const auto bad = first_non_finite(from.dtype, stored, count)) { refuse_at(*bad, "; every value must be finite"); }
+  if (from.dtype == dtype) {
+    if (stored != out) { std::memcpy(out, stored, static_cast<std::size_t>(count * size_of(dtype))); }
+    return;
   }
-  const Hdf5Handle attribute(check_h5(H5Aopen_by_name(file, "/", "scale", H5P_DEFAULT, H5P_DEFAULT), "H5Aopen_by_name"));
+  convert_elements(from.dtype, stored, dtype, out, count);
+  if (const auto bad = first_non_finite(dtype, out, count)) { refuse_at(*bad, fmt::format(", which overflows {}", to_string(dtype))); }
+}
+
+void require_valid(const Problem& problem, const std::string& path) {
+  try {
+    validate(problem);
+  } catch (const InvalidArgument& error) { throw InvalidArgument(fmt::format("input file '{}': {}", path, error.what())); }
+}
+
+Hdf5Handle open_attribute(hid_t file, const char* name) {
+  if (check_h5(H5Aexists_by_name(file, "/", name, H5P_DEFAULT), "H5Aexists_by_name") == 0) { return {}; }
+  return Hdf5Handle(check_h5(H5Aopen_by_name(file, "/", name, H5P_DEFAULT, H5P_DEFAULT), "H5Aopen_by_name"));
+}
+
+double read_scale(hid_t file, const std::string& path, std::int64_t head_dim) {
+  const Hdf5Handle attribute = open_attribute(file, "scale");
+  if (!attribute) { return 1.0 / std::sqrt(static_cast<double>(head_dim)); }
   const auto scale = read_float_attribute(attribute.get());
   if (!scale) {
     const Hdf5Handle type(check_h5(H5Aget_type(attribute.get()), "H5Aget_type"));

@@ -34,9 +34,6 @@ namespace annulus {
 
 namespace {
 
-/// Bytes that one call into HDF5 reads: other threads get their turn in between, and a conversion needs this much scratch.
-constexpr std::int64_t kReadBytes = std::int64_t{8} << 20;
-
 constexpr std::array<Tensor, 3> kTensors{Tensor::q, Tensor::k, Tensor::v};
 
 FloatDataset open_tensor(const std::shared_ptr<const ReadableFile>& file, const std::string& path, Tensor tensor, SourceFiles& files) {
@@ -127,22 +124,10 @@ class Hdf5Input final : public TensorSource {
 
   void convert_stored(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, void* stored, DType dtype,
                       void* out) const override {
-    const FileDType from = dataset(tensor).dtype;
-    const std::int64_t elements = count * heads_of(problem_, tensor) * problem_.head_dim;
-    if (from.byte_swapped) { swap_bytes(from.dtype, stored, elements); }
-    if (const auto bad = first_non_finite(from.dtype, stored, elements)) {
-      throw InvalidArgument(fmt::format("input file '{}': {} is {}; every value must be finite", path_,
-                                        element_name(tensor, batch, first, *bad), element_at(from.dtype, stored, *bad)));
-    }
-    if (from.dtype == dtype) {
-      if (stored != out) { std::memcpy(out, stored, static_cast<std::size_t>(elements * size_of(dtype))); }
-      return;
-    }
-    convert_elements(from.dtype, stored, dtype, out, elements);
-    if (const auto bad = first_non_finite(dtype, out, elements)) {
-      throw InvalidArgument(fmt::format("input file '{}': {} is {}, which overflows {}", path_, element_name(tensor, batch, first, *bad),
-                                        element_at(from.dtype, stored, *bad), to_string(dtype)));
-    }
+    const FloatDataset& input = dataset(tensor);
+    std::vector<hsize_t> start{static_cast<hsize_t>(batch), static_cast<hsize_t>(first), 0, 0};
+    if (input.extents.size() == 3) { start.erase(start.begin()); }
+    convert_values(input, path_, dataset_name(tensor), start, stored, count * heads_of(problem_, tensor) * problem_.head_dim, dtype, out);
   }
 
   void release_buffers() const override {
@@ -300,25 +285,9 @@ class Hdf5Input final : public TensorSource {
     ANNULUS_EXPECTS(problem_.heads % problem_.kv_heads == 0, "input file '{}': the {} heads of /k and /v do not divide the {} heads of /q",
                     path_, problem_.kv_heads, problem_.heads);
     problem_.scale = read_scale(file_->get(), path_, problem_.head_dim);
-    require_valid();
+    require_valid(problem_, path_);
     problem_.kv_lengths = read_kv_lengths(file_, path_, problem_.batch, files_);
-    require_valid();
-  }
-
-  void require_valid() const {
-    try {
-      validate(problem_);
-    } catch (const InvalidArgument& error) { throw InvalidArgument(fmt::format("input file '{}': {}", path_, error.what())); }
-  }
-
-  /// "/q[0, 17, 3, 5]" for element `index` of rows that begin at `first`; with the dataset's own number of dimensions.
-  std::string element_name(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t index) const {
-    const std::int64_t heads = heads_of(problem_, tensor);
-    const std::int64_t d = index % problem_.head_dim;
-    const std::int64_t h = index / problem_.head_dim % heads;
-    const std::int64_t s = first + index / problem_.head_dim / heads;
-    return dataset(tensor).extents.size() == 4 ? fmt::format("{}[{}, {}, {}, {}]", dataset_name(tensor), batch, s, h, d)
-                                               : fmt::format("{}[{}, {}, {}]", dataset_name(tensor), s, h, d);
+    require_valid(problem_, path_);
   }
 
   std::string path_;

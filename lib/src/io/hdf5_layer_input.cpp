@@ -3,7 +3,6 @@
 #include <annulus/io/layer_source.hpp>
 #include <annulus/pattern/progression.hpp>
 
-#include "element_convert.hpp"
 #include "float_dataset.hpp"
 #include "hdf5_input.hpp"
 #include "hdf5_open.hpp"
@@ -20,15 +19,6 @@
 namespace annulus {
 
 namespace {
-
-/// Bytes that one call into HDF5 reads: other threads get their turn in between, and a conversion needs this much scratch.
-constexpr std::int64_t kReadBytes = std::int64_t{8} << 20;
-
-/// The root's attribute `name`, or an empty handle.
-Hdf5Handle open_attribute(hid_t file, const char* name) {
-  if (check_h5(H5Aexists_by_name(file, "/", name, H5P_DEFAULT), "H5Aexists_by_name") == 0) { return {}; }
-  return Hdf5Handle(check_h5(H5Aopen_by_name(file, "/", name, H5P_DEFAULT, H5P_DEFAULT), "H5Aopen_by_name"));
-}
 
 /// One integer of any width and sign.
 std::optional<std::int64_t> read_integer_attribute(hid_t attribute) {
@@ -128,7 +118,8 @@ class Hdf5LayerInput final : public LayerSource {
         extent.insert(extent.begin(), 1);
       }
       read_values(dataset, start, extent, stored.data());
-      convert(dataset, start, stored.data(), rows * features, dtype, static_cast<std::byte*>(out) + done * features * size_of(dtype));
+      convert_values(dataset.input, path_, dataset.name, start, stored.data(), rows * features, dtype,
+                     static_cast<std::byte*>(out) + done * features * size_of(dtype));
     }
   }
 
@@ -142,13 +133,12 @@ class Hdf5LayerInput final : public LayerSource {
   std::vector<float> weights(Weight which) const override {
     const LayerDataset& dataset = *weights_.at(which);
     const std::vector<hsize_t>& extents = dataset.input.extents;
-    std::int64_t count = 1;
-    for (const hsize_t extent : extents) { count *= static_cast<std::int64_t>(extent); }
+    const std::int64_t count = elements(which);
     std::vector<std::byte> stored(static_cast<std::size_t>(count * size_of(dataset.input.dtype.dtype)));
     const std::vector<hsize_t> start(extents.size(), 0);
     read_values(dataset, start, extents, stored.data());
     std::vector<float> values(static_cast<std::size_t>(count));
-    convert(dataset, start, stored.data(), count, DType::fp32, values.data());
+    convert_values(dataset.input, path_, dataset.name, start, stored.data(), count, DType::fp32, values.data());
     return values;
   }
 
@@ -249,9 +239,9 @@ class Hdf5LayerInput final : public LayerSource {
     problem_.kv_heads = wk[0] / problem_.head_dim;
     problem_.causal = false;
     problem_.scale = read_scale(file_->get(), path_, problem_.head_dim);
-    require_valid();
+    require_valid(problem_, path_);
     problem_.kv_lengths = read_kv_lengths(file_, path_, problem_.batch, files_);
-    require_valid();
+    require_valid(problem_, path_);
 
     const std::int64_t q = q_features(problem_);
     const std::int64_t kv = kv_features(problem_);
@@ -293,12 +283,6 @@ class Hdf5LayerInput final : public LayerSource {
     }
   }
 
-  void require_valid() const {
-    try {
-      validate(problem_);
-    } catch (const InvalidArgument& error) { throw InvalidArgument(fmt::format("input file '{}': {}", path_, error.what())); }
-  }
-
   /// Reads up to `share` bytes of a dataset, in units of some rows or of the chunks that hold them, from its first to its last. Returns the
   /// bytes.
   std::int64_t sample(const LayerDataset& dataset, std::int64_t share) const {
@@ -333,26 +317,6 @@ class Hdf5LayerInput final : public LayerSource {
     const Hdf5Lock lock;
     const SlabCopy box = box_in_order(start, extent);
     dataset.input.reader->read(std::span(&box, 1), out);
-  }
-
-  /// Checks and converts neighbouring elements that begin at `start`.
-  void convert(const LayerDataset& dataset, const std::vector<hsize_t>& start, void* stored, std::int64_t count, DType dtype,
-               void* out) const {
-    const FileDType from = dataset.input.dtype;
-    if (from.byte_swapped) { swap_bytes(from.dtype, stored, count); }
-    const auto refuse_at = [&](std::int64_t index, const std::string& why) {
-      std::vector<hsize_t> place = start;
-      auto rest = static_cast<hsize_t>(index);
-      for (std::size_t axis = place.size(); axis-- > 0;) {
-        place[axis] += rest % dataset.input.extents[axis];
-        rest /= dataset.input.extents[axis];
-      }
-      throw InvalidArgument(
-          fmt::format("input file '{}': {}{} is {}{}", path_, dataset.name, shape_text(place), element_at(from.dtype, stored, index), why));
-    };
-    if (const auto bad = first_non_finite(from.dtype, stored, count)) { refuse_at(*bad, "; every value must be finite"); }
-    convert_elements(from.dtype, stored, dtype, out, count);
-    if (const auto bad = first_non_finite(dtype, out, count)) { refuse_at(*bad, fmt::format(", which overflows {}", to_string(dtype))); }
   }
 
   std::string path_;

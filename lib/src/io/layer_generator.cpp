@@ -2,8 +2,6 @@
 #include <annulus/core/error.hpp>
 #include <annulus/io/layer_source.hpp>
 
-#include "element_convert.hpp"
-
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -94,8 +92,7 @@ class LayerGenerator final : public LayerSource {
 
   std::vector<float> weights(Weight which) const override {
     const std::vector<std::int64_t> shape = extents(which);
-    std::int64_t count = 1;
-    for (const std::int64_t extent : shape) { count *= extent; }
+    const std::int64_t count = elements(which);
     std::vector<float> drawn(static_cast<std::size_t>(count));
     constexpr std::uint64_t kAfterActivations = 16;
     values(kAfterActivations + static_cast<std::uint64_t>(which), count)->read(Tensor::q, 0, 0, count, DType::fp32, drawn.data());

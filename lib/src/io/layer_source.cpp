@@ -17,6 +17,12 @@ std::int64_t features_of(const Layer& layer, Activation which) {
   return layer.embed;
 }
 
+std::int64_t LayerSource::elements(Weight which) const {
+  std::int64_t count = has(which) ? 1 : 0;
+  for (const std::int64_t extent : extents(which)) { count *= extent; }
+  return count;
+}
+
 void require_weights(const LayerSource& source, const Layer& layer) {
   const auto forbid_unless = [&](bool wanted, Weight which, const std::string& option) {
     ANNULUS_EXPECTS(wanted || !source.has(which), "{} has {}, and --{}", source.describe(), to_string(which), option);

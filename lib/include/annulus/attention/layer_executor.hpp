@@ -97,8 +97,9 @@ class LayerExecutor {
     std::int64_t local = 0;
     std::int64_t count = 0;
   };
+  /// Calls visit(chunk) for all rows, up to `most` at a time.
   template <class Visit>
-  void for_each_chunk(const Visit& visit);
+  void for_each_chunk(std::int64_t most, const Visit& visit);
 
   std::byte* activation_rows(Activation which, const Chunk& chunk) const;
   std::byte* output_rows(const Chunk& chunk) const;

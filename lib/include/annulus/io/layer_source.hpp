@@ -77,6 +77,8 @@ class LayerSource : public InputSource {
   /// [out features, in features], or [features]; none where there is no such weight.
   virtual std::vector<std::int64_t> extents(Weight which) const = 0;
   bool has(Weight which) const { return !extents(which).empty(); }
+  /// How many values it has; 0 where there is none.
+  std::int64_t elements(Weight which) const;
   /// All values as they are stored, in fp32. @throws as read()
   virtual std::vector<float> weights(Weight which) const = 0;
 };
