@@ -224,7 +224,7 @@ Communicator Communicator::split(std::int64_t part) const {
   some.adopt(handle);
   some.find_ranks();
   const std::int64_t in_job = rank_in_job(rank_);
-  some.job_ranks_.resize(some.size_);
+  some.job_ranks_.resize(static_cast<std::size_t>(some.size_));
   ANNULUS_MPI(MPI_Allgather(&in_job, 1, MPI_INT64_T, some.job_ranks_.data(), 1, MPI_INT64_T, handle));
   return some;
 }

@@ -45,7 +45,7 @@ struct Problem {
   /// Number in it of the first KV head here.
   std::int64_t first_kv_head() const { return window.first / (all_heads() / all_kv_heads()); }
   /// Tokens of a batch entry from the first on whose keys are seen.
-  std::int64_t kv_length(std::int64_t entry) const { return kv_lengths.empty() ? seq_len : kv_lengths[static_cast<std::size_t>(entry)]; }
+  std::int64_t kv_length(std::int64_t entry) const { return kv_lengths.empty() ? seq_len : kv_lengths[entry]; }
   bool operator==(const Problem&) const = default;
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <annulus/core/error.hpp>
+#include <annulus/core/list.hpp>
 #include <annulus/core/unwinding.hpp>
 #include <annulus/job/watchdog.hpp>
 
@@ -137,7 +138,7 @@ class Communicator {
   std::int64_t host_rank_ = 0;
   std::int64_t host_size_ = 1;
   std::vector<std::int64_t> host_ranks_{0};
-  std::vector<std::int64_t> job_ranks_;  ///< by rank; empty: the same
+  List<std::int64_t> job_ranks_;  ///< by rank; empty: the same
 };
 
 /// An error that every rank knows of and one rank prints.
