@@ -15,6 +15,8 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
+#include <optional>
 #include <string_view>
 
 namespace annulus::app {
@@ -37,10 +39,10 @@ void with_row(const Invocation& invocation, std::size_t index, Body&& body) {
 }
 
 /// Everything that can be found wrong with the rows is found here, before the first one runs. Collective.
-void require_all_runnable(const Invocation& invocation, const Communicator& comm, PlanCache& plans) {
+void require_all_runnable(const Invocation& invocation, const Communicator& comm, PlanCache& plans, StopRequest& stop) {
   if (invocation.rows.size() == 1) { return; }  // the row itself begins so
   const Progress progress(comm.rank() == 0 && !invocation.json);
-  for (std::size_t index = 0; index < invocation.rows.size(); ++index) {
+  for (std::size_t index = 0; index < invocation.rows.size() && !stop.agreed(comm); ++index) {
     progress.show(fmt::format("setting up row {} of {}", index + 1, invocation.rows.size()));
     with_row(invocation, index, [&](const BenchRow& row) { require_runnable(row.config, comm, plans); });
   }
@@ -163,6 +165,11 @@ class JsonRows {
     ++rows_;
   }
 
+  /// A list of no rows is a document, too.
+  void finish() const {
+    if (enabled_ && is_list_ && rows_ == 0) { print_text("[]\n"); }
+  }
+
  private:
   static constexpr const char* kEnding = "\n]\n";
   bool enabled_;
@@ -172,13 +179,13 @@ class JsonRows {
 
 }  // namespace
 
-ExitCode execute_bench(const Invocation& invocation, const Communicator& comm) {
+ExitCode execute_bench(const Invocation& invocation, const Communicator& comm, StopRequest& stop) {
   const bool sweeping = !invocation.config.sweep.empty();
   const bool prints = comm.rank() == 0 && !invocation.json;
   std::vector<BenchReport> reports;
   BenchFiles files(invocation, comm);
   PlanCache plans(invocation.config.plan_cache);
-  require_all_runnable(invocation, comm, plans);
+  require_all_runnable(invocation, comm, plans, stop);
   const Table table(invocation.rows);
   if (prints && sweeping) { table.print_header(invocation.config.repetitions); }
   JsonRows json_rows(comm.rank() == 0 && invocation.json, sweeping);
@@ -186,9 +193,11 @@ ExitCode execute_bench(const Invocation& invocation, const Communicator& comm) {
   std::string hosts;
   for (std::size_t index = 0; index < invocation.rows.size(); ++index) {
     progress.show(fmt::format("row {} of {}", index + 1, invocation.rows.size()));
-    with_row(invocation, index, [&](const BenchRow& row) { reports.push_back(bench(row.config, comm, plans)); });
+    std::optional<BenchReport> measured;
+    with_row(invocation, index, [&](const BenchRow& row) { measured = bench(row.config, comm, plans, stop); });
     progress.show("");
-    const BenchReport& report = reports.back();
+    if (!measured) { break; }
+    const BenchReport& report = reports.emplace_back(*std::move(measured));
     if (index == 0) { hosts = host_lines(comm, report.backend); }
     files.write(comm, reports, hosts);
     json_rows.add(invocation.rows[index], report);
@@ -199,12 +208,17 @@ ExitCode execute_bench(const Invocation& invocation, const Communicator& comm) {
     }
     table.print(invocation.rows[index], report);
   }
-  if (!prints) { return ExitCode::passed; }
+  files.finish(comm);
+  json_rows.finish();
+  const bool stopped = reports.size() < invocation.rows.size();
+  const ExitCode code = stopped ? ExitCode::stopped : ExitCode::passed;
+  if (stopped && comm.rank() == 0) { print_error(stopped_line(stop, std::ssize(reports), std::ssize(invocation.rows), "row")); }
+  if (!prints) { return code; }
   say("# plans of this process: {} made, {} found in the cache of {}\n", plans.made(), plans.found(), plans.capacity());
   for (const std::string& path : {invocation.config.csv, invocation.config.output}) {
-    if (!path.empty()) { say("# wrote {}\n", path); }
+    if (!path.empty() && !reports.empty()) { say("# wrote {}\n", path); }
   }
-  return ExitCode::passed;
+  return code;
 }
 
 }  // namespace annulus::app

@@ -10,6 +10,7 @@
 
 #include <iterator>
 #include <string_view>
+#include <utility>
 #include <variant>
 
 namespace annulus::app {
@@ -121,6 +122,13 @@ void BenchFiles::write(const Communicator& comm, const std::vector<BenchReport>&
     write_rows(reports, hosts);
     written_ = Clock::now();
     cost_ = written_ - begin;
+  });
+}
+
+void BenchFiles::finish(const Communicator& comm) {
+  together(comm, [&] {
+    const std::vector<BenchReport>* rows = std::exchange(put_off_, nullptr);
+    if (rows != nullptr) { write_rows(*rows, hosts_); }
   });
 }
 

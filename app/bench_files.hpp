@@ -30,6 +30,8 @@ class BenchFiles {
   /// a tenth of the time, and when it is complete. Collective.
   /// @param hosts as host_lines() @throws AgreedError if the disk refuses; the rows written before are still there
   void write(const Communicator& comm, const std::vector<BenchReport>& reports, const std::string& hosts);
+  /// Writes rows that were put off, for there will be no others. Collective. @throws AgreedError as write()
+  void finish(const Communicator& comm);
 
  private:
   using Clock = std::chrono::steady_clock;

@@ -3,14 +3,28 @@
 
 namespace annulus::app {
 
-ExitCode execute(const Invocation& invocation, const Communicator& comm) {
+bool can_stop(Command command) {
+  switch (command) {
+    case Command::check:
+    case Command::bench:
+      return true;
+    case Command::run:
+    case Command::plan:
+    case Command::info:
+    case Command::generate:
+      break;
+  }
+  return false;
+}
+
+ExitCode execute(const Invocation& invocation, const Communicator& comm, StopRequest& stop) {
   switch (invocation.command) {
     case Command::run:
       return execute_run(invocation, comm);
     case Command::check:
-      return execute_check(invocation, comm);
+      return execute_check(invocation, comm, stop);
     case Command::bench:
-      return execute_bench(invocation, comm);
+      return execute_bench(invocation, comm, stop);
     case Command::info:
       return execute_info(invocation, comm);
     case Command::plan:

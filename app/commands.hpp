@@ -4,6 +4,7 @@
 #include <annulus/core/config.hpp>
 #include <annulus/core/error.hpp>
 #include <annulus/job/communicator.hpp>
+#include <annulus/job/stop_request.hpp>
 
 #include "options.hpp"
 #include "sweep.hpp"
@@ -22,17 +23,21 @@ struct Invocation {
   std::string command_line;
 };
 
-/// Runs a command on every rank of `comm`; rank 0 prints the result to standard output. All ranks return the same code.
-ExitCode execute(const Invocation& invocation, const Communicator& comm);
+/// Whether a command has places at which a job can stop and be gone on with later.
+bool can_stop(Command command);
+
+/// Runs a command on every rank of `comm`; rank 0 prints the result to standard output. All ranks return the same code: ExitCode::stopped
+/// if they agreed to stop, and work is left.
+ExitCode execute(const Invocation& invocation, const Communicator& comm, StopRequest& stop);
 
 // One for each command, in a file of its name. Collective, but for those that take no communicator.
 
 /// One attention; prints its timings, and writes the result where there is an --output.
 ExitCode execute_run(const Invocation& invocation, const Communicator& comm);
 /// Compares with the oracle, case after case.
-ExitCode execute_check(const Invocation& invocation, const Communicator& comm);
+ExitCode execute_check(const Invocation& invocation, const Communicator& comm, StopRequest& stop);
 /// Checks and times every row of `invocation`, prints a table or JSON, and writes CSV and HDF5.
-ExitCode execute_bench(const Invocation& invocation, const Communicator& comm);
+ExitCode execute_bench(const Invocation& invocation, const Communicator& comm, StopRequest& stop);
 /// What this binary has, what the machine has, and which rank runs where.
 ExitCode execute_info(const Invocation& invocation, const Communicator& comm);
 /// What the plans of all ranks come to, without a job.

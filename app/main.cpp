@@ -7,6 +7,7 @@
 #include <annulus/io/file_identity.hpp>
 #include <annulus/io/result_file.hpp>
 #include <annulus/job/communicator.hpp>
+#include <annulus/job/stop_request.hpp>
 #include <annulus/session/session.hpp>
 #include <annulus/transport/gpu_transports.hpp>
 
@@ -175,8 +176,12 @@ Invocation invocation_of(const Subcommand& chosen, int argc, char** argv) {
 }
 
 int run_main(int argc, char** argv) {
+  StopRequest stop;  // first of all: the time of the job counts from here
   CLI::App parser{"Ring dilated attention over sequences too long for one GPU."};
   parser.name("annulus");
+  parser.footer(
+      "Exit codes: 0 passed; 1 a check failed, or a result is not finite; 2 bad usage, configuration or input; 3 a failure at run time;\n"
+      "4 stopped by SIGUSR1, SIGTERM or --max-time with work left.");
   parser.set_version_flag("--version", std::string(build_info().version));
   parser.require_subcommand(1);
   std::array<Subcommand, 6> subcommands;
@@ -237,6 +242,7 @@ int run_main(int argc, char** argv) {
   if (failure && (serial || !under_launcher())) { std::rethrow_exception(failure); }
   if (chosen != nullptr && chosen->print_config) { return print_and_pass(to_toml(invocation.config, invocation.command)); }
 
+  if (chosen != nullptr && can_stop(chosen->command)) { stop.heed_signals(); }
   tidy_up_on_signals();
   prepare_gpu_connections();
   if (invocation.config.share_gpu) { prepare_gpu_sharing(); }
@@ -258,6 +264,7 @@ int run_main(int argc, char** argv) {
       }
     } catch (const Error&) { failure = std::current_exception(); }
   }
+  stop.set_limit(invocation.config.max_time_s);
   const Communicator comm = mpi ? Communicator::world(invocation.config.timeout_s) : Communicator::single();
   const bool lost_peers = comm.size() == 1 && slurm_tasks() > 1 && std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr;
   if (lost_peers && !serial) {
@@ -271,7 +278,7 @@ int run_main(int argc, char** argv) {
       try {
         comm.agree(failure);
         require_same_invocation(invocation, comm);
-        code = execute(invocation, comm);
+        code = execute(invocation, comm, stop);
         together(comm, finish_output);
       } catch (const AgreedError&) { throw; } catch (...) {
         flush_output();  // what was reported until then

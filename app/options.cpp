@@ -161,21 +161,16 @@ Option dtype_option() {
   return option;
 }
 
-Option timeout_option() {
-  Option option{"timeout",
-                Scope::execution,
-                "seconds without progress, while waiting for a peer, after which the job is aborted; 0: never",
-                ValueKind::real,
-                kComputing,
-                {},
-                {}};
-  option.set = [](Draft& draft, const Value& value) {
-    const double seconds = std::get<double>(value);
-    ANNULUS_EXPECTS(seconds >= 0, "--timeout {} is negative", seconds);
-    draft.config.timeout_s = seconds;
+/// A span of time, 0 for none, kept in `field`.
+Option seconds(std::string_view name, Scope scope, std::string help, std::vector<Command> commands, double Config::* field) {
+  Option option{name, scope, std::move(help), ValueKind::real, std::move(commands), {}, {}};
+  option.set = [name, field](Draft& draft, const Value& value) {
+    const double given = std::get<double>(value);
+    ANNULUS_EXPECTS(given >= 0, "--{} {} is negative", name, given);
+    draft.config.*field = given;
   };
-  option.get = [](const Config& config, Value& value) {
-    value = config.timeout_s;
+  option.get = [field](const Config& config, Value& value) {
+    value = config.*field;
     return true;
   };
   return option;
@@ -349,7 +344,14 @@ std::vector<Option> make_options() {
                         [](Config& c) -> auto& { return c.share_gpu; }));
   all.push_back(choice<MemoryPooling>("memory-pool", Scope::execution, "off: backend cuda takes each tensor from the driver, for debugging",
                                       kComputing, [](Config& c) -> auto& { return c.memory_pool; }));
-  all.push_back(timeout_option());
+  all.push_back(seconds("timeout", Scope::execution,
+                        "seconds without progress, while waiting for a peer, after which the job is aborted; 0: never", kComputing,
+                        &Config::timeout_s));
+  all.push_back(
+      seconds("max-time", Scope::job,
+              "seconds from its start after which the job begins nothing more (no repetition, row or case), keeps what it has and "
+              "ends with exit code 4; 0: no limit",
+              {Command::check, Command::bench}, &Config::max_time_s));
 
   all.push_back(path("input", Scope::files, "HDF5 file with /q, /k and /v, or with /x and weights for a layer; by default generated",
                      {Command::run, Command::check, Command::bench, Command::plan}, [](Config& c) -> auto& { return c.input; }));

@@ -18,7 +18,7 @@ namespace annulus::app {
 enum class Command { run, check, bench, plan, info, generate };
 
 /// What an option is about: its heading in --help.
-enum class Scope { problem, pattern, layer, execution, files, check, bench, plan };
+enum class Scope { problem, pattern, layer, execution, job, files, check, bench, plan };
 
 /// Whether options of this scope may differ from row to row of a bench, and are told of each.
 constexpr bool is_of_row(Scope scope) { return scope == Scope::problem || scope == Scope::pattern || scope == Scope::execution; }
@@ -39,10 +39,11 @@ struct EnumNames<app::Command> {
 
 template <>
 struct EnumNames<app::Scope> {
-  static constexpr std::array<std::pair<app::Scope, std::string_view>, 8> values{{{app::Scope::problem, "Problem"},
+  static constexpr std::array<std::pair<app::Scope, std::string_view>, 9> values{{{app::Scope::problem, "Problem"},
                                                                                   {app::Scope::pattern, "Pattern"},
                                                                                   {app::Scope::layer, "Layer"},
                                                                                   {app::Scope::execution, "Execution"},
+                                                                                  {app::Scope::job, "Job"},
                                                                                   {app::Scope::files, "Files"},
                                                                                   {app::Scope::check, "Check"},
                                                                                   {app::Scope::bench, "Bench"},

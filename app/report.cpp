@@ -157,6 +157,10 @@ std::string host_lines(const Communicator& comm, std::string_view backend) {
   return text;
 }
 
+std::string stopped_line(const StopRequest& stop, std::int64_t done, std::int64_t wanted, std::string_view what) {
+  return fmt::format("stopped by {} after {} of {} {}{}", describe(stop.cause()), done, wanted, what, wanted == 1 ? "" : "s");
+}
+
 std::vector<std::pair<std::string, std::string>> provenance(const Invocation& invocation, const Config& config) {
   const BuildInfo& build = build_info();
   std::vector<std::pair<std::string, std::string>> entries;

@@ -5,6 +5,7 @@
 #include <annulus/core/step_timing.hpp>
 #include <annulus/io/result_file.hpp>
 #include <annulus/job/communicator.hpp>
+#include <annulus/job/stop_request.hpp>
 #include <annulus/pattern/progression.hpp>
 #include <annulus/session/check.hpp>
 
@@ -37,6 +38,9 @@ std::string ways_text(const Config& config);
 std::string line_of(const RowCounts& counts);
 /// What share of the softmax keys of zeros took. @param counts  with such shares
 std::string zero_keys_line(const RowCounts& counts);
+
+/// "stopped by SIGTERM after 3 of 6 rows". @param what  one of the things that were counted: "row"
+std::string stopped_line(const StopRequest& stop, std::int64_t done, std::int64_t wanted, std::string_view what);
 
 /// A count as a JSON number: exact below 2^63, beyond it the nearest double.
 Json count_in_json(Int128 count);

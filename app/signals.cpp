@@ -2,6 +2,7 @@
 #include "signals.hpp"
 
 #include <annulus/io/result_file.hpp>
+#include <annulus/job/stop_request.hpp>
 
 #include "standard_output.hpp"
 
@@ -12,7 +13,8 @@ namespace annulus::app {
 
 namespace {
 
-extern "C" void remove_and_end(int signal) {
+extern "C" void stop_or_end(int signal) {
+  if (take_stop_signal(signal)) { return; }
   print_open_ending();
   remove_unfinished_results();
   std::signal(signal, SIG_DFL);
@@ -24,7 +26,8 @@ void tidy_up_on(int signal) {
   if (::sigaction(signal, nullptr, &present) != 0) { return; }
   if ((present.sa_flags & SA_SIGINFO) != 0 || present.sa_handler != SIG_DFL) { return; }
   struct sigaction wanted{};
-  wanted.sa_handler = remove_and_end;
+  wanted.sa_handler = stop_or_end;
+  wanted.sa_flags = SA_RESTART;   // of a signal that only asks to stop, what is being written or waited for notices nothing
   ::sigfillset(&wanted.sa_mask);  // one at a time
   ::sigaction(signal, &wanted, nullptr);
 }

@@ -21,12 +21,14 @@ namespace {
 /// Rows compared with the oracle before a configuration is timed.
 constexpr std::int64_t kCheckedRows = 64;
 
-/// Milliseconds of each repetition, the same on all ranks. `keep` is told of each one while its timings can be asked for.
+/// Milliseconds of each repetition, the same on all ranks. `keep` is told of each one while its timings can be asked for. Fewer than
+/// `repetitions` if the job is to stop.
 template <class Keep>
-std::vector<double> time_runs(Session& session, std::int64_t warmup, std::int64_t repetitions, Passing passing, Keep&& keep) {
+std::vector<double> time_runs(Session& session, std::int64_t warmup, std::int64_t repetitions, Passing passing, StopRequest& stop,
+                              Keep&& keep) {
   std::vector<double> samples;
   for (std::int64_t i = 0; i < warmup + repetitions; ++i) {
-    session.comm().barrier();
+    if (stop.agreed(session.comm())) { return samples; }  // it is the barrier from which all ranks start, too
     session.run(passing);
     const double ms = session.slowest_ms();
     if (i < warmup) { continue; }
@@ -73,7 +75,8 @@ void require_runnable(const Config& config, const Communicator& comm, PlanCache&
   const Session session(resolved, comm, {}, &plans);
 }
 
-BenchReport bench(const Config& config, const Communicator& comm, PlanCache& plans) {
+std::optional<BenchReport> bench(const Config& config, const Communicator& comm, PlanCache& plans, StopRequest& stop) {
+  if (stop.agreed(comm)) { return std::nullopt; }
   const ResolvedConfig resolved = resolve(config, comm);
   Session session(resolved, comm, {}, &plans);
   session.load();
@@ -92,7 +95,8 @@ BenchReport bench(const Config& config, const Communicator& comm, PlanCache& pla
 
   std::vector<std::vector<std::vector<StepTiming>>> repetitions;
   report.samples_ms =
-      time_runs(session, config.warmup, config.repetitions, Passing::on, [&] { repetitions.push_back(session.local_timings()); });
+      time_runs(session, config.warmup, config.repetitions, Passing::on, stop, [&] { repetitions.push_back(session.local_timings()); });
+  if (stop.cause() != StopCause::none) { return std::nullopt; }
   report.median_ms = median(report.samples_ms);
   report.min_ms = *std::min_element(report.samples_ms.begin(), report.samples_ms.end());
   report.p95_ms = percentile(report.samples_ms, 95.0);
@@ -101,7 +105,9 @@ BenchReport bench(const Config& config, const Communicator& comm, PlanCache& pla
   report.run = summarize_run(report.timings);
   report.memory_high_water = comm.max(session.device().memory().high_water);
   if (session.ranks() > 1) {
-    report.blocks_alone_ms = median(time_runs(session, 1, config.repetitions, Passing::off, [] {}));
+    const std::vector<double> blocks_alone_ms = time_runs(session, 1, config.repetitions, Passing::off, stop, [] {});
+    if (stop.cause() != StopCause::none) { return std::nullopt; }
+    report.blocks_alone_ms = median(blocks_alone_ms);
     report.overlap_efficiency = report.blocks_alone_ms / report.median_ms;
   }
   double layer_flops = 0;

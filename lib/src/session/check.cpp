@@ -186,7 +186,7 @@ CaseReport check_session(Session& session, std::int64_t rows) {
   return report;
 }
 
-bool check(const Config& config, const Communicator& comm, const std::function<void(const CaseReport&)>& report) {
+bool check(const Config& config, const Communicator& comm, StopRequest& stop, const std::function<void(const CaseReport&)>& report) {
   const auto run_case = [&](Config one, CaseReport header) {
     const ResolvedConfig resolved = resolve(std::move(one), comm);
     Session session(resolved, comm);
@@ -198,7 +198,10 @@ bool check(const Config& config, const Communicator& comm, const std::function<v
     report(done);
     return done.verdict.passed;
   };
-  if (config.cases == 0) { return run_case(config, {.name = "configured problem", .flags = {}, .sums = {}, .verdict = {}}); }
+  if (config.cases == 0) {
+    if (stop.agreed(comm)) { return true; }
+    return run_case(config, {.name = "configured problem", .flags = {}, .sums = {}, .verdict = {}});
+  }
 
   together(comm, [&] {
     ANNULUS_EXPECTS(config.input.empty(), "--cases draws its own problems and takes no --input");
@@ -206,7 +209,7 @@ bool check(const Config& config, const Communicator& comm, const std::function<v
   });
   const bool alone = comm.size() == 1 && config.transport != TransportKind::self;
   bool passed = true;
-  for (std::int64_t number = 0; number < config.cases; ++number) {
+  for (std::int64_t number = 0; number < config.cases && !stop.agreed(comm); ++number) {
     const RandomCase drawn = random_case(config.seed, number, alone ? std::nullopt : std::optional(comm.size()), config.kernel);
     Config one = config;
     one.problem = drawn.problem;

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <annulus/bench/step_summary.hpp>
+#include <annulus/job/stop_request.hpp>
 #include <annulus/session/check.hpp>
 #include <annulus/session/session.hpp>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -45,7 +47,9 @@ void require_runnable(const Config& config, const Communicator& comm, PlanCache&
 
 /// One row of `annulus bench`: warm-up, repetitions, and before them a check of the output. All memory is free again at return. Collective.
 /// @param plans  where plans are found and kept
+/// @param stop   asked before the row and before each repetition
+/// @return nothing if the job is to stop: a row is measured as a whole or not at all
 /// @throws AgreedError as resolve() and Session, and with code runtime_failure if the output is wrong: a wrong result is not timed
-BenchReport bench(const Config& config, const Communicator& comm, PlanCache& plans);
+std::optional<BenchReport> bench(const Config& config, const Communicator& comm, PlanCache& plans, StopRequest& stop);
 
 }  // namespace annulus

@@ -41,6 +41,7 @@ struct Config {
   MemoryPooling memory_pool = MemoryPooling::on;
   std::int64_t plan_cache = 64;  ///< bench: plans kept from row to row
   double timeout_s = 300.0;      ///< 0: never
+  double max_time_s = 0.0;       ///< after which nothing more is begun; 0: no limit
 
   std::string input;   ///< HDF5 file; empty: generated
   std::string output;  ///< HDF5 file; empty: none
@@ -52,6 +53,7 @@ struct Config {
   std::int64_t repetitions = 20;
   std::vector<std::string> sweep;  ///< bench: KEY=VALUES, outermost first; the rows are their product
   std::string csv;                 ///< bench: CSV file; empty: none
+  bool resume = false;             ///< goes on with the output of a job that was stopped
   std::int64_t ranks = 0;          ///< plan: ranks planned for; 0: virtual_ranks
 
   std::string preset_file;  ///< where the preset was read; empty: none

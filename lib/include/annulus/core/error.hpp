@@ -16,8 +16,8 @@
 
 namespace annulus {
 
-/// Process exit codes.
-enum class ExitCode : int { passed = 0, check_failed = 1, bad_input = 2, runtime_failure = 3 };
+/// Process exit codes. `stopped`: asked to stop, with work left that a later job can go on with.
+enum class ExitCode : int { passed = 0, check_failed = 1, bad_input = 2, runtime_failure = 3, stopped = 4 };
 
 /// Base of every exception this project throws; what() is one sentence for the user.
 class Error : public std::runtime_error {

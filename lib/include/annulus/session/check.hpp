@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <annulus/job/stop_request.hpp>
 #include <annulus/session/session.hpp>
 #include <annulus/verify/compare.hpp>
 
@@ -26,7 +27,8 @@ struct CaseReport {
 CaseReport check_session(Session& session, std::int64_t rows);
 
 /// `annulus check`: the configured problem, or config.cases random ones (drawn from config.seed; ranks from the job or, alone, virtual).
-/// Calls `report` for each case on every rank. Returns whether all passed. Collective.
-bool check(const Config& config, const Communicator& comm, const std::function<void(const CaseReport&)>& report);
+/// Calls `report` for each case on every rank, and asks `stop` before each. Returns whether all of them passed; how many there were only
+/// `report` knows, if the job was to stop. Collective.
+bool check(const Config& config, const Communicator& comm, StopRequest& stop, const std::function<void(const CaseReport&)>& report);
 
 }  // namespace annulus
