@@ -289,6 +289,10 @@ std::vector<Option> make_options() {
                         [](Config& c) -> auto& { return c.problem.causal; }));
   all.push_back(scale_option());
   all.push_back(kv_lengths_option());
+  all.push_back(integer(
+      "extra-keys", Scope::problem,
+      "keys besides the sequence's that every query sees, causal or not, whatever its branches; by default the input's /k_extra, else none",
+      kShaping, 0, kMaxExtraKeys, [](Config& c) -> auto& { return c.problem.extra_keys; }, 0));
   all.push_back(integer("seed", Scope::problem, "of generated input, sampled rows and random cases", kShaping, 0, kMax,
                         [](Config& c) -> auto& { return c.seed; }));
 

@@ -32,6 +32,7 @@ std::string describe(const Problem& problem) {
     const auto [least, most] = std::minmax_element(problem.kv_lengths.begin(), problem.kv_lengths.end());
     lengths = *least == *most ? fmt::format(", kv-lengths {}", *least) : fmt::format(", kv-lengths {} to {}", *least, *most);
   }
+  if (problem.extra_keys > 0) { lengths += fmt::format(", extra-keys {}", problem.extra_keys); }
   return fmt::format("batch {}, seq-len {}, heads {}, kv-heads {}, head-dim {}, {}{}{}, scale {:.6g}", problem.batch, problem.seq_len,
                      problem.heads, problem.kv_heads, problem.head_dim, to_string(problem.dtype), problem.causal ? ", causal" : "", lengths,
                      problem.scale);
@@ -75,6 +76,7 @@ Json to_json(const Problem& problem) {
   Json json{{"batch", problem.batch},       {"seq-len", problem.seq_len},        {"heads", problem.heads},   {"kv-heads", problem.kv_heads},
             {"head-dim", problem.head_dim}, {"dtype", to_string(problem.dtype)}, {"causal", problem.causal}, {"scale", problem.scale}};
   if (!problem.kv_lengths.empty()) { json["kv-lengths"] = problem.kv_lengths; }
+  if (problem.extra_keys > 0) { json["extra-keys"] = problem.extra_keys; }
   return json;
 }
 

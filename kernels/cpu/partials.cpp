@@ -3,6 +3,7 @@
 #include <annulus/kernels/cpu.hpp>
 #include <annulus/kernels/zero_keys.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -31,10 +32,10 @@ void finish_row(const FinishTask& task, std::int64_t stat_at, std::int64_t acc_a
   int covering = 0;
   for (int g = 0; g < task.partials; ++g) {
     if (max_of(g) > max) { max = max_of(g); }
-    if (sum_of(g) != 0.0F) { ++covering; }
+    if (sum_of(g) != 0.0F && g != task.extra) { ++covering; }
   }
   auto* out = static_cast<Element*>(task.out) + acc_at;
-  if (covering == 0) {
+  if (covering == 0 && (task.extra < 0 || sum_of(task.extra) == 0.0F)) {
     for (std::int64_t d = 0; d < task.head_dim; ++d) { out[d] = from_float<Element>(0.0F); }
     task.lse[stat_at] = kNegativeInfinity;
     return;
@@ -45,11 +46,29 @@ void finish_row(const FinishTask& task, std::int64_t stat_at, std::int64_t acc_a
   task.lse[stat_at] = static_cast<float>(static_cast<double>(max) + std::log(total));
 
   double factor[kMaxPartials];
+  double factor_of_extra = 0.0;  // under mean and sum: what the other partials take of it together
   for (int g = 0; g < task.partials; ++g) {
-    factor[g] = task.combine == Combine::lse ? weight_of(max_of(g), max) / total : 1.0 / static_cast<double>(sum_of(g));
-    if (task.combine == Combine::mean) { factor[g] /= covering; }
-    factor[g] *= task.output_scale;
+    factor[g] = 0.0;
+    if (sum_of(g) == 0.0F) { continue; }
+    const auto sum = static_cast<double>(sum_of(g));
+    if (task.combine == Combine::lse) {
+      factor[g] = weight_of(max_of(g), max) / total;
+    } else if (task.extra < 0) {
+      factor[g] = 1.0 / sum;
+    } else if (g != task.extra) {
+      const float larger = std::max(max_of(g), max_of(task.extra));
+      const double weight = weight_of(max_of(g), larger);
+      const double weight_of_extra = weight_of(max_of(task.extra), larger);
+      const double both = weight * sum + weight_of_extra * static_cast<double>(sum_of(task.extra));
+      factor[g] = weight / both;
+      factor_of_extra += weight_of_extra / both;
+    }
   }
+  if (task.combine != Combine::lse && task.extra >= 0) {
+    factor[task.extra] = covering > 0 ? factor_of_extra : 1.0 / static_cast<double>(sum_of(task.extra));
+  }
+  const double scale = task.combine == Combine::mean && covering > 0 ? task.output_scale / covering : task.output_scale;
+  for (int g = 0; g < task.partials; ++g) { factor[g] *= scale; }
   for (std::int64_t d = 0; d < task.head_dim; ++d) {
     double value = 0.0;
     for (int g = 0; g < task.partials; ++g) {

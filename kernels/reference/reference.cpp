@@ -6,6 +6,7 @@
 
 #include "narrow.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -113,22 +114,36 @@ void finish_as(const FinishTask& task) {
         int covering = 0;
         for (int g = 0; g < task.partials; ++g) {
           if (max_of(g) > max) { max = max_of(g); }
-          if (sum_of(g) != 0.0) { ++covering; }
+          if (sum_of(g) != 0.0 && g != task.extra) { ++covering; }
         }
         double total = 0.0;
         for (int g = 0; g < task.partials; ++g) { total += weight_of(max_of(g), max) * sum_of(g); }
 
         for (std::int64_t d = 0; d < task.head_dim; ++d) {
+          const auto acc_of = [&](int g) { return static_cast<const double*>(task.partial[g].acc)[acc_at + d]; };
+          // One softmax over the keys of the partials g and `with`, which may be none.
+          const auto together = [&](int g, int with) {
+            if (with < 0) { return acc_of(g) / sum_of(g); }
+            const double larger = std::max(max_of(g), max_of(with));
+            const double weight = weight_of(max_of(g), larger);
+            const double weight_with = weight_of(max_of(with), larger);
+            return (weight * acc_of(g) + weight_with * acc_of(with)) / (weight * sum_of(g) + weight_with * sum_of(with));
+          };
           double value = 0.0;
           for (int g = 0; g < task.partials; ++g) {
             if (sum_of(g) == 0.0) { continue; }
-            const double acc = static_cast<const double*>(task.partial[g].acc)[acc_at + d];
-            value += task.combine == Combine::lse ? weight_of(max_of(g), max) * acc / total : acc / sum_of(g);
+            if (task.combine == Combine::lse) {
+              value += weight_of(max_of(g), max) * acc_of(g) / total;
+            } else if (g != task.extra) {
+              value += together(g, task.extra);
+            } else if (covering == 0) {
+              value = together(g, -1);
+            }
           }
           if (task.combine == Combine::mean && covering > 0) { value /= covering; }
           out[acc_at + d] = narrow<Element>(task.output_scale * value);
         }
-        task.lse[stat_at] = static_cast<float>(covering > 0 ? max + std::log(total) : kNegativeInfinity);
+        task.lse[stat_at] = static_cast<float>(total != 0.0 ? max + std::log(total) : kNegativeInfinity);
       }
     }
   }

@@ -70,6 +70,8 @@ TEST_CASE("every option out of range is refused with one sentence and exit code 
       {"kv-lengths", "0", "kv-lengths: 0 is outside 1..8192"},
       {"kv-lengths", "5,6", "kv-lengths has 2 numbers, and batch is 1"},
       {"kv-lengths", "8193", "outside 1..8192"},
+      {"extra-keys", "-1", "below 0"},
+      {"extra-keys", "16777217", "above 16777216"},
       {"scale", "nan", "not a finite number"},
       {"scale", "inf", "not a finite number"},
       {"scale", "x", "not a finite number"},
@@ -522,6 +524,31 @@ TEST_CASE("lengths of keys come from the file or a flag, and one that contradict
   expect_refusal({"run", "--input", path, "--kv-lengths", "33,6"}, "--kv-lengths 33,6 contradicts /kv_lengths of the input file");
   expect_refusal({"run", "--input", plain, "--kv-lengths", "3"}, "kv-lengths has 1 numbers, and batch is 2");
   expect_refusal({"plan", "--input", path, "--ragged", "zero-keys"}, "cannot have kv-lengths");
+}
+
+TEST_CASE("extra keys come from the file or a number of them is generated, and every row sees them") {
+  const TemporaryFolder folder;
+  const std::string path = folder / "input.h5";
+  const std::vector<std::string> shape{"--batch", "2", "--seq-len", "60", "--heads", "4", "--kv-heads", "2", "--head-dim", "8"};
+  const auto with = [&](std::vector<std::string> line, const std::vector<std::string>& more) {
+    line.insert(line.end(), more.begin(), more.end());
+    return annulus_with(line);
+  };
+  REQUIRE(with({"generate", "--output", path, "--extra-keys", "3"}, shape).exit_code == 0);
+  // Half of the rows are in no branch.
+  const std::vector<std::string> pattern{"--segment-lengths", "20", "--dilation-rates", "2", "--threads", "1", "--virtual-ranks", "3"};
+  const ProcessResult run = with({"run", "--input", path}, pattern);
+  INFO(run.out << run.err);
+  CHECK(run.out.find("kv-heads 2, head-dim 8, fp32, extra-keys 3") != std::string::npos);
+  CHECK(run.out.find("rows that see no key: 0 (batch, head, row)") != std::string::npos);
+  CHECK(with({"check", "--input", path, "--causal"}, pattern).exit_code == 0);
+  CHECK(with({"check", "--input", path, "--order", "hilbert", "--mixing", "mean"}, pattern).exit_code == 0);
+  CHECK(with({"check", "--input", path, "--grid", "heads=3"}, pattern).exit_code == 0);
+  CHECK(with({"check", "--input", path, "--extra-keys", "3", "--backend", "reference"}, pattern).exit_code == 0);
+  expect_refusal({"run", "--input", path, "--extra-keys", "2"}, "--extra-keys 2 contradicts the input file " + path + ", which has 3");
+  expect_refusal({"run", "--extra-keys", "2", "--layer.rotary", "half"}, "extra-keys 2: a layer makes all keys of its rows");
+  const ProcessResult config = annulus_with({"run", "--extra-keys", "2", "--print-config"});
+  CHECK(config.out.find("extra-keys = 2") != std::string::npos);
 }
 
 TEST_CASE("bench prints one header and one line for each combination, the last sweep's values fastest") {

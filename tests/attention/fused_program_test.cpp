@@ -46,7 +46,8 @@ Meetings meetings_of(const RingPlan& plan) {
       const bool resident = item.keys.block < 0;
       const Progression stored_heads =
           resident ? range(0, plan.problem.kv_heads) : plan.blocks[static_cast<std::size_t>(item.keys.block)].kv_heads;
-      const Branch& branch = plan.pattern.branches[static_cast<std::size_t>(item.branch)];
+      const bool extra = item.k_global[0] >= plan.problem.seq_len;
+      const Branch branch = extra ? Branch{plan.problem.seq_len, 1} : plan.pattern.branches[static_cast<std::size_t>(item.branch)];
       const bool in_tail = (item.segment + 1) * branch.segment_length > plan.problem.seq_len;
       const std::int64_t rate = plan.pattern.ragged == Ragged::dense_tail && in_tail ? 1 : branch.dilation_rate;
       for (std::int64_t b = 0; b < plan.problem.batch; ++b) {
@@ -60,12 +61,13 @@ Meetings meetings_of(const RingPlan& plan) {
                 const QueryRow row{item.branch, b, item.q_local[q] + s * item.segment_stride, head};
                 auto& keys = meetings[{static_cast<std::int64_t>(step), row}];
                 for (std::int64_t k = 0; k < item.k_global.count(); ++k) {
-                  const bool hidden = item.k_global[k] + s * item.segment_stride >= plan.problem.kv_length(b);
+                  const bool hidden = !extra && item.k_global[k] + s * item.segment_stride >= plan.problem.kv_length(b);
                   if (hidden) { continue; }
                   const std::int64_t stored =
                       (resident ? item.k_local[k] - first_of_piece(plan, item.k_local[0]) : item.k_packed[k]) + s * item.segment_stride;
                   // Rows that wrap turned over have no distance in tokens; without a mask and an order of keys nobody asks.
-                  const std::int64_t first_ahead = plan.routing.key_order == KeyOrder::cyclic
+                  const std::int64_t first_ahead = extra ? 0
+                                                   : plan.routing.key_order == KeyOrder::cyclic
                                                        ? item.place.q_first - item.place.k_first
                                                        : (item.q_global[0] - item.k_global[0]) / rate;
                   const std::int64_t ahead = first_ahead + q - k;
@@ -149,6 +151,9 @@ void check_program(const RingPlan& plan, Counts& counts) {
       ++counts.records;
       REQUIRE(record.q == 0);
       REQUIRE(record.q_batch == record.k_batch);
+      // Extra keys have no place from which an order of keys could be told.
+      const bool extra = plan.problem.extra_keys > 0 && record.k_rows == plan.problem.extra_keys && record.diagonal == 0;
+      REQUIRE((record.order == fused::KeyOrder::cyclic || extra || plan.routing.key_order != KeyOrder::cyclic));
       const std::int64_t units = (record.q_rows + fused::kGroupRows - 1) / fused::kGroupRows;
       for (std::int64_t j = 0; j < record.kv_heads; ++j) {
         for (std::int64_t h = 0; h < record.q_per_kv; ++h) {

@@ -108,6 +108,17 @@ std::vector<Case> cases(BackendKind backend, std::int64_t unit) {
     hidden.pattern.head_split = HeadSplit::all;
     hidden.problem.kv_lengths = {unit / 2 + 37, 5};
   }
+  for (const auto& [name, mixing, causal, partition, schedule] :
+       {std::tuple("extra keys", Mixing::lse, false, PartitionKind::contiguous, Schedule::ring),
+        std::tuple("extra keys, mean", Mixing::mean, false, PartitionKind::contiguous, Schedule::direct),
+        std::tuple("extra keys, causal, zigzag, direct", Mixing::sum, true, PartitionKind::zigzag, Schedule::direct)}) {
+    Config& extra = add(name, causal, partition, schedule);
+    extra.problem.extra_keys = 131;  // more than a tile of keys of any kernel
+    extra.pattern.branches = {{unit / 4, 1}, {unit, 2}};
+    extra.pattern.head_split = partition == PartitionKind::zigzag ? HeadSplit::first : HeadSplit::all;
+    extra.pattern.mixing = mixing;
+  }
+  add("extra keys, dense", false, PartitionKind::contiguous, Schedule::ring).problem.extra_keys = 2;
   return all;
 }
 

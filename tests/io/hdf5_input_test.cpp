@@ -116,6 +116,50 @@ TEST_CASE("lengths of keys are int64, one for each batch entry, inside the seque
   }
 }
 
+TEST_CASE("extra keys and their values differ from K and V in their rows only, and come together", "[io][input]") {
+  const TemporaryFolder folder;
+  const std::string path = folder / "extra.h5";
+  const auto with = [&](const std::vector<hsize_t>& keys, const std::vector<hsize_t>& values, hid_t type = H5T_IEEE_F32LE) {
+    test::FileWriter file(path);
+    for (const char* name : {"q", "k", "v"}) { file.dataset(name, H5T_IEEE_F32LE, {2, 5, 1, 4}); }
+    if (!keys.empty()) { file.dataset("k_extra", H5T_IEEE_F32LE, keys); }
+    if (!values.empty()) { file.dataset("v_extra", type, values); }
+  };
+  with({2, 7, 1, 4}, {2, 7, 1, 4});
+  CHECK(open_input(path)->problem().extra_keys == 7);
+  with({}, {});
+  CHECK(open_input(path)->problem().extra_keys == 0);
+  with({2, 7, 1, 4}, {});
+  CHECK_THAT(test::refusal(path), contains_text("has /k_extra without /v_extra"));
+  with({}, {2, 7, 1, 4});
+  CHECK_THAT(test::refusal(path), contains_text("has /v_extra without /k_extra"));
+  with({1, 7, 1, 4}, {1, 7, 1, 4});
+  CHECK_THAT(test::refusal(path), contains_text("/k is [2, 5, 1, 4] but /k_extra is [1, 7, 1, 4]; they may differ in their rows only"));
+  with({7, 1, 4}, {7, 1, 4});
+  CHECK_THAT(test::refusal(path), contains_text("/k_extra is [7, 1, 4]"));
+  with({2, 7, 1, 4}, {2, 6, 1, 4});
+  CHECK_THAT(test::refusal(path), contains_text("/k_extra is [2, 7, 1, 4] but /v_extra is [2, 6, 1, 4]"));
+  const hid_t fp16 = test::make_half_type(5);
+  with({2, 7, 1, 4}, {2, 7, 1, 4}, fp16);
+  CHECK_THAT(test::refusal(path), contains_text("/k is fp32 but /v_extra is fp16"));
+  H5Tclose(fp16);
+
+  std::vector<float> values(2 * 7 * 4, 1.0F);
+  values[(1 * 7 + 2) * 4 + 3] = std::numeric_limits<float>::quiet_NaN();
+  {
+    test::FileWriter file(path);
+    for (const char* name : {"q", "k", "v"}) { file.dataset(name, H5T_IEEE_F32LE, {2, 5, 1, 4}); }
+    file.dataset("k_extra", H5T_IEEE_F32LE, {2, 7, 1, 4});
+    file.dataset("v_extra", H5T_IEEE_F32LE, {2, 7, 1, 4}, values.data());
+  }
+  const auto source = open_input(path);
+  std::vector<float> out(7 * 4);
+  CHECK_NOTHROW(source->read(Tensor::v_extra, 0, 0, 7, DType::fp32, out.data()));
+  CHECK_THROWS_WITH(source->read(Tensor::v_extra, 1, 0, 7, DType::fp32, out.data()), contains_text("/v_extra[1, 2, 0, 3] is nan"));
+  CHECK_THROWS_AS(source->read(Tensor::k_extra, 0, 0, 8, DType::fp32, out.data()), InvalidArgument);
+  CHECK(source->fingerprints(0, 1).size() == 5);
+}
+
 TEST_CASE("several threads read one source at once", "[io][input]") {
   const auto source = open_input(kSample);
   const test::RawDataset whole(kSample, "/q");
@@ -173,18 +217,20 @@ TEST_CASE("generated files hold what the generator gives, in every dtype", "[io]
     problem.kv_heads = 2;
     problem.head_dim = 24;
     problem.dtype = dtype;
+    problem.extra_keys = 3;
     const std::string path = folder.file("generated.h5");
     write_generated_input(path, true, problem, 9);
     const auto source = open_input(path);
     const auto generator = make_generator(problem, 9);
 
     CHECK(source->problem() == problem);
-    for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
-      const std::size_t bytes = static_cast<std::size_t>(77 * (tensor == Tensor::q ? 4 : 2) * 24 * size_of(dtype));
+    for (const Tensor tensor : tensors_of(problem)) {
+      const std::int64_t rows = rows_of(problem, tensor);
+      const std::size_t bytes = static_cast<std::size_t>(rows * (tensor == Tensor::q ? 4 : 2) * 24 * size_of(dtype));
       std::vector<std::uint8_t> from_file(bytes);
       std::vector<std::uint8_t> from_generator(bytes);
-      source->read(tensor, 0, 0, 77, dtype, from_file.data());
-      generator->read(tensor, 0, 0, 77, dtype, from_generator.data());
+      source->read(tensor, 0, 0, rows, dtype, from_file.data());
+      generator->read(tensor, 0, 0, rows, dtype, from_generator.data());
       CHECK(from_file == from_generator);
     }
   }

@@ -257,7 +257,7 @@ void attend(Setup& setup, const Case& c, const Inputs& inputs, const Partial& pa
 }
 
 Outputs finish(Setup& setup, const Case& c, const std::vector<const Partial*>& partials, Combine combine = Combine::lse,
-               double output_scale = 1.0) {
+               double output_scale = 1.0, int extra = -1) {
   Buffer out = setup.backend().allocate(c.partial_rows() * c.head_dim * size_of(c.dtype), MemoryUse::tensor);
   Buffer lse = setup.backend().allocate(c.partial_rows() * 4, MemoryUse::tensor);
   kernels::FinishTask task;
@@ -269,6 +269,7 @@ Outputs finish(Setup& setup, const Case& c, const std::vector<const Partial*>& p
   task.head_dim = c.head_dim;
   task.output_scale = output_scale;
   task.partials = static_cast<int>(partials.size());
+  task.extra = extra;
   for (std::size_t g = 0; g < partials.size(); ++g) { task.partial[g] = partials[g]->pointers(); }
   task.out = out.get();
   task.lse = reinterpret_cast<float*>(lse.get());
@@ -829,6 +830,8 @@ TEST_CASE("finish combines branches as reference does and rounds once", "[backen
   const Combine combine = GENERATE(Combine::lse, Combine::mean, Combine::sum);
   const int branches = GENERATE(1, 2, 5);
   const double output_scale = GENERATE(1.0, 0.2);
+  const bool last_is_extra = GENERATE(false, true);
+  const int extra = last_is_extra ? branches - 1 : -1;
   Setup setup(kind);
   Setup reference(BackendKind::reference);
   std::mt19937_64 random(kSeed);
@@ -847,11 +850,11 @@ TEST_CASE("finish combines branches as reference does and rounds once", "[backen
     exact_pointers.push_back(&exact[g]);
   }
 
-  const Outputs result = finish(setup, c, pointers, combine, output_scale);
+  const Outputs result = finish(setup, c, pointers, combine, output_scale, extra);
 
   Case in_fp32 = c;
   in_fp32.dtype = DType::fp32;
-  const Outputs expected = finish(reference, in_fp32, exact_pointers, combine, output_scale);
+  const Outputs expected = finish(reference, in_fp32, exact_pointers, combine, output_scale, extra);
   Outputs once = expected;
   for (double& value : once.out) { value = static_cast<double>(rounded(static_cast<float>(value), dtype)); }
   INFO("branches " << branches << " scale " << output_scale << " " << to_string(dtype));

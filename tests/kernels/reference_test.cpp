@@ -63,7 +63,7 @@ struct Finished {
   std::vector<float> out;
   std::vector<float> lse;
 };
-Finished finish(std::vector<PartialPointers> partials, std::int64_t rows, Combine combine, double output_scale = 1.0) {
+Finished finish(std::vector<PartialPointers> partials, std::int64_t rows, Combine combine, double output_scale = 1.0, int extra = -1) {
   Finished result{std::vector<float>(static_cast<std::size_t>(rows)), std::vector<float>(static_cast<std::size_t>(rows))};
   FinishTask task;
   task.combine = combine;
@@ -71,6 +71,7 @@ Finished finish(std::vector<PartialPointers> partials, std::int64_t rows, Combin
   task.rows = rows;
   task.output_scale = output_scale;
   task.partials = static_cast<int>(partials.size());
+  task.extra = extra;
   for (std::size_t g = 0; g < partials.size(); ++g) { task.partial[g] = partials[g]; }
   task.out = result.out.data();
   task.lse = result.lse.data();
@@ -240,6 +241,25 @@ TEST_CASE("reference finish combines branches by lse, mean and sum over those th
   CHECK(finish(partials, 1, Combine::sum, 0.25).out[0] == 7.5F);
   for (const Combine combine : {Combine::lse, Combine::mean, Combine::sum}) {
     CHECK(finish(partials, 1, combine).lse[0] == static_cast<float>(std::log(4.0)));
+  }
+}
+
+TEST_CASE("reference finish folds keys that every row sees into each branch under mean and sum, and once under lse", "[kernels]") {
+  // Sums of weights 1 and 3 with outputs 10 and 20, a branch that does not cover the row, and extra keys of weight 1 with output 30.
+  OneNumber first{10.0, 0.0, 1.0};
+  OneNumber second{60.0, 0.0, 3.0};
+  OneNumber absent;
+  OneNumber extra{30.0, 0.0, 1.0};
+  const std::vector<PartialPointers> partials{first.pointers(), second.pointers(), absent.pointers(), extra.pointers()};
+
+  CHECK(finish(partials, 1, Combine::lse, 1.0, 3).out[0] == 20.0F);  // (10 + 60 + 30) / 5
+  CHECK(finish(partials, 1, Combine::sum, 1.0, 3).out[0] == 42.5F);  // (10 + 30) / 2 + (60 + 30) / 4
+  CHECK(finish(partials, 1, Combine::mean, 1.0, 3).out[0] == 21.25F);
+  const std::vector<PartialPointers> alone{absent.pointers(), extra.pointers()};
+  for (const Combine combine : {Combine::lse, Combine::mean, Combine::sum}) {
+    CHECK(finish(partials, 1, combine, 1.0, 3).lse[0] == static_cast<float>(std::log(5.0)));
+    CHECK(finish(alone, 1, combine, 1.0, 1).out[0] == 30.0F);
+    CHECK(finish(alone, 1, combine, 1.0, 1).lse[0] == 0.0F);
   }
 }
 

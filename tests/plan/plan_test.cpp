@@ -745,6 +745,70 @@ TEST_CASE("the proof catches keys of zeros that are forgotten, counted twice or 
   }
 }
 
+TEST_CASE("extra keys come from rank 0 in the first message to every rank that has queries, and are met there and then") {
+  Pattern pattern;
+  pattern.branches = {{8, 1}, {24, 3}};
+  pattern.head_split = HeadSplit::all;
+  Problem problem = problem_of(24, 4, 2, true);
+  problem.extra_keys = 5;
+  const std::int64_t bytes = 2 * 5 * 2 * 128 * 2;
+  for (const Routing& routing : {Routing{Schedule::ring}, Routing{Schedule::direct, KeyOrder::cyclic, 8}}) {
+    // Branch 0 sends nothing. Ranks 24 to 29 have no rows.
+    const std::vector<RingPlan> plans = plans_of(problem, pattern, routing, 30);
+    REQUIRE_NOTHROW(prove_coverage(plans));
+    for (const RingPlan& plan : plans) {
+      CHECK(buffer_bytes(plan, BufferId::extra) == (plan.rank == 0 ? bytes : 0));
+      CHECK(plan.extra_partial == (routing.key_order == KeyOrder::cyclic ? 2 : -1));
+      CHECK(plan.partials == (routing.key_order == KeyOrder::cyclic ? 3 : 1));
+      if (plan.rank == 0) {
+        CHECK(plan.steps[1].sends.size() == 23);
+      } else if (plan.local_rows > 0) {
+        REQUIRE_FALSE(plan.steps[1].receives.empty());
+        CHECK(plan.steps[1].receives[0].peer == 0);
+        CHECK(plan.steps[1].receives[0].bytes >= bytes);
+      } else {
+        CHECK(plan.steps.size() == 1);
+        continue;
+      }
+      const WorkItem& last = plan.steps[plan.rank == 0 ? 0 : 1].work.back();
+      CHECK((problem.is_extra(last.k_global[0]) || routing.key_order == KeyOrder::cyclic));
+    }
+  }
+  problem.extra_keys = 0;
+  CHECK(plans_of(problem, dense_pattern(24), Routing{Schedule::ring, KeyOrder::cyclic, 8}, 3)[0].partials == 1);
+}
+
+TEST_CASE("the proof catches extra keys that are forgotten, met twice, or met in a partial of others") {
+  Problem problem = problem_of(96, 2, 2, false);
+  problem.extra_keys = 3;
+  for (const Routing& routing : {Routing{Schedule::ring}, Routing{Schedule::ring_full}, Routing{Schedule::ring, KeyOrder::cyclic, 8}}) {
+    const auto good = plans_of(problem, dense_pattern(96), routing, 3);
+    REQUIRE_NOTHROW(prove_coverage(good));
+    for (std::size_t rank = 0; rank < good.size(); ++rank) {
+      for (std::int64_t step = 0; step < std::ssize(good[rank].steps); ++step) {
+        const std::vector<WorkItem>& work = good[rank].steps[step].work;
+        const auto item = std::find_if(work.begin(), work.end(), [&](const WorkItem& each) { return problem.is_extra(each.k_global[0]); });
+        CHECK((item != work.end()) == (step == (rank == 0 ? 0 : 1)));
+        if (item == work.end()) { continue; }
+        auto forgotten = good;
+        forgotten[rank].steps[step].work.erase(forgotten[rank].steps[step].work.begin() + (item - work.begin()));
+        CHECK_THROWS_AS(prove_coverage(forgotten), AssertionFailure);
+        auto twice = good;
+        twice[rank].steps[step].work.push_back(*item);
+        ++twice[rank].steps[step].work.back().wave;
+        CHECK_THROWS_AS(prove_coverage(twice), AssertionFailure);
+        auto masked = good;
+        masked[rank].steps[step].work[static_cast<std::size_t>(item - work.begin())].mask = kernels::Mask::causal;
+        CHECK_THROWS_AS(prove_coverage(masked), AssertionFailure);
+        if (routing.key_order != KeyOrder::cyclic) { continue; }
+        auto mixed = good;
+        mixed[rank].steps[step].work[static_cast<std::size_t>(item - work.begin())].partial = 0;
+        CHECK_THROWS_AS(prove_coverage(mixed), AssertionFailure);
+      }
+    }
+  }
+}
+
 TEST_CASE("each branch has a partial of its own under a cyclic order, and all branches of a step are one wave") {
   Pattern pattern;
   pattern.branches = {{16, 1}, {64, 2}, {96, 3}};
@@ -772,6 +836,16 @@ TEST_CASE("the order of keys is said, with what keeps its promise where a shard 
   dilated.branches = {{512, 1}, {2048, 2}};
   CHECK_THAT(said(2048, dilated, 4, cyclic), test::contains_text("the same bits as on any ranks"));
   CHECK_THAT(said(2048, dilated, 8, cyclic), test::contains_text("of branch 1"));
+  // Segments inside shards are whole, but all rows meet the extra keys together.
+  Problem extra = problem_of(768, 2, 2, false);
+  Pattern inside;
+  inside.branches = {{128, 1}};
+  const Partition halves(PartitionKind::contiguous, 768, 2);
+  CHECK_THAT(describe_key_order(extra, inside, halves, cyclic), test::contains_text("the same bits as on any ranks"));
+  extra.extra_keys = 1;
+  CHECK_THAT(describe_key_order(extra, inside, halves, cyclic),
+             test::contains_text("rank 0 ends inside a block of 256 rows of the sequence, which meets the extra keys") &&
+                 test::contains_text("with --seq-len 512 or 1024"));
 }
 
 TEST_CASE("an order of keys without blocks is no routing") {

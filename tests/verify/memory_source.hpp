@@ -45,7 +45,7 @@ class MemorySource : public TensorSource {
  private:
   Problem problem_;
   Value value_;
-  mutable std::array<std::atomic<std::int64_t>, 3> tokens_read_{};
+  mutable std::array<std::atomic<std::int64_t>, kSequenceTensors.size() + kExtraTensors.size()> tokens_read_{};
 };
 
 /// Values of [-1, 1) that depend on the seed and the place alone.
@@ -60,9 +60,10 @@ inline MemorySource::Value scattered_values(std::uint64_t seed) {
   };
 }
 
-/// Queries of 0, so that all visible keys weigh the same, and values that are the token's number.
+/// Queries of 0, so that all visible keys weigh the same, and values that are the token's number; those of extra keys are 100, 101, ...
 inline MemorySource::Value token_number_values() {
   return [](Tensor tensor, std::int64_t, std::int64_t token, std::int64_t, std::int64_t) {
+    if (tensor == Tensor::v_extra) { return 100.0F + static_cast<float>(token); }
     return tensor == Tensor::v ? static_cast<float>(token) : 0.0F;
   };
 }

@@ -88,13 +88,16 @@ Listed attention_by_lists(const MemorySource& source, const Problem& problem, co
   const auto branches = static_cast<std::int64_t>(pattern.branches.size());
   const Permutation order(pattern.order, problem.seq_len);
   const auto load = [&](Tensor tensor, std::int64_t batch) {
-    const std::int64_t count = problem.seq_len * (tensor == Tensor::q ? heads : problem.kv_heads) * head_dim;
+    const bool extra = tensor == Tensor::k_extra || tensor == Tensor::v_extra;
+    const std::int64_t tokens = extra ? problem.extra_keys : problem.seq_len;
+    const std::int64_t row_elements = (tensor == Tensor::q ? heads : problem.kv_heads) * head_dim;
+    const std::int64_t count = tokens * row_elements;
     std::vector<float> values(static_cast<std::size_t>(count));
     kernels::with_element(problem.dtype, [&](auto tag) {
       std::vector<decltype(tag)> raw(values.size());
-      const std::int64_t row_elements = count / problem.seq_len;
-      for (std::int64_t position = 0; position < problem.seq_len; ++position) {
-        source.read(tensor, batch, order.row_at(position), 1, problem.dtype, raw.data() + position * row_elements);
+      for (std::int64_t position = 0; position < tokens; ++position) {
+        const std::int64_t row = extra ? position : order.row_at(position);
+        source.read(tensor, batch, row, 1, problem.dtype, raw.data() + position * row_elements);
       }
       std::transform(raw.begin(), raw.end(), values.begin(), [](auto element) { return kernels::to_float(element); });
     });
@@ -112,8 +115,14 @@ Listed attention_by_lists(const MemorySource& source, const Problem& problem, co
   result.lse.assign(static_cast<std::size_t>(problem.batch * problem.seq_len * heads), kMinusInfinity);
   for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
     const auto q = load(Tensor::q, batch);
-    const auto k = load(Tensor::k, batch);
-    const auto v = load(Tensor::v, batch);
+    auto k = load(Tensor::k, batch);
+    auto v = load(Tensor::v, batch);
+    // Extra keys are those behind the last token.
+    const auto append = [](std::vector<double>& to, const std::vector<double>& more) { to.insert(to.end(), more.begin(), more.end()); };
+    append(k, load(Tensor::k_extra, batch));
+    append(v, load(Tensor::v_extra, batch));
+    std::vector<std::int64_t> extra_keys;
+    for (std::int64_t key = 0; key < problem.extra_keys; ++key) { extra_keys.push_back(problem.seq_len + key); }
     for (std::int64_t head = 0; head < heads; ++head) {
       const std::int64_t kv_head = head / (heads / problem.kv_heads);
       std::vector<std::vector<std::vector<std::int64_t>>> keys(static_cast<std::size_t>(problem.seq_len));  // [row][covering branch]
@@ -163,15 +172,20 @@ Listed attention_by_lists(const MemorySource& source, const Problem& problem, co
       for (std::int64_t row = 0; row < problem.seq_len; ++row) {
         auto& lists = keys[static_cast<std::size_t>(row)];
         const auto covering = static_cast<double>(lists.size());
-        if (lists.empty()) { continue; }
+        if (lists.empty()) {
+          if (extra_keys.empty()) { continue; }
+          lists.push_back({});
+        }
         if (pattern.mixing == Mixing::lse) {
           for (std::size_t i = 1; i < lists.size(); ++i) { lists[0].insert(lists[0].end(), lists[i].begin(), lists[i].end()); }
           lists.resize(1);
         }
+        for (auto& list : lists) { list.insert(list.end(), extra_keys.begin(), extra_keys.end()); }
         double denominator_of_all = 0;
         const std::int64_t row_head = (batch * problem.seq_len + order.row_at(row)) * heads + head;
         for (const auto& list : lists) {
           double denominator = 0;
+          double of_extra_keys = 0;
           std::vector<double> numerator(static_cast<std::size_t>(head_dim), 0.0);
           for (const std::int64_t key : list) {
             if (key < 0) {
@@ -185,14 +199,15 @@ Listed attention_by_lists(const MemorySource& source, const Problem& problem, co
             }
             const double weight = std::exp(problem.scale * score);  // the values of these tests need no maximum
             denominator += weight;
+            of_extra_keys += key >= problem.seq_len ? weight : 0.0;
             for (std::int64_t d = 0; d < head_dim; ++d) {
               numerator[static_cast<std::size_t>(d)] +=
                   weight * v[static_cast<std::size_t>((key * problem.kv_heads + kv_head) * head_dim + d)];
             }
           }
-          denominator_of_all += denominator;
-          const double share =
-              (pattern.mixing == Mixing::mean ? 1.0 / covering : 1.0) / (pattern.scale_by_branches ? static_cast<double>(branches) : 1.0);
+          denominator_of_all += &list == &lists.front() ? denominator : denominator - of_extra_keys;
+          const double share = (pattern.mixing == Mixing::mean ? 1.0 / std::max(1.0, covering) : 1.0) /
+                               (pattern.scale_by_branches ? static_cast<double>(branches) : 1.0);
           for (std::int64_t d = 0; d < head_dim; ++d) {
             result.out[static_cast<std::size_t>(row_head * head_dim + d)] += share * numerator[static_cast<std::size_t>(d)] / denominator;
           }
@@ -280,6 +295,32 @@ TEST_CASE("keys past a batch entry's length are seen by nobody, rows past it are
   CHECK(rows.lse[9] == kMinusInfinity);  // all keys of its segment are hidden
   problem.causal = true;
   CHECK(oracle_of_all(source, problem, make_pattern({{6, 1}})).out == std::vector<double>{0, 0.5, 1, 1.5, 1.5, 1.5, 0, 0, 0, 0, 0, 0});
+}
+
+TEST_CASE("extra keys are seen by every row: once in one softmax, by each branch under mean and sum, alone where nothing covers") {
+  Problem problem = make_problem(4, 1, 1, 1);
+  problem.extra_keys = 1;
+  const MemorySource source(problem, token_number_values());
+  Pattern pattern = make_pattern({{4, 2}, {2, 2}}, OffsetRule::segment);  // tokens 0 and 2; 0 by itself and 3 by itself
+  pattern.head_split = HeadSplit::all;
+  const auto rows_of = [&](Mixing mixing) {
+    pattern.mixing = mixing;
+    return oracle_of_all(source, problem, pattern);
+  };
+
+  // Row 0 sees {0, 2} and {0}, row 1 nothing, row 2 {0, 2}, row 3 {3}; and all see the extra key, of value 100.
+  const OracleRows lse = rows_of(Mixing::lse);
+  CHECK(largest_difference(head_outputs(problem, lse, 0), {102.0 / 4, 100, 102.0 / 3, 103.0 / 2}) < 1e-13);
+  CHECK(largest_difference(lse.lse, {std::log(4.0), 0, std::log(3.0), std::log(2.0)}) < 1e-15);
+  const OracleRows mean = rows_of(Mixing::mean);
+  CHECK(largest_difference(head_outputs(problem, mean, 0), {(102.0 / 3 + 50) / 2, 100, 102.0 / 3, 103.0 / 2}) < 1e-13);
+  CHECK(largest_difference(mean.lse, lse.lse) < 1e-15);
+  CHECK(largest_difference(head_outputs(problem, rows_of(Mixing::sum), 0), {102.0 / 3 + 50, 100, 102.0 / 3, 103.0 / 2}) < 1e-13);
+
+  // Neither a causal mask nor lengths of keys hide them.
+  problem.causal = true;
+  problem.kv_lengths = {1};
+  CHECK(largest_difference(head_outputs(problem, rows_of(Mixing::lse), 0), {100.0 / 3, 100, 50, 100}) < 1e-13);
 }
 
 TEST_CASE("a dense tail has every token, whole segments their stride") {

@@ -101,6 +101,13 @@ TEST_CASE("2000 cases hold every kind of shape and every choice many times") {
     note(problem.scale < 0, "negative scale");
     note(problem.scale == 0, "no scale");
     note(!problem.causal, "not causal");
+    note(problem.extra_keys > 0 && problem.causal, "extra keys, causal");
+    note(problem.extra_keys > 3, "many extra keys");
+    note(problem.extra_keys > 0 && !problem.kv_lengths.empty(), "extra keys and lengths of keys");
+    for (const auto& [value, name] : EnumNames<Mixing>::values) {
+      note(problem.extra_keys > 0 && pattern.mixing == value && branches > 1 && pattern.head_split == HeadSplit::all,
+           "extra keys, mixing " + std::string(name));
+    }
     note(pattern.scale_by_branches, "scaled by branches");
     note(!pattern.scale_by_branches, "not scaled by branches");
     for (std::int64_t count = 1; count <= 4; ++count) { note(branches == count, "branches " + std::to_string(count)); }

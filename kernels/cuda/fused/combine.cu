@@ -24,6 +24,7 @@ struct RowPlace {
   const float4* unit = nullptr;  ///< the partial of its 64 rows
   int row = 0;                   ///< of these
   float zero_keys = 0.0F;        ///< that the row sees besides
+  bool extra = false;            ///< whether it is of the keys that every row sees
 };
 
 /// Whether `row` is row `index` of segment `segment` of an entry.
@@ -41,6 +42,7 @@ template <class Use>
 __device__ __forceinline__ void for_each_partial(const CombineTask& task, int vectors, std::int64_t batch, std::int64_t row, int head,
                                                  int lane, Use&& use) {
   const std::int32_t end = __ldg(task.begin + head + 1);
+  const std::int32_t extra = task.extra_keys > 0 ? end - 1 : end;
   for (std::int32_t first = __ldg(task.begin + head); first < end; first += kWarpSize) {
     std::int64_t unit = 0;
     int in_unit = 0;
@@ -59,7 +61,7 @@ __device__ __forceinline__ void for_each_partial(const CombineTask& task, int ve
       const int hit = __ffs(static_cast<int>(hits)) - 1;
       const std::int64_t hit_unit = __shfl_sync(kAllLanes, unit, hit);
       use(RowPlace{static_cast<const float4*>(task.partial) + hit_unit * vectors, __shfl_sync(kAllLanes, in_unit, hit),
-                   __shfl_sync(kAllLanes, zero_keys, hit)});
+                   __shfl_sync(kAllLanes, zero_keys, hit), first + hit >= extra});
     }
   }
 }
@@ -103,14 +105,20 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant
   const std::int64_t batch = number / task.heads / task.rows;
 
   float max = -INFINITY;  // of the branches' log-sum-exp
-  int covering = 0;
+  int covering = 0;       // without the extra keys
+  Statistics extra;
   for_each_partial(task, vectors, batch, row, head, lane, [&](const RowPlace& place) {
     const Statistics branch = statistics(place, groups, lane);
     if (branch.sum == 0.0F) { return; }
     max = fmaxf(max, branch.max + log2f(branch.sum));
-    ++covering;
+    if (place.extra) {
+      extra = branch;
+    } else {
+      ++covering;
+    }
   });
   float total = 0.0F;
+  float weight_of_extra = 0.0F;  // under mean and sum: what the branches take of them
   float2 acc[kMostGroups] = {};
   for_each_partial(task, vectors, batch, row, head, lane, [&](const RowPlace& place) {
     const Statistics branch = statistics(place, groups, lane);
@@ -118,17 +126,21 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant
     // At most 1: the largest score that a row is scaled by is no larger than its log-sum-exp.
     const float share = exp2_fast(branch.max - max);
     total += share * branch.sum;
-    float weight = 0.0F;
-    switch (task.combine) {
-      case Combine::lse:
-        weight = share;
-        break;
-      case Combine::mean:
-        weight = 1.0F / (branch.sum * static_cast<float>(covering));
-        break;
-      case Combine::sum:
+    float weight = share;
+    if (task.combine != Combine::lse) {
+      if (place.extra) {
+        weight = covering > 0 ? weight_of_extra : 1.0F / branch.sum;
+      } else if (task.extra_keys > 0) {
+        // One softmax over the branch's keys and the extra ones.
+        const float larger = fmaxf(branch.max, extra.max);
+        const float own = exp2_fast(branch.max - larger);
+        const float others = exp2_fast(extra.max - larger);
+        const float both = own * branch.sum + others * extra.sum;
+        weight = own / both;
+        weight_of_extra += others / both;
+      } else {
         weight = 1.0F / branch.sum;
-        break;
+      }
     }
     weight *= branch.factor;
     const float4* const from = place.unit + vector_of(place.row, lane % 4);
@@ -142,13 +154,15 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant
       acc[i].y += weight * (upper ? four.w : four.y);
     }
   });
-  const bool empty = covering == 0;
+  const bool empty = covering == 0 && extra.sum == 0.0F;
   float scale = empty ? 0.0F : task.output_scale;
   switch (task.combine) {
     case Combine::lse:
       if (!empty) { scale /= total; }
       break;
     case Combine::mean:
+      if (covering > 0) { scale /= static_cast<float>(covering); }
+      break;
     case Combine::sum:
       break;
   }

@@ -20,7 +20,7 @@ constexpr int kBlocks = 5;
 struct RowTotal {
   float max = -INFINITY;
   float sum = 0.0F;
-  float covering = 0.0F;  ///< partials that hold a key
+  float covering = 0.0F;  ///< partials that hold a key, but for that of keys which every row sees
 };
 
 __device__ __forceinline__ float max_of(const FinishTask& task, int g, std::int64_t at) {
@@ -42,9 +42,35 @@ __device__ __forceinline__ RowTotal total_of(const FinishTask& task, std::int64_
     const float kept = total.sum == 0.0F ? 0.0F : total.sum * exp_fast(total.max - new_max);
     total.sum = empty ? kept : kept + sum * exp_fast(max - new_max);
     total.max = new_max;
-    total.covering += empty ? 0.0F : 1.0F;
+    total.covering += empty || g == task.extra ? 0.0F : 1.0F;
   }
   return total;
+}
+
+/// Factors of the acc of a partial and of that of the extra keys, which are one softmax together.
+struct Together {
+  float own = 0.0F;
+  float extra = 0.0F;
+};
+__device__ __forceinline__ Together together(const FinishTask& task, int g, std::int64_t at) {
+  const float max = max_of(task, g, at);
+  const float max_of_extra = max_of(task, task.extra, at);
+  const float larger = fmaxf(max, max_of_extra);
+  const float own = exp_fast(max - larger);
+  const float extra = exp_fast(max_of_extra - larger);
+  const float both = own * sum_of(task, g, at) + extra * sum_of(task, task.extra, at);
+  return {own / both, extra / both};
+}
+
+/// weight_of() under mean and sum, where there are extra keys, but for the scale and the mean's divisor.
+__device__ __forceinline__ float weight_with_extra(const FinishTask& task, int g, std::int64_t at, const RowTotal& total) {
+  if (g != task.extra) { return together(task, g, at).own; }
+  if (total.covering == 0.0F) { return 1.0F / sum_of(task, g, at); }
+  float weight = 0.0F;
+  for (int other = 0; other < task.partials; ++other) {
+    if (other != task.extra && sum_of(task, other, at) != 0.0F) { weight += together(task, other, at).extra; }
+  }
+  return weight;
 }
 
 /// Factor of partial g's acc in the output of row `at`; 0 where the partial is empty.
@@ -56,11 +82,12 @@ __device__ __forceinline__ float weight_of(const FinishTask& task, int g, std::i
     case Combine::lse:
       return scale * exp_fast(max_of(task, g, at) - total.max) / total.sum;
     case Combine::mean:
+      if (task.extra >= 0) { return scale * weight_with_extra(task, g, at, total) / fmaxf(total.covering, 1.0F); }
       return scale / (sum * total.covering);
     case Combine::sum:
       break;
   }
-  return scale / sum;
+  return task.extra >= 0 ? scale * weight_with_extra(task, g, at, total) : scale / sum;
 }
 
 /// What lies at `from` (global memory, read once), or zeros unless `wanted`. One predicated instruction: behind a branch the compiler keeps

@@ -37,7 +37,9 @@ RingExecutor::RingExecutor(std::shared_ptr<const RingPlan> plan, AttentionKernel
     addresses.sends[number] = sends_.emplace_back(device.allocate(plan_.send_bytes[number], MemoryUse::slot)).get();
   }
   addresses.q = q_.get();
+  extra_ = device.allocate(buffer_bytes(plan_, BufferId::extra), of_resident);
   addresses.resident = resident_.get();
+  addresses.extra = extra_.get();
   addresses.out = out_.get();
   addresses.lse = reinterpret_cast<float*>(lse_.get());
   transfers_ = lower_transfers(plan_, addresses);
@@ -45,7 +47,28 @@ RingExecutor::RingExecutor(std::shared_ptr<const RingPlan> plan, AttentionKernel
 }
 
 void RingExecutor::load(const TensorSource& source) {
-  for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) { load(source, tensor); }
+  for (const Tensor tensor : kSequenceTensors) { load(source, tensor); }
+  load_extra_keys(source);
+}
+
+void RingExecutor::load_extra_keys(const TensorSource& source) {
+  if (extra_.bytes() == 0) { return; }
+  const Problem& problem = plan_.problem;
+  for (const Tensor tensor : kExtraTensors) {
+    for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
+      read_staged(
+          device_, queue_, watchdog_, extra_place(tensor, batch), problem.extra_keys, row_bytes(problem, tensor),
+          [&](std::int64_t done, std::int64_t rows, std::byte* out) { source.read(tensor, batch, done, rows, problem.dtype, out); },
+          [](std::int64_t /*done*/, std::int64_t most) { return most; });
+    }
+  }
+}
+
+std::byte* RingExecutor::extra_place(Tensor tensor, std::int64_t batch) const {
+  ANNULUS_ASSERT(extra_.bytes() > 0, "rank {} keeps no extra keys", plan_.rank);
+  const Problem& problem = plan_.problem;
+  const std::int64_t entries_before = (tensor == Tensor::k_extra ? 0 : problem.batch) + batch;
+  return extra_.get() + entries_before * problem.extra_keys * row_bytes(problem, tensor);
 }
 
 void RingExecutor::load(const TensorSource& source, Tensor tensor) {

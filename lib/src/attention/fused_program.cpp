@@ -37,7 +37,7 @@ class Maker {
   explicit Maker(const RingPlan& plan) : plan_(plan) {
     for (const ShardPiece& piece : plan.shard.pieces) { static_cast<void>(number_of(resident_tensor(piece))); }
     const bool one_branch = one_branch_per_head(plan.pattern);
-    program_.writes_rows = one_branch && !plan.pattern.scale_by_branches;
+    program_.writes_rows = one_branch && !plan.pattern.scale_by_branches && plan.problem.extra_keys == 0;
   }
 
   FusedProgram make() {
@@ -107,7 +107,7 @@ class Maker {
     record.diagonal = narrow(diagonal_of(item));
     record.mask = item.mask;
     record.part = item.place.part;
-    record.order = plan_.routing.key_order == KeyOrder::cyclic ? fused::KeyOrder::cyclic : fused::KeyOrder::arrival;
+    record.order = item.place.block_rows > 0 ? fused::KeyOrder::cyclic : fused::KeyOrder::arrival;
     record.first = group.seen == 1;
     record.last = program_.writes_rows && group.seen == group.appearances;
     record.zero_keys = record.last ? narrow(group.zero_keys) : 0;
@@ -133,6 +133,7 @@ class Maker {
   /// Rows of their segment from the first key to the first query.
   std::int64_t diagonal_of(const WorkItem& item) const {
     if (item.place.block_rows > 0) { return item.place.q_first - item.place.k_first; }
+    if (plan_.problem.is_extra(item.k_global[0])) { return 0; }
     // Without an order of keys a causal mask alone asks for it, and that is among rows of one run.
     const std::int64_t rate = row_distance(plan_.problem.seq_len, plan_.pattern, item.branch, item.segment);
     return (item.q_global.only().first - item.k_global.only().first) / rate;

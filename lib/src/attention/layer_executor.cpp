@@ -241,6 +241,8 @@ void LayerExecutor::project(Tensor tensor, const Chunk& chunk) {
       case Tensor::k:
         return {Activation::x_key, Weight::wk, Weight::bk, Weight::k_norm_weight, Weight::k_norm_bias};
       case Tensor::v:
+      case Tensor::k_extra:
+      case Tensor::v_extra:
         break;
     }
     return {Activation::x_value, Weight::wv, Weight::bv, Weight::wv, Weight::wv};
@@ -264,7 +266,7 @@ void LayerExecutor::project(Tensor tensor, const Chunk& chunk) {
 void LayerExecutor::project() {
   begin_ = device_.record(queue_);
   for_each_chunk(resources_.chunk_rows(), [&](const Chunk& chunk) {
-    for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) { project(tensor, chunk); }
+    for (const Tensor tensor : kSequenceTensors) { project(tensor, chunk); }
   });
   projected_ = device_.record(queue_);
 }

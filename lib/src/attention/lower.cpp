@@ -157,6 +157,7 @@ kernels::FinishTask finish_task(const RingPlan& plan, const TensorAddresses& add
   finish.head_dim = problem.head_dim;
   finish.output_scale = output_scale(plan.pattern);
   finish.partials = checked_narrow<int>(plan.partials);
+  finish.extra = checked_narrow<int>(plan.extra_partial);
   std::copy(partials.begin(), partials.end(), finish.partial);
   finish.out = addresses.out;
   finish.lse = addresses.lse;
@@ -191,6 +192,8 @@ std::byte* address_of(const TensorAddresses& addresses, BufferId buffer) {
       return addresses.sends[0];
     case BufferId::send_1:
       return addresses.sends[1];
+    case BufferId::extra:
+      return addresses.extra;
     case BufferId::resident:
       break;
   }

@@ -3,6 +3,7 @@
 
 #include <annulus/core/error.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -54,6 +55,11 @@ void validate(const Problem& problem) {
   ANNULUS_EXPECTS(product_fits({problem.batch, problem.seq_len, problem.heads, problem.head_dim, 16}),
                   "batch {} x seq-len {} x heads {} x head-dim {} is beyond 2^58 elements", problem.batch, problem.seq_len, problem.heads,
                   problem.head_dim);
+  ANNULUS_EXPECTS(problem.extra_keys >= 0 && problem.extra_keys <= kMaxExtraKeys, "extra-keys {} is outside 0..{}", problem.extra_keys,
+                  kMaxExtraKeys);
+  ANNULUS_EXPECTS(product_fits({problem.batch, std::max<std::int64_t>(1, problem.extra_keys), problem.kv_heads, problem.head_dim, 16}),
+                  "batch {} x extra-keys {} x kv-heads {} x head-dim {} is beyond 2^58 elements", problem.batch, problem.extra_keys,
+                  problem.kv_heads, problem.head_dim);
   validate_window(problem);
   if (problem.kv_lengths.empty()) { return; }
   ANNULUS_EXPECTS(std::ssize(problem.kv_lengths) == problem.batch, "kv-lengths has {} numbers, and batch is {}; one for each batch entry",

@@ -121,10 +121,10 @@ class Generator final : public TensorSource {
   std::uint64_t fingerprint(Tensor /*tensor*/, std::int64_t part, std::int64_t /*parts*/) const override { return part == 0 ? seed_ : 0; }
 
   void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override {
-    ANNULUS_EXPECTS(batch >= 0 && batch < problem_.batch && first >= 0 && count >= 0 && count <= problem_.seq_len - first,
+    ANNULUS_EXPECTS(batch >= 0 && batch < problem_.batch && first >= 0 && count >= 0 && count <= rows_of(problem_, tensor) - first,
                     "rows {}..{} of batch entry {} are outside the problem of the {}", first, first + count, batch, describe());
     const std::int64_t row_elements = heads_of(problem_, tensor) * problem_.head_dim;
-    const std::int64_t begin = (batch * problem_.seq_len + first) * row_elements;
+    const std::int64_t begin = (batch * rows_of(problem_, tensor) + first) * row_elements;
     const std::int64_t end = begin + count * row_elements;
     const std::int64_t first_pass = begin / kValuesPerPass;
     const std::int64_t end_pass = (end + kValuesPerPass - 1) / kValuesPerPass;

@@ -34,8 +34,6 @@ namespace annulus {
 
 namespace {
 
-constexpr std::array<Tensor, 3> kTensors{Tensor::q, Tensor::k, Tensor::v};
-
 FloatDataset open_tensor(const std::shared_ptr<const ReadableFile>& file, const std::string& path, Tensor tensor, SourceFiles& files) {
   const char* name = dataset_name(tensor);
   std::optional<FloatDataset> input = open_float_dataset(file, path, name, files);
@@ -56,9 +54,12 @@ class Hdf5Input final : public TensorSource {
   explicit Hdf5Input(const std::string& path, std::function<void()> progress = {}) : path_(path), files_(std::move(progress)) {
     const Hdf5Lock lock;
     file_ = files_.open(fmt::format("input file '{}'", path), path);
-    for (const Tensor tensor : kTensors) { dataset(tensor) = open_tensor(file_, path, tensor, files_); }
+    for (const Tensor tensor : kSequenceTensors) { dataset(tensor) = open_tensor(file_, path, tensor, files_); }
+    for (const Tensor tensor : kExtraTensors) {
+      if (auto opened = open_float_dataset(file_, path, dataset_name(tensor), files_)) { dataset(tensor) = std::move(*opened); }
+    }
     read_problem();
-    for (const Tensor tensor : kTensors) {
+    for (const Tensor tensor : tensors_of(problem_)) {
       files_.step();
       make_readable(dataset(tensor), path, dataset_name(tensor), files_);
     }
@@ -77,7 +78,7 @@ class Hdf5Input final : public TensorSource {
   }
 
   void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override {
-    ANNULUS_EXPECTS(batch >= 0 && batch < problem_.batch && first >= 0 && count >= 0 && count <= problem_.seq_len - first,
+    ANNULUS_EXPECTS(batch >= 0 && batch < problem_.batch && first >= 0 && count >= 0 && count <= rows_of(problem_, tensor) - first,
                     "rows {}..{} of batch entry {} are outside {} of {}", first, first + count, batch, dataset_name(tensor), describe());
     const FloatDataset& input = dataset(tensor);
     const std::int64_t row_elements = heads_of(problem_, tensor) * problem_.head_dim;
@@ -137,13 +138,14 @@ class Hdf5Input final : public TensorSource {
       band.number = -1;
     }
     const Hdf5Lock lock;
-    for (const FloatDataset& input : datasets_) { input.reader->release_buffers(); }
+    for (const Tensor tensor : tensors_of(problem_)) { dataset(tensor).reader->release_buffers(); }
   }
 
   /// Reads `bytes` of values, spread over the datasets.
   void read_samples(std::int64_t bytes) {
-    std::int64_t datasets_left = std::ssize(kTensors);
-    for (const Tensor tensor : kTensors) { bytes -= sample(tensor, bytes, bytes / datasets_left--); }
+    const std::span<const Tensor> tensors = tensors_of(problem_);
+    std::int64_t datasets_left = std::ssize(tensors);
+    for (const Tensor tensor : tensors) { bytes -= sample(tensor, bytes, bytes / datasets_left--); }
   }
 
  private:
@@ -156,8 +158,9 @@ class Hdf5Input final : public TensorSource {
 
   /// Finds the datasets whose chunks must be decoded whole.
   void find_bands() {
-    for (const Tensor tensor : kTensors) {
+    for (const Tensor tensor : tensors_of(problem_)) {
       const FloatDataset& input = dataset(tensor);
+      const std::int64_t all_rows = rows_of(problem_, tensor);
       const std::optional<DecodedUnit> unit = input.reader->decoded_unit();
       if (!unit) { continue; }
       std::vector<hsize_t> chunk = unit->extents;
@@ -167,20 +170,20 @@ class Hdf5Input final : public TensorSource {
       if (chunk.size() == 3) { chunk.insert(chunk.begin(), 1); }
       RowBands& bands = bands_[static_cast<std::size_t>(tensor)].emplace();
       bands.batches = static_cast<std::int64_t>(chunk[0]);
-      bands.seq_len = problem_.seq_len;
+      bands.seq_len = all_rows;
       bands.chunk_heads = static_cast<std::int64_t>(chunk[2]);
       bands.chunk_dims = static_cast<std::int64_t>(chunk[3]);
       bands.row_bytes = heads_of(problem_, tensor) * problem_.head_dim * element;
       bands.chunk_bytes = unit->bytes;
-      const bool one = problem_.batch * problem_.seq_len * bands.row_bytes <= kReadBytes;
+      const bool one = problem_.batch * all_rows * bands.row_bytes <= kReadBytes;
       // One band: whoever comes back to an earlier batch entry, as virtual ranks do, finds it decoded.
       if (one) { bands.batches = problem_.batch; }
       bands.stretches = one ? std::vector<RowBands::Stretch>{{0, static_cast<std::int64_t>(chunk[1]), 0}}
-                            : chunk_stretches(unit->grids[unit->grids.size() - 3], problem_.seq_len, static_cast<std::int64_t>(chunk[1]));
+                            : chunk_stretches(unit->grids[unit->grids.size() - 3], all_rows, static_cast<std::int64_t>(chunk[1]));
       for (RowBands::Stretch& stretch : bands.stretches) {
         bands.chunk_rows = std::max(bands.chunk_rows, stretch.chunk_rows);
         const std::int64_t chunks = kReadBytes / (bands.batches * stretch.chunk_rows * bands.row_bytes);
-        stretch.rows = one ? problem_.seq_len : stretch.chunk_rows * std::max<std::int64_t>(1, chunks);
+        stretch.rows = one ? all_rows : stretch.chunk_rows * std::max<std::int64_t>(1, chunks);
       }
     }
   }
@@ -193,7 +196,7 @@ class Hdf5Input final : public TensorSource {
     for (std::int64_t done = 0; done < count;) {
       const auto [begin, rows, chunk_rows] = bands.band_at(first + done);
       const std::int64_t batch_begin = batch / bands.batches * bands.batches;
-      const std::int64_t number = batch_begin * problem_.seq_len + begin;
+      const std::int64_t number = batch_begin * bands.seq_len + begin;
       if (band.number != number) {
         const std::int64_t batches = std::min(bands.batches, problem_.batch - batch_begin);
         band.number = -1;
@@ -215,12 +218,13 @@ class Hdf5Input final : public TensorSource {
     constexpr std::int64_t kMostUnits = 65536;
     const std::int64_t element = size_of(dataset(tensor).dtype.dtype);
     const std::int64_t heads = heads_of(problem_, tensor);
+    const std::int64_t all_rows = rows_of(problem_, tensor);
     const std::int64_t row_bytes = heads * problem_.head_dim * element;
-    Box unit{0, 1, 0, std::clamp<std::int64_t>(kUnitBytes / row_bytes, 1, problem_.seq_len), 0, heads, 0, problem_.head_dim};
+    Box unit{0, 1, 0, std::clamp<std::int64_t>(kUnitBytes / row_bytes, 1, all_rows), 0, heads, 0, problem_.head_dim};
     if (const auto& bands = bands_[static_cast<std::size_t>(tensor)]) {
       unit = {0, bands->batches, 0, bands->chunk_rows, 0, bands->chunk_heads, 0, bands->chunk_dims};
     }
-    const std::array<std::int64_t, 4> units{ceil_div(problem_.batch, unit.batches), ceil_div(problem_.seq_len, unit.rows),
+    const std::array<std::int64_t, 4> units{ceil_div(problem_.batch, unit.batches), ceil_div(all_rows, unit.rows),
                                             ceil_div(heads, unit.heads), ceil_div(problem_.head_dim, unit.dims)};
     const std::int64_t count = units[0] * units[1] * units[2] * units[3];
     const std::int64_t unit_bytes = unit.batches * unit.rows * unit.heads * unit.dims * element;
@@ -245,7 +249,7 @@ class Hdf5Input final : public TensorSource {
       box.batch = take(units[0]) * unit.batches;
       box.dims = std::min(unit.dims, problem_.head_dim - box.dim);
       box.heads = std::min(unit.heads, heads - box.head);
-      box.rows = std::min(unit.rows, problem_.seq_len - box.row);
+      box.rows = std::min(unit.rows, all_rows - box.row);
       box.batches = std::min(unit.batches, problem_.batch - box.batch);
       read_box(tensor, box, scratch.data());
       files_.step();
@@ -284,19 +288,46 @@ class Hdf5Input final : public TensorSource {
                     shape_text(q.extents), kMaxHeadDim);
     ANNULUS_EXPECTS(problem_.heads % problem_.kv_heads == 0, "input file '{}': the {} heads of /k and /v do not divide the {} heads of /q",
                     path_, problem_.kv_heads, problem_.heads);
+    read_extra_keys();
     problem_.scale = read_scale(file_->get(), path_, problem_.head_dim);
     require_valid(problem_, path_);
     problem_.kv_lengths = read_kv_lengths(file_, path_, problem_.batch, files_);
     require_valid(problem_, path_);
   }
 
+  /// How many extra keys there are, if any.
+  void read_extra_keys() {
+    const FloatDataset& keys = dataset(Tensor::k_extra);
+    const FloatDataset& values = dataset(Tensor::v_extra);
+    ANNULUS_EXPECTS(keys.extents.empty() == values.extents.empty(), "input file '{}' has {} without {}", path_,
+                    keys.extents.empty() ? "/v_extra" : "/k_extra", keys.extents.empty() ? "/k_extra" : "/v_extra");
+    if (keys.extents.empty()) { return; }
+    const FloatDataset& k = dataset(Tensor::k);
+    const std::size_t row_axis = k.extents.size() - 3;
+    for (const Tensor tensor : kExtraTensors) {
+      const FloatDataset& extra = dataset(tensor);
+      ANNULUS_EXPECTS(extra.dtype.dtype == k.dtype.dtype, "input file '{}': /k is {} but {} is {}; all must have one dtype", path_,
+                      to_string(k.dtype.dtype), dataset_name(tensor), to_string(extra.dtype.dtype));
+      bool agree = extra.extents.size() == k.extents.size();
+      for (std::size_t axis = 0; agree && axis < k.extents.size(); ++axis) {
+        agree = axis == row_axis || extra.extents[axis] == k.extents[axis];
+      }
+      ANNULUS_EXPECTS(agree, "input file '{}': /k is {} but {} is {}; they may differ in their rows only", path_, shape_text(k.extents),
+                      dataset_name(tensor), shape_text(extra.extents));
+    }
+    ANNULUS_EXPECTS(keys.extents == values.extents, "input file '{}': /k_extra is {} but /v_extra is {}; they must have one shape", path_,
+                    shape_text(keys.extents), shape_text(values.extents));
+    problem_.extra_keys = static_cast<std::int64_t>(keys.extents[row_axis]);
+  }
+
   std::string path_;
   SourceFiles files_;
   std::shared_ptr<const ReadableFile> file_;  ///< stays locked
-  std::array<FloatDataset, 3> datasets_;      ///< by Tensor; closed before the files
+  static constexpr std::size_t kTensors = kSequenceTensors.size() + kExtraTensors.size();
+  std::array<FloatDataset, kTensors> datasets_;  ///< by Tensor; closed before the files; those of extra keys have no extents if absent
   Problem problem_;
-  std::array<std::optional<RowBands>, 3> bands_;  ///< by Tensor
-  mutable std::array<Band, 3> held_;              ///< by Tensor
+  std::array<std::optional<RowBands>, kTensors> bands_;  ///< by Tensor
+  mutable std::array<Band, kTensors> held_;              ///< by Tensor
 };
 
 }  // namespace

@@ -84,6 +84,10 @@ const char* dataset_name(Tensor tensor) {
       return "/q";
     case Tensor::k:
       return "/k";
+    case Tensor::k_extra:
+      return "/k_extra";
+    case Tensor::v_extra:
+      return "/v_extra";
     case Tensor::v:
       break;
   }

@@ -151,20 +151,21 @@ void write_generated_input(const std::string& path, bool force, const Problem& p
       Tensor tensor;
       Hdf5Handle dataset;
     };
-    std::array<Target, 3> targets{{{Tensor::q, {}}, {Tensor::k, {}}, {Tensor::v, {}}}};
-    for (Target& target : targets) {
-      target.dataset = create_dataset(
-          file.get(), dataset_name(target.tensor), type.get(),
-          {extent_of(problem.batch), extent_of(problem.seq_len), extent_of(heads_of(problem, target.tensor)), extent_of(problem.head_dim)});
+    std::vector<Target> targets;
+    for (const Tensor tensor : tensors_of(problem)) {
+      targets.push_back({tensor, create_dataset(file.get(), dataset_name(tensor), type.get(),
+                                                {extent_of(problem.batch), extent_of(rows_of(problem, tensor)),
+                                                 extent_of(heads_of(problem, tensor)), extent_of(problem.head_dim)})});
     }
     before_work([&] { file.reserve_allocated(0); });
     for (Target& target : targets) {
       const std::int64_t bytes = row_bytes(problem, target.tensor);
-      const std::int64_t chunk = std::min(problem.seq_len, std::max<std::int64_t>(1, kWriteBytes / bytes));
+      const std::int64_t all_rows = rows_of(problem, target.tensor);
+      const std::int64_t chunk = std::min(all_rows, std::max<std::int64_t>(1, kWriteBytes / bytes));
       std::vector<std::byte> rows(static_cast<std::size_t>(chunk * bytes));
       for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
-        for (std::int64_t first = 0; first < problem.seq_len; first += chunk) {
-          const std::int64_t count = std::min(chunk, problem.seq_len - first);
+        for (std::int64_t first = 0; first < all_rows; first += chunk) {
+          const std::int64_t count = std::min(chunk, all_rows - first);
           generator->read(target.tensor, batch, first, count, problem.dtype, rows.data());
           write_block(file, target.dataset, type.get(), {extent_of(batch), extent_of(first), 0, 0},
                       {1, extent_of(count), extent_of(heads_of(problem, target.tensor)), extent_of(problem.head_dim)}, rows.data());

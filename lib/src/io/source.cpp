@@ -25,9 +25,14 @@ std::int64_t RowBands::bytes() const {
   return batches * rows * row_bytes;
 }
 
+std::span<const Tensor> tensors_of(const Problem& problem) {
+  static constexpr std::array<Tensor, 5> kAll{Tensor::q, Tensor::k, Tensor::v, Tensor::k_extra, Tensor::v_extra};
+  return std::span(kAll).first(problem.extra_keys > 0 ? kAll.size() : kSequenceTensors.size());
+}
+
 std::vector<Fingerprint> TensorSource::fingerprints(std::int64_t part, std::int64_t parts) const {
   std::vector<Fingerprint> all;
-  for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
+  for (const Tensor tensor : tensors_of(problem())) {
     all.push_back({fmt::format("values of {}", dataset_name(tensor)), fingerprint(tensor, part, parts)});
   }
   return all;

@@ -30,7 +30,7 @@ CoveredRows::CoveredRows(const Problem& problem, const Pattern& pattern)
 }
 
 bool CoveredRows::sees_key(std::int64_t entry, std::int64_t head, std::int64_t row) const {
-  bool sees = false;
+  bool sees = problem_.extra_keys > 0;
   // The first key of a segment is the last to be hidden, and a causal mask does not hide it.
   for_each_branch(head, row,
                   [&](std::int64_t /*branch*/, const Rows<Global>& rows) { sees = sees || rows[0] < problem_.kv_length(entry); });

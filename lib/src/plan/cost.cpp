@@ -101,7 +101,7 @@ MemoryPlan plan_memory(const Problem& problem, const PlanSizes& sizes, Int128 pa
   const std::int64_t rows = problem.batch * sizes.local_rows;
   const std::int64_t q_bytes = rows * problem.heads * problem.head_dim * size_of(problem.dtype);
   MemoryPlan memory;
-  memory.inputs = q_bytes + resident_bytes(problem, sizes.local_rows);
+  memory.inputs = q_bytes + resident_bytes(problem, sizes.local_rows) + extra_bytes(problem, sizes.rank);
   memory.outputs = q_bytes + rows * problem.heads * static_cast<std::int64_t>(sizeof(float));
   constexpr Int128 kMost = Int128{1} << 60;  // of each of four summands, so that their sum stays below 2^62
   Int128 slots = 0;

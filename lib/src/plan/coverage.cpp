@@ -47,7 +47,15 @@ std::int64_t global_row(const Shard& shard, std::int64_t local) {
 /// The state of one rank's memory while its plan runs.
 class RankMemory {
  public:
-  explicit RankMemory(const RingPlan& plan) : plan_(plan) {}
+  explicit RankMemory(const RingPlan& plan) : plan_(plan) {
+    const Problem& problem = plan.problem;
+    const std::int64_t bytes = 2 * problem.batch * problem.extra_keys * problem.kv_heads * problem.head_dim * size_of(problem.dtype);
+    ANNULUS_ASSERT(buffer_bytes(plan, BufferId::extra) == (plan.rank == 0 ? bytes : 0), "rank {} keeps {} bytes of extra keys", plan.rank,
+                   buffer_bytes(plan, BufferId::extra));
+    if (bytes == 0 || plan.rank != 0) { return; }
+    const Rows<Global> keys(range(problem.seq_len, problem.seq_len + problem.extra_keys));
+    content_[{BufferId::extra, 0}] = {-1, -1, -1, 0, keys, range(0, problem.kv_heads), bytes};
+  }
 
   const KvBlock& block(std::int64_t index) const { return plan_.blocks.at(index); }
 
@@ -237,7 +245,8 @@ class PairCounter {
         routing_(routing),
         walked_(std::ssize(pattern.branches) * problem.heads * problem.seq_len, -1),
         zero_keys_(walked_.size(), 0),
-        counts_(std::ssize(walked_) * problem.seq_len, 0) {}
+        counts_(std::ssize(walked_) * problem.seq_len, 0),
+        extra_counts_(problem.heads * problem.seq_len * problem.extra_keys, 0) {}
 
   /// @param shard where the item's queries are
   void attend(const WorkItem& item, const Shard& shard) {
@@ -256,7 +265,11 @@ class PairCounter {
         for (std::int64_t i = 0; i < item.heads.q_per_kv; ++i) {
           const std::int64_t head = item.heads.q_first + j * item.heads.kv.stride * problem_.group_size() + i;
           ANNULUS_ASSERT(head / problem_.group_size() == item.heads.kv[j], "query head {} is given KV head {}", head, item.heads.kv[j]);
-          attend_head(item, shard, head, shift, keys[s]);
+          if (problem_.is_extra(item.k_global[0])) {
+            meet_extra_keys(item, head, shift, keys[s]);
+          } else {
+            attend_head(item, shard, head, shift, keys[s]);
+          }
         }
       }
     }
@@ -270,7 +283,8 @@ class PairCounter {
 
   /// Every visible pair exactly once, no other at all; returns their number.
   std::int64_t check() const {
-    std::int64_t pairs = 0;
+    std::int64_t pairs = std::ssize(extra_counts_);
+    for (const int count : extra_counts_) { ANNULUS_ASSERT(count == 1, "a query of some head meets an extra key {} times", count); }
     for (std::int64_t branch = 0; branch < std::ssize(pattern_.branches); ++branch) {
       for (std::int64_t head = 0; head < problem_.heads; ++head) {
         for (std::int64_t q = 0; q < problem_.seq_len; ++q) {
@@ -297,6 +311,17 @@ class PairCounter {
 
   std::int64_t row_index(std::int64_t branch, std::int64_t head, std::int64_t q) const {
     return (branch * problem_.heads + head) * problem_.seq_len + q;
+  }
+
+  void meet_extra_keys(const WorkItem& item, std::int64_t head, std::int64_t shift, std::int64_t keys) {
+    ANNULUS_ASSERT(item.zero_keys == 0, "extra keys with keys of zeros");
+    for (std::int64_t q = 0; q < item.q_global.count(); ++q) {
+      for (std::int64_t k = 0; k < keys; ++k) {
+        if (!sees(item.mask, item.q_global[q], item.k_global[k])) { continue; }
+        const std::int64_t row = head * problem_.seq_len + item.q_global[q] + shift;
+        ++extra_counts_[row * problem_.extra_keys + item.k_global[k] - problem_.seq_len];
+      }
+    }
   }
 
   void attend_head(const WorkItem& item, const Shard& shard, std::int64_t head, std::int64_t shift, std::int64_t keys) {
@@ -443,6 +468,7 @@ class PairCounter {
   List<std::int64_t> walked_;     ///< by branch, head and query: how far along its order of keys it has come
   List<std::int64_t> zero_keys_;  ///< the same: keys of zeros so far
   List<int> counts_;
+  List<int> extra_counts_;  ///< by head, query and extra key
 };
 
 /// Every token must be a local row of one rank, and every local row of a rank one token.
@@ -465,8 +491,8 @@ void check_shards(std::span<const RingPlan> plans) {
 
 /// An item's place in its segment must be what its rows say.
 void check_place(const RingPlan& plan, const PairCounter& pairs, const WorkItem& item) {
-  if (plan.routing.key_order != KeyOrder::cyclic) {
-    ANNULUS_ASSERT(item.place == kernels::SegmentPlace{}, "rank {}: a place in a plan without an order of keys", plan.rank);
+  if (plan.routing.key_order != KeyOrder::cyclic || plan.problem.is_extra(item.k_global[0])) {
+    ANNULUS_ASSERT(item.place == kernels::SegmentPlace{}, "rank {}: a place where there is no order of keys", plan.rank);
     return;
   }
   const std::int64_t q = item.q_global[0];
@@ -510,6 +536,9 @@ class WaveCheck {
       ANNULUS_ASSERT(item.wave >= wave, "rank {}: wave {} after wave {}", plan_.rank, item.wave, wave);
       wave = item.wave;
       ANNULUS_ASSERT(item.partial >= 0 && item.partial < plan_.partials, "rank {} has no partial {}", plan_.rank, item.partial);
+      const bool is_extra = plan_.problem.is_extra(item.k_global[0]);
+      ANNULUS_ASSERT(is_extra == (item.partial == plan_.extra_partial) || plan_.extra_partial < 0,
+                     "rank {}: partial {} holds extra keys and others", plan_.rank, item.partial);
       for (std::int64_t j = 0; j < item.heads.kv.count; ++j) {
         for (std::int64_t i = 0; i < item.heads.q_per_kv; ++i) {
           touch(item, item.heads.q_first + j * item.heads.kv.stride * plan_.problem.group_size() + i);

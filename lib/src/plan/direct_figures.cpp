@@ -63,6 +63,19 @@ void DirectFigures::collect(const Setting& setting, const Key& key) {
   }
 }
 
+void DirectFigures::collect_extra_keys(const Setting& setting) {
+  constexpr std::int64_t kElsewhere = std::int64_t{1} << 61;  // no resident rows come before or after them
+  const std::int64_t bytes = block_bytes(setting.problem, setting.problem.extra_keys, setting.problem.kv_heads);
+  if (takes_extra_keys(setting)) {
+    receives_.push_back({1, kExtraOwner, bytes, -1, 1});
+    last_step_ = std::max<std::int64_t>(last_step_, 1);
+  }
+  for_each_taker(setting, [&](std::int64_t rank) {
+    sends_.push_back({1, rank, bytes, kElsewhere, 0});
+    last_step_ = std::max<std::int64_t>(last_step_, 1);
+  });
+}
+
 template <class Visit>
 void DirectFigures::for_each_step(std::vector<Flow>& flows, Visit&& visit) {
   // By step they are sorted by counting; by peer, the few of one step come nearly in order.
@@ -91,6 +104,7 @@ void DirectFigures::add(const Setting& setting, PlanFigures& figures) {
   for_each_cut_segment(setting, [&](std::int64_t branch, std::int64_t head_class, std::int64_t segment) {
     collect(setting, {branch, head_class, segment});
   });
+  collect_extra_keys(setting);
 
   SlotChooser slots(steps_ahead(setting.routing.schedule));
   for_each_step(receives_, [&](std::span<const Flow> flows) {

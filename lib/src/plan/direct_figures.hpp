@@ -32,6 +32,7 @@ class DirectFigures {
 
   const Walk& walk_over(const Setting& setting, const Key& key);
   void collect(const Setting& setting, const Key& key);
+  void collect_extra_keys(const Setting& setting);
   /// Calls visit(flows of one step, by peer) for each step in which something flows, ascending.
   template <class Visit>
   void for_each_step(std::vector<Flow>& flows, Visit&& visit);

@@ -286,7 +286,19 @@ Int128 pairs_of(const Setting& setting) {
   if (entries.empty()) { entries[setting.problem.seq_len] = setting.problem.batch; }
   Int128 pairs = 0;
   for (const auto& [length, count] : entries) { pairs += count * pairs_of_entry(setting, length); }
-  return pairs;
+  const Problem& problem = setting.problem;
+  return pairs + static_cast<Int128>(problem.batch * problem.heads * setting.shard.rows()) * problem.extra_keys;
+}
+
+/// The extra keys pass from their owner to each other rank in step 1, as from the first to the second of two ranks.
+void add_extra_streams(std::vector<Stream>& streams, const Setting& setting) {
+  const auto ring_with = [&](std::int64_t rank) {
+    Ring ring{{planning::kExtraOwner, rank}, {block_bytes(setting.problem, setting.problem.extra_keys, setting.problem.kv_heads), 0}, true};
+    return std::make_shared<const Ring>(std::move(ring));
+  };
+  if (planning::takes_extra_keys(setting)) { streams.emplace_back(ring_with(setting.rank), 1, false); }
+  // They lie in memory as they are sent, but not next to anything else that is.
+  planning::for_each_taker(setting, [&](std::int64_t rank) { streams.emplace_back(ring_with(rank), 0, true); });
 }
 
 std::vector<Stream> streams_of(const Setting& setting, Rings& rings) {
@@ -298,6 +310,7 @@ std::vector<Stream> streams_of(const Setting& setting, Rings& rings) {
   };
   if (setting.routing.schedule == Schedule::ring_full) {
     add(rings.of_all(setting), true);
+    add_extra_streams(streams, setting);
     return streams;
   }
   setting.for_each_class([&](std::int64_t branch, std::int64_t head_class) {
@@ -308,6 +321,7 @@ std::vector<Stream> streams_of(const Setting& setting, Rings& rings) {
       add(rings.of_segment(setting, branch, head_class, segment), image);
     }
   });
+  add_extra_streams(streams, setting);
   return streams;
 }
 

@@ -7,6 +7,7 @@ namespace annulus {
 
 std::int64_t keys_left(const Problem& problem, const WorkItem& item, std::int64_t entry, std::int64_t segment) {
   const Progression& keys = item.k_global.only();
+  if (problem.is_extra(keys.first)) { return keys.count; }
   const std::int64_t tokens = problem.kv_length(entry) - keys.first - segment * item.segment_stride;
   return std::clamp<std::int64_t>(ceil_div(tokens, keys.stride), 0, keys.count);
 }

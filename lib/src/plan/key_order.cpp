@@ -68,6 +68,7 @@ std::optional<CutBlock> find_cut_block(const Problem& problem, const Pattern& pa
     for (const ShardPiece& piece : partition.shard(rank).pieces) {
       const std::int64_t end = piece.global.last() + 1;
       if (end >= problem.seq_len) { continue; }
+      if (problem.extra_keys > 0 && end % block_rows != 0) { return CutBlock{rank, std::ssize(pattern.branches)}; }
       for (std::int64_t branch = 0; branch < std::ssize(pattern.branches); ++branch) {
         const std::int64_t segment = end / pattern.branches[static_cast<std::size_t>(branch)].segment_length;
         for (const HeadClass& heads : classes[static_cast<std::size_t>(branch)]) {
@@ -93,8 +94,10 @@ std::string describe_key_order(const Problem& problem, const Pattern& pattern, c
   if (!cut) {
     return fmt::format("keys in cyclic order: the same bits as on any ranks whose rows are whole blocks of {}", routing.block_rows);
   }
-  std::string text = fmt::format("keys in cyclic order, but rank {} ends inside a block of {} rows of branch {}: not the bits of one rank",
-                                 cut->rank, routing.block_rows, cut->branch);
+  const bool of_sequence = cut->branch == std::ssize(pattern.branches);
+  std::string text =
+      fmt::format("keys in cyclic order, but rank {} ends inside a block of {} rows of {}: not the bits of one rank", cut->rank,
+                  routing.block_rows, of_sequence ? "the sequence, which meets the extra keys" : fmt::format("branch {}", cut->branch));
   const std::int64_t ranks = partition.ranks();
   const PartitionKind kind = partition.kind();
   std::int64_t rate = 1;

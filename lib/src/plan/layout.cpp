@@ -18,6 +18,13 @@ Step& step_of(Layout& layout, std::int64_t number) {
   return layout.steps[number];
 }
 
+/// Where blocks lie that are neither resident rows nor received.
+void place_extra_keys(Layout& layout, const Setting& setting, const Routes& routes) {
+  for (std::int64_t block = 0; block < std::ssize(routes.blocks); ++block) {
+    if (setting.problem.is_extra(routes.blocks[block].rows_global[0])) { layout.places[block] = {block, BufferId::extra, 0}; }
+  }
+}
+
 const KvBlock& block_of(const Routes& routes, std::int64_t index) { return routes.blocks[index]; }
 
 void append(Message& message, std::int64_t block, const Setting& setting, const Routes& routes) {
@@ -45,7 +52,7 @@ std::map<std::int64_t, std::int64_t> last_uses(const Routes& routes) {
 bool send_in_place(Message& message, const Setting& setting, const Routes& routes, const Layout& layout) {
   const auto place_of = [&](std::int64_t block) -> std::optional<BlockPlace> {
     const KvBlock& what = block_of(routes, block);
-    if (what.owner != setting.rank) { return layout.places[block]; }
+    if (what.owner != setting.rank || setting.problem.is_extra(what.rows_global[0])) { return layout.places[block]; }
     const std::optional<std::int64_t> offset = place_in_resident(setting, what.rows_global, what.kv_heads.count);
     if (!offset) { return std::nullopt; }
     return BlockPlace{block, BufferId::resident, *offset};
@@ -75,7 +82,7 @@ void send_packed(Message& message, std::int64_t number, const Setting& setting, 
   for (const std::int64_t block : message.blocks) {
     const KvBlock& what = block_of(routes, block);
     PackItem pack{block, BufferId::resident, 0, {}, message.buffer, offset};
-    if (what.owner == setting.rank) {
+    if (what.owner == setting.rank && !setting.problem.is_extra(what.rows_global[0])) {
       pack.from_rows = local_rows(setting.shard, what.rows_global);
     } else {
       const BlockPlace& place = layout.places[block];
@@ -130,6 +137,7 @@ Layout lay_out(const Setting& setting, const Routes& routes) {
   Layout layout;
   layout.steps.resize(routes.uses.empty() ? 1 : routes.uses.back().step + 1);
   layout.places.resize(routes.blocks.size());
+  place_extra_keys(layout, setting, routes);
   SlotChooser slots(steps_ahead(setting.routing.schedule));
   const std::map<std::int64_t, std::int64_t> last_use = last_uses(routes);
   std::size_t slot = 0;  // of the present step

@@ -37,6 +37,10 @@ std::int64_t block_bytes(const Problem& problem, std::int64_t rows, std::int64_t
   return 2 * problem.batch * rows * kv_heads * problem.head_dim * size_of(problem.dtype);
 }
 
+std::int64_t extra_bytes(const Problem& problem, std::int64_t rank) {
+  return rank == 0 ? block_bytes(problem, problem.extra_keys, problem.kv_heads) : 0;
+}
+
 std::int64_t resident_bytes(const Problem& problem, std::int64_t local_rows) { return block_bytes(problem, local_rows, problem.kv_heads); }
 
 std::int64_t resident_offset(const Problem& problem, const ShardPiece& piece) { return resident_bytes(problem, piece.local_first); }
@@ -55,6 +59,8 @@ std::int64_t buffer_bytes(const RingPlan& plan, BufferId buffer) {
       return plan.send_bytes[0];
     case BufferId::send_1:
       return plan.send_bytes[1];
+    case BufferId::extra:
+      return extra_bytes(plan.problem, plan.rank);
     case BufferId::resident:
       break;
   }
@@ -111,6 +117,7 @@ RingPlan make_plan(const Problem& problem, const Pattern& pattern, const Partiti
   plan.ops = ops_of(std::ssize(layout.steps), steps_ahead(routing.schedule));
   plan.steps = std::move(layout.steps);
   plan.partials = planning::partials_of(setting);
+  plan.extra_partial = planning::extra_partial_of(setting);
   plan.shard = std::move(setting.shard);
   plan.slot_bytes = layout.slot_bytes;
   plan.send_bytes = layout.send_bytes;

@@ -180,6 +180,20 @@ void attend_block(std::vector<WorkItem>& work, const Setting& setting, const Wor
   }
 }
 
+/// All queries of the shard to the extra keys, which lie in `block`.
+void attend_extra_keys(std::vector<WorkItem>& work, const Setting& setting, WorkItem item, const KvBlock& block) {
+  const Problem& problem = setting.problem;
+  item.branch = std::ssize(setting.pattern.branches);
+  item.heads = {range(0, problem.kv_heads), 0, problem.group_size()};
+  item.k_global = block.rows_global;
+  item.k_packed = packed_rows(block.rows_global, item.k_global);
+  for (const ShardPiece& piece : setting.shard.pieces) {
+    item.q_global = Rows<Global>(piece.global);
+    item.q_local = local_rows(setting.shard, item.q_global);
+    work.push_back(item);
+  }
+}
+
 void attend_used(std::vector<Step>& steps, const Setting& setting, const Routes& routes, const std::vector<BlockPlace>& places) {
   for (const Use& use : routes.uses) {
     std::vector<WorkItem>& work = steps[static_cast<std::size_t>(use.step)].work;
@@ -196,6 +210,10 @@ void attend_used(std::vector<Step>& steps, const Setting& setting, const Routes&
     const KvBlock& block = routes.blocks[static_cast<std::size_t>(use.block)];
     const BlockPlace& place = places[static_cast<std::size_t>(use.block)];
     item.keys = {use.block, place.buffer, place.offset_bytes};
+    if (setting.problem.is_extra(block.rows_global[0])) {
+      attend_extra_keys(work, setting, std::move(item), block);
+      continue;
+    }
     if (block.branch >= 0) {
       item.branch = block.branch;
       item.head_class = block.head_class;
@@ -244,7 +262,9 @@ void put_off_keys_above(std::vector<Step>& steps) {
 /// Numbers the waves of one step: an item comes one wave after the last before it that folds into rows of the same partial, which those
 /// of the same branch, heads, segment and first query row do, and where branches share a partial all of another branch. Along a curve it
 /// comes no wave before the last item of its heads and segment. Then orders the items by wave.
-void number_waves(std::vector<WorkItem>& work, bool branches_share, TileOrder tiles) {
+/// @param shares  whether the item of a branch folds into a partial of others
+template <class Shares>
+void number_waves(std::vector<WorkItem>& work, const Shares& shares, TileOrder tiles) {
   using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
   std::map<Key, std::int64_t> next_of_rows;
   std::map<Key, std::int64_t> last_on_curve;
@@ -254,7 +274,7 @@ void number_waves(std::vector<WorkItem>& work, bool branches_share, TileOrder ti
     const Key curve{item.branch, item.head_class, item.segment, item.heads.q_first, 0};
     const auto found = next_of_rows.find(key);
     item.wave = found == next_of_rows.end() ? 0 : found->second;
-    if (branches_share) {
+    if (shares(item.branch)) {
       for (const auto& [branch, next] : next_of_branch) {
         if (branch != item.branch) { item.wave = std::max(item.wave, next); }
       }
@@ -270,19 +290,36 @@ void number_waves(std::vector<WorkItem>& work, bool branches_share, TileOrder ti
 
 }  // namespace
 
-std::int64_t partials_of(const Setting& setting) {
+namespace {
+
+/// Those of the branches.
+std::int64_t branch_partials(const Setting& setting) {
   const bool for_each_branch = setting.routing.key_order == KeyOrder::cyclic && !one_branch_per_head(setting.pattern);
   return for_each_branch ? std::ssize(setting.pattern.branches) : partial_count(setting.pattern);
 }
+
+}  // namespace
+
+std::int64_t extra_partial_of(const Setting& setting) {
+  const std::int64_t of_branches = branch_partials(setting);
+  // Keys come last in a row's order, and these are met before others have come.
+  const bool shares = of_branches == 1 && setting.routing.key_order == KeyOrder::arrival;
+  return setting.problem.extra_keys == 0 || shares ? -1 : of_branches;
+}
+
+std::int64_t partials_of(const Setting& setting) { return branch_partials(setting) + (extra_partial_of(setting) < 0 ? 0 : 1); }
 
 void add_work(const Setting& setting, const Routes& routes, Layout& layout) {
   attend_resident(layout.steps.front().work, setting);
   attend_used(layout.steps, setting, routes, layout.places);
   if (looks_up(setting)) { put_off_keys_above(layout.steps); }
-  const bool one_for_all = partials_of(setting) == 1;
+  const bool one_for_all = branch_partials(setting) == 1;
+  const std::int64_t extra = extra_partial_of(setting);
+  const auto is_extra = [&](std::int64_t branch) { return branch == std::ssize(setting.pattern.branches); };
+  const bool branches_meet = one_for_all && !one_branch_per_head(setting.pattern);
   for (Step& step : layout.steps) {
-    for (WorkItem& item : step.work) { item.partial = one_for_all ? 0 : item.branch; }
-    number_waves(step.work, one_for_all && !one_branch_per_head(setting.pattern), setting.routing.tile_order);
+    for (WorkItem& item : step.work) { item.partial = is_extra(item.branch) && extra >= 0 ? extra : one_for_all ? 0 : item.branch; }
+    number_waves(step.work, [&](std::int64_t branch) { return is_extra(branch) ? extra < 0 : branches_meet; }, setting.routing.tile_order);
   }
 }
 

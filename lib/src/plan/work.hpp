@@ -12,6 +12,9 @@ namespace annulus::planning {
 /// Running partials of each row.
 std::int64_t partials_of(const Setting& setting);
 
+/// That of the extra keys alone, the last; -1 if there are no such keys, or they share that of all branches.
+std::int64_t extra_partial_of(const Setting& setting);
+
 /// Adds the work to the steps of `layout`: keys of the rank's own rows in step 0, all others when the routes say. Under
 /// KeyOrder::cyclic, own rows above a query's block follow the segment's last block.
 void add_work(const Setting& setting, const Routes& routes, Layout& layout);

@@ -99,7 +99,7 @@ void load_permuted(const Session& session, const LocalRing& ring) {
   const CellSource source(*session.resolved().source, ring.cell);
   const Problem& problem = ring.cell.problem;
   const Permuted permuted(session);
-  for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
+  for (const Tensor tensor : kSequenceTensors) {
     const std::int64_t bytes = row_bytes(problem, tensor);
     for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
       const auto read = [&](std::int64_t first, std::int64_t count, std::byte* rows) {

@@ -59,6 +59,7 @@ std::vector<Fact> facts_of(const ResolvedConfig& resolved) {
       {"dtype", text(to_string(problem.dtype))},
       {"causal", text(problem.causal)},
       {"scale", text(problem.scale)},
+      {"extra-keys", text(problem.extra_keys)},
       {"kv-lengths", problem.kv_lengths.empty() ? "none" : fmt::format("{}", fmt::join(problem.kv_lengths, ","))},
       {"segment-lengths", list_of(pattern.branches, &Branch::segment_length)},
       {"dilation-rates", list_of(pattern.branches, &Branch::dilation_rate)},

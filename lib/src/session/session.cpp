@@ -62,6 +62,7 @@ void take_problem(Config& config, const Problem& found) {
   take_extent(config, "heads", config.problem.heads, found.heads);
   take_extent(config, "kv-heads", config.problem.kv_heads, found.kv_heads);
   take_extent(config, "head-dim", config.problem.head_dim, found.head_dim);
+  take_extent(config, "extra-keys", config.problem.extra_keys, found.extra_keys);
   take_kv_lengths(config, found);
   config.problem.dtype = found.dtype;
   config.problem.scale = found.scale;
@@ -333,7 +334,7 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
       predicted_bytes_ += layer_bytes(plans);
       reading += weight_reading_bytes(*resolved.layer, config.problem.dtype);
     } else {
-      for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
+      for (const Tensor tensor : tensors_of(config.problem)) {
         if (const auto bands = resolved.source->bands(tensor)) { reading += bands->bytes() + bands->decoding_bytes(); }
         if (comm.host_size() > 1 && !is_permuted()) { reading += host_load_bytes(*resolved.source, tensor); }
       }
@@ -441,8 +442,18 @@ void Session::load() {
     load_ranges();
   }
   together(comm_, [&] {
+    if (!resolved_.layer) { load_extra_keys(); }
     for (const auto& executor : executors_) { executor->warm_up(); }
   });
+}
+
+void Session::load_extra_keys() {
+  if (problem().extra_keys == 0) { return; }
+  for (const LocalRing& ring : rings_) {
+    const CellSource of_cell(*resolved_.source, ring.cell);
+    for (const auto& executor : ring.executors) { executor->load_extra_keys(of_cell); }
+  }
+  resolved_.source->release_buffers();
 }
 
 void Session::load_ranges() {
@@ -454,7 +465,7 @@ void Session::load_ranges() {
       boxes.push_back({cell.first_batch, cell.problem.batch, partition_.shard(rank % grid().seq)});
     }
     std::exception_ptr failure;
-    for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
+    for (const Tensor tensor : kSequenceTensors) {
       // Where rows lie in chunks that are decoded whole, the ranks of a host decode each of them once for all.
       const bool shared = comm_.host_size() > 1 && source.bands(tensor).has_value();
       try {

@@ -69,6 +69,8 @@ class Definition {
         turn(token, problem_.kv_heads, row);
         break;
       case Tensor::v:
+      case Tensor::k_extra:
+      case Tensor::v_extra:
         break;
     }
   }
@@ -124,6 +126,8 @@ class Definition {
       case Tensor::k:
         return k_;
       case Tensor::v:
+      case Tensor::k_extra:
+      case Tensor::v_extra:
         break;
     }
     return v_;
@@ -278,6 +282,8 @@ Activation activation_of(Tensor tensor) {
     case Tensor::k:
       return Activation::x_key;
     case Tensor::v:
+    case Tensor::k_extra:
+    case Tensor::v_extra:
       break;
   }
   return Activation::x_value;

@@ -113,6 +113,7 @@ std::int64_t zero_slots(const Problem& problem, const Pattern& pattern, const Br
 
 /// Once a key is masked, all later ones are.
 bool is_masked(const Problem& problem, const RowId& query, std::int64_t key) {
+  if (key >= problem.seq_len) { return false; }  // an extra key: every query sees it
   if (problem.causal && key > query.row) { return true; }
   return !problem.kv_lengths.empty() && key >= problem.kv_lengths[query.batch];
 }
@@ -197,6 +198,7 @@ class KeyWindow {
     return std::max(kTileKeys, kWindowBytes / (token_bytes() + exact_bytes));
   }
 
+  /// Tokens from seq_len on are the extra keys, which are not loaded together with others.
   void load(std::int64_t batch, std::int64_t first, std::int64_t count, bool with_values) {
     if (batch != batch_ || first != first_ || count != count_) {
       count_ = 0;  // nothing is held if a read throws
@@ -224,6 +226,10 @@ class KeyWindow {
 
  private:
   void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, List<std::byte>& into, List<double>& exact_into) {
+    if (first >= problem_.seq_len) {
+      tensor = tensor == Tensor::k ? Tensor::k_extra : Tensor::v_extra;
+      first -= problem_.seq_len;
+    }
     into.resize(count * token_bytes());
     source_.read(tensor, batch, first, count, problem_.dtype, into.data());
     if (exact_ == nullptr) { return; }
@@ -320,29 +326,36 @@ class Oracle {
     total.plain_lse = total.lse;
     List<std::int64_t> covering(count, 0);
 
-    // `lse` mixing is one softmax over the keys of all branches; otherwise each branch has its own.
+    // `lse` mixing is one softmax over the keys of all branches and the extra ones; otherwise each branch has its own, over its keys and
+    // the extra ones.
     const std::int64_t branches = std::ssize(pattern_.branches);
-    const std::int64_t together = pattern_.mixing == Mixing::lse ? branches : 1;
+    const bool one_softmax = pattern_.mixing == Mixing::lse;
+    const std::int64_t together = one_softmax ? branches : 1;
     for (std::int64_t first = 0; first < branches; first += together) {
-      exact_.reset(count, head_dim);
-      plain_.reset(count, head_dim);
-      for (List<float>& acc : scaled_acc_) { acc.assign(plain_.acc.size(), 0.0F); }
+      reset_softmax();
       run_pass(Pass::maxima, first, first + together);
+      List<bool> sees(count, one_softmax);  // the extra keys, in this softmax
+      for (std::int64_t i = 0; i < count; ++i) { sees[i] = sees[i] || exact_.max[i] > -std::numeric_limits<double>::infinity(); }
+      run_extra_keys(Pass::maxima, sees);
       run_pass(Pass::sums, first, first + together);
+      if (!one_softmax) { add_lse(total); }
+      run_extra_keys(Pass::sums, sees);
+      if (one_softmax) { add_lse(total); }
       for (std::int64_t i = 0; i < count; ++i) {
-        const std::int64_t at = i;
-        if (exact_.sum[at] == 0.0) { continue; }  // no key: the softmax's largest term alone is 1
-        ++covering[at];
-        total.lse[at] = log_add(total.lse[at], exact_.max[at] + std::log(exact_.sum[at]));
-        total.plain_lse[at] = log_add(total.plain_lse[at], static_cast<double>(plain_.max[at] + std::log(plain_.sum[at])));
-        for (std::int64_t d = i * head_dim; d < (i + 1) * head_dim; ++d) {
-          const std::int64_t element = d;
-          total.out[element] += exact_.acc[element] / exact_.sum[at];
-          total.plain_out[element] += plain_.acc[element] / plain_.sum[at];
-          for (std::int64_t scale = 0; scale < scales(); ++scale) {
-            total.scaled_out[scale][element] += scaled_acc_[scale][element] / plain_.sum[at];
-          }
-        }
+        if (exact_.sum[i] == 0.0) { continue; }  // no key: the softmax's largest term alone is 1
+        ++covering[i];
+        add_output(i, total);
+      }
+    }
+    if (!one_softmax && problem_.extra_keys > 0) {
+      // Once for the LSE of all rows, and for the output of those that see nothing else.
+      reset_softmax();
+      const List<bool> all(count, true);
+      run_extra_keys(Pass::maxima, all);
+      run_extra_keys(Pass::sums, all);
+      add_lse(total);
+      for (std::int64_t i = 0; i < count; ++i) {
+        if (exact_.sum[i] > 0.0 && covering[i] == 0) { add_output(i, total); }
       }
     }
 
@@ -362,6 +375,33 @@ class Oracle {
   }
 
  private:
+  void reset_softmax() {
+    exact_.reset(row_heads(), problem_.head_dim);
+    plain_.reset(row_heads(), problem_.head_dim);
+    for (List<float>& acc : scaled_acc_) { acc.assign(plain_.acc.size(), 0.0F); }
+  }
+
+  /// Adds what the sums have come to to the LSE of all rows; a row without keys, whose maximum is -inf, gets nothing.
+  void add_lse(OracleRows& total) const {
+    for (std::int64_t i = 0; i < row_heads(); ++i) {
+      if (exact_.sum[i] == 0.0) { continue; }
+      total.lse[i] = log_add(total.lse[i], exact_.max[i] + std::log(exact_.sum[i]));
+      total.plain_lse[i] = log_add(total.plain_lse[i], static_cast<double>(plain_.max[i] + std::log(plain_.sum[i])));
+    }
+  }
+
+  /// Adds the softmax of one row and head to its output.
+  void add_output(std::int64_t row_head, OracleRows& total) const {
+    const std::int64_t head_dim = problem_.head_dim;
+    for (std::int64_t element = row_head * head_dim; element < (row_head + 1) * head_dim; ++element) {
+      total.out[element] += exact_.acc[element] / exact_.sum[row_head];
+      total.plain_out[element] += plain_.acc[element] / plain_.sum[row_head];
+      for (std::int64_t scale = 0; scale < scales(); ++scale) {
+        total.scaled_out[scale][element] += scaled_acc_[scale][element] / plain_.sum[row_head];
+      }
+    }
+  }
+
   std::int64_t scales() const { return probabilities_ == PlainProbabilities::rounded_at_scales ? kPlainScales : 0; }
   std::int64_t row_count() const { return std::ssize(rows_); }
   std::int64_t row_heads() const { return row_count() * problem_.heads; }
@@ -467,6 +507,43 @@ class Oracle {
       if (std::ssize(scratch.tile_tokens) == kTileKeys) { run_tile(pass, unit, scratch); }
     }
     if (!scratch.tile_tokens.empty()) { run_tile(pass, unit, scratch); }
+  }
+
+  /// The extra keys, for the rows and heads that `sees` names.
+  void run_extra_keys(Pass pass, const List<bool>& sees) {
+    const std::int64_t end_of_keys = problem_.seq_len + problem_.extra_keys;
+    for (std::int64_t first = 0, end = 0; first < row_count(); first = end) {
+      while (end < row_count() && rows_[end].batch == rows_[first].batch) { ++end; }
+      for (std::int64_t key = problem_.seq_len; key < end_of_keys; key += window_.capacity()) {
+        window_.load(rows_[first].batch, key, std::min(window_.capacity(), end_of_keys - key), pass == Pass::sums);
+        List<Unit> units;
+        for (std::int64_t row = first; row < end; row += kBlockRows) {
+          for (std::int64_t head = heads_.first; head < heads_.first + heads_.count; ++head) {
+            units.push_back({0, 0, head, row, std::min(end, row + kBlockRows), 0.0, 0});
+          }
+        }
+        for_each_parallel(std::ssize(units), threads_, [&](std::int64_t worker, std::int64_t index) {
+          Unit& unit = units[index];
+          Scratch& scratch = scratch_[worker];
+          scratch.rows.clear();
+          for (std::int64_t place = unit.first_row; place < unit.end_row; ++place) {
+            if (sees[place * problem_.heads + unit.head]) { scratch.rows.push_back(place); }
+          }
+          if (scratch.rows.empty()) { return; }
+          load_queries(unit.head, scratch);
+          scratch.tile_tokens.clear();
+          for (std::int64_t token = window_.first(); token < window_.end(); ++token) {
+            scratch.tile_tokens.push_back(token);
+            if (std::ssize(scratch.tile_tokens) == kTileKeys || token + 1 == window_.end()) { run_tile(pass, unit, scratch); }
+          }
+          if (progress_ != nullptr) { progress_->fetch_add(1, std::memory_order_relaxed); }
+        });
+        for (const Unit& unit : units) {
+          value_squares_ += unit.value_squares;
+          value_count_ += unit.value_count;
+        }
+      }
+    }
   }
 
   void load_queries(std::int64_t head, Scratch& scratch) const {
@@ -636,6 +713,10 @@ class InOrder final : public SourceView {
 
   /// In the order in which they are stored, neighbours together: a file may have to decode much for each row that is asked for.
   void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override {
+    if (tensor == Tensor::k_extra || tensor == Tensor::v_extra) {
+      viewed().read(tensor, batch, first, count, dtype, out);
+      return;
+    }
     const Problem& held = problem();
     const std::int64_t row_bytes = (tensor == Tensor::q ? held.heads : held.kv_heads) * held.head_dim * size_of(dtype);
     const auto stored = [&](std::int64_t place) { return rows_[first + place]; };
@@ -670,11 +751,13 @@ OracleRows oracle_rows(const TensorSource& source, const Problem& problem, const
   validate(problem);
   if (!pattern.branches.empty()) { validate(pattern); }
   const Problem& held = source.problem();
-  ANNULUS_EXPECTS(held.batch == problem.batch && held.seq_len == problem.seq_len && held.heads == problem.heads &&
-                      held.kv_heads == problem.kv_heads && held.head_dim == problem.head_dim,
-                  "{} holds batch {}, seq_len {}, heads {}, kv_heads {}, head_dim {}; the problem to check has {}, {}, {}, {}, {}",
-                  source.describe(), held.batch, held.seq_len, held.heads, held.kv_heads, held.head_dim, problem.batch, problem.seq_len,
-                  problem.heads, problem.kv_heads, problem.head_dim);
+  ANNULUS_EXPECTS(
+      held.batch == problem.batch && held.seq_len == problem.seq_len && held.heads == problem.heads && held.kv_heads == problem.kv_heads &&
+          held.head_dim == problem.head_dim && held.extra_keys == problem.extra_keys,
+      "{} holds batch {}, seq_len {}, heads {}, kv_heads {}, head_dim {}, {} extra keys; the problem to check has {}, {}, {}, {}, "
+      "{}, {}",
+      source.describe(), held.batch, held.seq_len, held.heads, held.kv_heads, held.head_dim, held.extra_keys, problem.batch,
+      problem.seq_len, problem.heads, problem.kv_heads, problem.head_dim, problem.extra_keys);
   ANNULUS_EXPECTS(heads.first >= 0 && heads.count >= 0 && heads.count <= problem.heads - heads.first, "heads {}..{} are outside 0..{}",
                   heads.first, heads.first + heads.count, problem.heads);
   ANNULUS_EXPECTS(threads >= 1, "the oracle was given {} threads; it needs at least 1", threads);

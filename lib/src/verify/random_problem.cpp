@@ -143,6 +143,12 @@ void add_kv_lengths(RandomCase& drawn, Random random) {
   }
 }
 
+/// Gives every query a few more keys, in some cases.
+void add_extra_keys(RandomCase& drawn, Random random) {
+  if (!random.chance(25)) { return; }
+  drawn.problem.extra_keys = random.chance(70) ? random.between(1, 3) : random.between(4, 300);
+}
+
 std::int64_t any_divisor(Random& random, std::int64_t number, std::int64_t most) {
   std::vector<std::int64_t> divisors;
   for (std::int64_t divisor = 1; divisor <= std::min(number, most); ++divisor) {
@@ -178,13 +184,15 @@ BranchLists branch_lists(const Pattern& pattern) {
 std::string RandomCase::describe() const {
   const BranchLists lists = branch_lists(pattern);
   return fmt::format(
-      "ranks {}{}, batch {}, seq_len {}, heads {}/{}, head_dim {}, {}{}{}, w {}, r {}, offset {}, head-split {}, mixing {}{}, ragged {}{}, "
+      "ranks {}{}, batch {}, seq_len {}, heads {}/{}, head_dim {}, {}{}{}{}, w {}, r {}, offset {}, head-split {}, mixing {}{}, ragged "
+      "{}{}, "
       "{}, "
       "{}{}",
       ranks, grid == Grid() ? "" : fmt::format(" as {}", to_string(grid)), problem.batch, problem.seq_len, problem.heads, problem.kv_heads,
       problem.head_dim, to_string(problem.dtype), problem.causal ? ", causal" : "",
-      problem.kv_lengths.empty() ? "" : fmt::format(", kv-lengths {}", fmt::join(problem.kv_lengths, ",")), lists.segment_lengths,
-      lists.dilation_rates, to_string(pattern.offset), to_string(pattern.head_split), to_string(pattern.mixing),
+      problem.kv_lengths.empty() ? "" : fmt::format(", kv-lengths {}", fmt::join(problem.kv_lengths, ",")),
+      problem.extra_keys == 0 ? "" : fmt::format(", extra-keys {}", problem.extra_keys), lists.segment_lengths, lists.dilation_rates,
+      to_string(pattern.offset), to_string(pattern.head_split), to_string(pattern.mixing),
       pattern.scale_by_branches ? ", scaled by branches" : "", to_string(pattern.ragged),
       pattern.order == SequenceOrder::linear ? "" : fmt::format(", order {}", to_string(pattern.order)), to_string(partition),
       to_string(schedule), tile_order == TileOrder::linear ? "" : fmt::format(", tile-order {}", to_string(tile_order)));
@@ -200,6 +208,7 @@ std::string RandomCase::flags() const {
       to_string(pattern.ragged), to_string(partition), to_string(schedule), ranks);
   if (problem.causal) { text += " --causal"; }
   if (!problem.kv_lengths.empty()) { text += fmt::format(" --kv-lengths {}", fmt::join(problem.kv_lengths, ",")); }
+  if (problem.extra_keys > 0) { text += fmt::format(" --extra-keys {}", problem.extra_keys); }
   if (pattern.scale_by_branches) { text += " --scale-by-branches"; }
   if (pattern.order != SequenceOrder::linear) { text += fmt::format(" --order {}", to_string(pattern.order)); }
   if (grid != Grid()) { text += fmt::format(" --grid {}", to_string(grid)); }
@@ -252,6 +261,7 @@ RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<st
   if (order.chance(30)) { pattern.order = order.any_of<SequenceOrder>(); }
   if (problem.causal) { pattern.order = SequenceOrder::linear; }  // is refused otherwise
   add_kv_lengths(result, Random(seed, number, "kv-lengths"));
+  add_extra_keys(result, Random(seed, number, "extra-keys"));
   add_grid(result, Random(seed, number, "grid"));
   if (Random(seed, number, "tile-order").chance(20)) { result.tile_order = TileOrder::hilbert; }
   return result;

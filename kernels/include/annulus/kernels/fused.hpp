@@ -121,6 +121,7 @@ struct CombineTask {
   std::int64_t heads = 0;
   std::int64_t head_dim = 0;
   float output_scale = 1.0F;
+  std::int64_t extra_keys = 0;            ///< that every row sees: if any, the last entry of each head is theirs, as FinishTask::extra
   const void* partial = nullptr;          ///< float4, as Arguments::partial
   const CombineEntry* entries = nullptr;  ///< by head
   const std::int32_t* begin = nullptr;    ///< [heads + 1]: where the entries of a head begin

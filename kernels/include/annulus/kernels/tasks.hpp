@@ -126,13 +126,17 @@ struct PartialPointers {
   void* sum = nullptr;
 };
 
-/// Largest number of partials that one FinishTask combines (the number of branches of a pattern is limited to this).
-inline constexpr int kMaxPartials = 64;
+/// Largest number of partials that one FinishTask combines: of the branches of a pattern, and of keys that every row sees.
+inline constexpr int kMaxPartials = 65;
 
 /// Turns partials into the result: out [batch, rows, heads, head_dim] in `dtype`, lse [batch, heads, rows] fp32, both contiguous.
 ///
 /// One partial: out = output_scale * acc / sum. Several: `mean` or `sum` of the normalised partials that cover the row. lse is always the
 /// log-sum-exp over all partials: max + ln(sum). A row that nothing covers gets out 0 and lse -inf. Rounded once, to nearest even.
+///
+/// With a partial `extra` of keys that every row sees, `mean` and `sum` are of the other partials that cover the row, each with the extra
+/// one folded into it before it is normalised: out = sum over g of (acc_g + acc_extra) / (sum_g + sum_extra), all at one maximum. A row
+/// that no other partial covers has the extra one alone. In `lse`, and in lse, it counts once, like any other.
 struct FinishTask {
   DType dtype = DType::fp32;
   Combine combine = Combine::lse;
@@ -142,6 +146,7 @@ struct FinishTask {
   std::int64_t head_dim = 0;
   double output_scale = 1.0;
   int partials = 1;
+  int extra = -1;  ///< number of the partial of keys that every row sees; -1: there is none
   PartialPointers partial[kMaxPartials];
   void* out = nullptr;
   float* lse = nullptr;

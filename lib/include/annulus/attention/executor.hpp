@@ -32,8 +32,10 @@ class RingExecutor {
   /// Tells the transport where every step's messages will lie. Collective over the transport's ranks; once, before the first op.
   void connect();
 
-  /// Reads the rank's rows of Q, K and V. Returns when they are in place.
+  /// Reads the rank's rows of Q, K and V, and the extra keys if it owns them. Returns when they are in place.
   void load(const TensorSource& source);
+  /// The extra keys and their values alone; nothing on ranks that do not own them.
+  void load_extra_keys(const TensorSource& source);
   void load(const TensorSource& source, Tensor tensor);
   /// Of one tensor, rows [first, first + count) of one batch entry, all of them this rank's.
   void load_rows(const TensorSource& source, Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count);
@@ -50,6 +52,10 @@ class RingExecutor {
   };
   /// Of the row with this global number, which is this rank's; for who makes the rows of Q, K and V instead of reading them.
   RowPlace input_place(Tensor tensor, std::int64_t batch, std::int64_t row) const;
+  /// Where the owner of extra keys keeps those of a batch entry, [extra_keys, kv_heads, head_dim].
+  std::byte* extra_place(Tensor tensor, std::int64_t batch) const;
+  /// Whether this rank owns extra keys.
+  bool owns_extra_keys() const { return extra_.bytes() > 0; }
   /// Of its row of O.
   RowPlace output_place(std::int64_t batch, std::int64_t row) const;
 
@@ -110,6 +116,7 @@ class RingExecutor {
   Watchdog& watchdog_;
   Buffer q_;
   Buffer resident_;  ///< BufferId::resident
+  Buffer extra_;     ///< BufferId::extra
   Buffer out_;
   Buffer lse_;
   std::vector<Buffer> slots_;  ///< by number

@@ -33,10 +33,11 @@ struct FusedProgram {
   std::int64_t tiles = 0;        ///< of all launches
   std::int64_t most_tiles = 0;   ///< of one launch
 
-  /// Whether each row has one branch at most, unscaled: its last record then writes O and LSE, and no partial is left.
+  /// Whether each row has one branch at most, unscaled and without extra keys: its last record then writes O and LSE, and no partial is
+  /// left.
   bool writes_rows = false;
-  /// Where the partials of each query head lie, by the order of its branches; begin[head] is the first. Empty if rows are written. Rows
-  /// that nothing covers are written from here, too, so there may be a begin without entries.
+  /// Where the partials of each query head lie, by the order of its branches, extra keys last; begin[head] is the first. Empty if rows are
+  /// written. Rows that nothing covers are written from here, too, so there may be a begin without entries.
   std::vector<kernels::cuda::fused::CombineEntry> entries;
   std::vector<std::int32_t> begin;  ///< [heads + 1], or nothing where all rows are written
 };

@@ -23,6 +23,7 @@ struct TensorAddresses {
   float* lse = nullptr;           ///< [batch, heads, local rows]
   std::array<std::byte*, kSlots.size()> slots{};
   std::array<std::byte*, kSendBuffers.size()> sends{};
+  std::byte* extra = nullptr;  ///< BufferId::extra
 };
 
 kernels::Combine combine_of(Mixing mixing);

@@ -11,7 +11,8 @@ namespace annulus {
 
 inline constexpr std::int64_t kMaxSeqLen = std::int64_t{1} << 48;
 inline constexpr std::int64_t kMaxHeadDim = 256;
-inline constexpr std::int64_t kMaxBranches = 64;  ///< kernels::kMaxPartials holds one partial for each
+inline constexpr std::int64_t kMaxBranches = 64;  ///< kernels::kMaxPartials holds one partial for each, and one for extra keys
+inline constexpr std::int64_t kMaxExtraKeys = std::int64_t{1} << 24;
 
 /// Which heads of a larger problem those of a problem are: query heads from `first` on, with their KV heads.
 struct HeadWindow {
@@ -34,6 +35,9 @@ struct Problem {
   /// [batch], or empty: keys of a batch entry at and past its number are seen by no query. Queries there are computed like any other, and
   /// segments are cut by seq_len. A row of which that hides every key has O = 0 and LSE = -inf.
   List<std::int64_t> kv_lengths = {};
+  /// Keys besides those of the sequence, which every query sees: behind a causal mask, past kv_lengths, and where no branch covers it. They
+  /// are numbered from seq_len on. In `lse` mixing they count once; of `mean` and `sum`, which are of attentions, each sees them.
+  std::int64_t extra_keys = 0;
   /// Where a pattern tells heads apart by their number, it is the number in the larger problem. KV heads are whole groups of query heads,
   /// or one that has more query heads than these.
   HeadWindow window = {};
@@ -44,6 +48,8 @@ struct Problem {
   std::int64_t all_kv_heads() const { return window.heads == 0 ? kv_heads : window.kv_heads; }
   /// Number in it of the first KV head here.
   std::int64_t first_kv_head() const { return window.first / (all_heads() / all_kv_heads()); }
+  /// Whether a key is one of the extra ones, by its number.
+  bool is_extra(std::int64_t key) const { return key >= seq_len; }
   /// Tokens of a batch entry from the first on whose keys are seen.
   std::int64_t kv_length(std::int64_t entry) const { return kv_lengths.empty() ? seq_len : kv_lengths[entry]; }
   bool operator==(const Problem&) const = default;

@@ -16,7 +16,8 @@ namespace annulus {
 
 /// Rows of a result, each a (batch, head, row), that say something about it.
 struct RowCounts {
-  std::int64_t uncovered = 0;  ///< that see no key, as no branch covers them or kv_lengths hides all: O is 0 and LSE -inf
+  std::int64_t uncovered =
+      0;  ///< that see no key, as there are no extra ones, and no branch covers them or kv_lengths hides all: O is 0, LSE -inf
   /// With NaN or infinity in O, or an LSE that is no number though the row is covered; of a layer also, as head 0, with NaN or infinity in
   /// y alone.
   std::int64_t non_finite = 0;
@@ -86,7 +87,7 @@ void check_result_path(const std::string& path, bool force);
 void remove_unfinished_results() noexcept;
 
 /// Writes a Q, K, V input file with the generator's values, made by `threads` threads; same atomic rule as ResultFile. `scale` becomes its
-/// attribute, kv_lengths its dataset /kv_lengths.
+/// attribute, kv_lengths its dataset /kv_lengths; there are /k_extra and /v_extra if the problem has extra keys.
 void write_generated_input(const std::string& path, bool force, const Problem& problem, std::uint64_t seed, int threads = 1);
 
 }  // namespace annulus

@@ -3,15 +3,30 @@
 
 #include <annulus/core/problem.hpp>
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 namespace annulus {
 
-enum class Tensor { q, k, v };
+enum class Tensor { q, k, v, k_extra, v_extra };
+
+/// Those with a row for each token of the sequence.
+inline constexpr std::array<Tensor, 3> kSequenceTensors{Tensor::q, Tensor::k, Tensor::v};
+/// The extra keys and their values.
+inline constexpr std::array<Tensor, 2> kExtraTensors{Tensor::k_extra, Tensor::v_extra};
+
+/// Those that a problem has.
+std::span<const Tensor> tensors_of(const Problem& problem);
+
+/// Rows of a batch entry of the tensor.
+inline std::int64_t rows_of(const Problem& problem, Tensor tensor) {
+  return tensor == Tensor::k_extra || tensor == Tensor::v_extra ? problem.extra_keys : problem.seq_len;
+}
 
 /// Heads of a row of the tensor.
 inline std::int64_t heads_of(const Problem& problem, Tensor tensor) { return tensor == Tensor::q ? problem.heads : problem.kv_heads; }
@@ -100,10 +115,11 @@ class InputSource {
   virtual std::vector<Fingerprint> fingerprints(std::int64_t part, std::int64_t parts) const = 0;
 };
 
-/// Where Q, K and V come from: a file or the generator. Any rank may read any rows; const calls are independent of each other.
+/// Where Q, K, V and extra keys come from: a file or the generator. Any rank may read any rows; const calls are independent of each other.
 class TensorSource : public InputSource {
  public:
-  /// Extents and dtype of what it holds. causal is off; scale is the file's attribute or 1/sqrt(head_dim); kv_lengths are the file's.
+  /// Extents and dtype of what it holds. causal is off; scale is the file's attribute or 1/sqrt(head_dim); kv_lengths and the number of
+  /// extra keys are the file's.
   virtual const Problem& problem() const = 0;
 
   /// Rows [first, first+count) of one batch entry of `tensor` into `out` [count, heads of that tensor, head_dim], converted to `dtype` once
@@ -152,7 +168,8 @@ class SourceView : public TensorSource {
 std::unique_ptr<TensorSource> make_generator(const Problem& problem, std::uint64_t seed, int threads = 1);
 
 /// An HDF5 file with /q [batch, seq, heads, head_dim], /k and /v [batch, seq, kv_heads, head_dim] (or 3-D, batch 1); fp32, fp16 or bf16.
-/// It may hold /kv_lengths [batch], int64 in 1..seq.
+/// It may hold /kv_lengths [batch], int64 in 1..seq, and extra keys: /k_extra and /v_extra [batch, n, kv_heads, head_dim] (3-D as
+/// they are).
 /// What it needs is asked for before anything is read: sources of virtual datasets, external storage, chunks, filters.
 /// @throws InvalidArgument naming file and dataset if it is absent, truncated, damaged, locked, foreign, incomplete, or shaped or typed
 /// otherwise

@@ -15,7 +15,7 @@ class CoveredRows {
  public:
   CoveredRows(const Problem& problem, const Pattern& pattern);
 
-  /// Whether a row sees a key: a branch covers it, and kv_lengths does not hide all keys of its segment.
+  /// Whether a row sees a key: there are extra ones, or a branch covers it, and kv_lengths does not hide all keys of its segment.
   /// @param entry a batch entry @param head a query head @param row a global row
   bool sees_key(std::int64_t entry, std::int64_t head, std::int64_t row) const;
 

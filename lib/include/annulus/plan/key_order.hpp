@@ -22,10 +22,10 @@ Routing choose_routing(PartitionKind partition, Schedule schedule, bool causal, 
 /// A shard that ends inside a block of a branch.
 struct CutBlock {
   std::int64_t rank = 0;
-  std::int64_t branch = 0;
+  std::int64_t branch = 0;  ///< one past the last: a block of the whole sequence, whose rows meet the extra keys together
 };
 
-/// The first shard that ends inside a block of a segment of some branch, if any does.
+/// The first shard that ends inside a block of a segment of some branch, or where there are extra keys of the sequence, if any does.
 std::optional<CutBlock> find_cut_block(const Problem& problem, const Pattern& pattern, const Partition& partition, std::int64_t block_rows);
 
 /// One sentence: the order of keys, and whether results are the same bits on any number of ranks whose shards are whole blocks. Where a

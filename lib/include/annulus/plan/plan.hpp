@@ -25,14 +25,16 @@ enum class BufferId {
   slot_3,
   send_0,  ///< packed blocks sent for even steps
   send_1,
+  extra,  ///< on rank 0 the extra keys and their values: [2, batch, extra_keys, kv_heads, head_dim]
 };
 inline constexpr std::array<BufferId, 4> kSlots{BufferId::slot_0, BufferId::slot_1, BufferId::slot_2, BufferId::slot_3};
 inline constexpr std::array<BufferId, 2> kSendBuffers{BufferId::send_0, BufferId::send_1};
 
-/// The rows of one branch, one head class and one segment that one rank owns (or, for ring-full, a rank's undilated rows of all KV heads).
+/// The rows of one branch, one head class and one segment that one rank owns (or, for ring-full, a rank's undilated rows of all KV heads;
+/// or the problem's extra keys of all KV heads, which are rank 0's and come after the sequence's rows).
 /// In a buffer it lies as [2 (K, V), batch, rows, kv heads, head_dim], contiguous.
 struct KvBlock {
-  std::int64_t branch = -1;  ///< -1: undilated rows of all KV heads
+  std::int64_t branch = -1;  ///< -1: undilated rows, or extra keys, of all KV heads
   std::int64_t head_class = -1;
   std::int64_t segment = -1;
   std::int64_t owner = 0;  ///< the rank whose rows they are
@@ -80,8 +82,9 @@ struct KeyPlace {
 };
 
 /// Attention of some query rows to some key rows of one branch, the same for `segments` segments that lie segment_stride tokens apart
-/// (in global and in local numbering; keys are resident when segments > 1). Each of its row sets is one run. Any kernel can take a flat
-/// list of these. An item is of all batch entries; item_parts.hpp says which of its keys Problem::kv_lengths leaves to each of them.
+/// (in global and in local numbering; keys are resident when segments > 1). Each of its row sets is one run. Its branch is one past the
+/// last where its keys are the extra ones: they have no segment, and no place in it. Any kernel can take a flat list of these. An item is
+/// of all batch entries; item_parts.hpp says which of its keys Problem::kv_lengths leaves to each of them.
 struct WorkItem {
   std::int64_t branch = 0;
   std::int64_t head_class = 0;
@@ -151,7 +154,7 @@ struct MemoryPlan {
 struct PlanSizes {
   std::int64_t rank = 0;
   std::int64_t local_rows = 0;
-  std::int64_t partials = 1;  ///< running partials of each row: one for all branches, or one for each
+  std::int64_t partials = 1;  ///< running partials of each row: one for all branches, or one for each, and maybe one for extra keys
   std::array<std::int64_t, kSlots.size()> slot_bytes{};
   std::array<std::int64_t, kSendBuffers.size()> send_bytes{};
   bool operator==(const PlanSizes&) const = default;
@@ -166,9 +169,10 @@ struct RingPlan {
   Shard shard;
   std::int64_t local_rows = 0;
   List<KvBlock> blocks;
-  List<Step> steps;           ///< step 0 attends resident keys; at least one step
-  std::vector<Op> ops;        ///< in the order in which they run
-  std::int64_t partials = 1;  ///< running partials of each row: one for all branches, or one for each
+  List<Step> steps;                 ///< step 0 attends resident keys; at least one step
+  std::vector<Op> ops;              ///< in the order in which they run
+  std::int64_t partials = 1;        ///< running partials of each row: one for all branches, or one for each, and maybe one for extra keys
+  std::int64_t extra_partial = -1;  ///< that of extra keys alone; -1: there are none, or they share that of all branches
   std::array<std::int64_t, kSlots.size()> slot_bytes{};
   std::array<std::int64_t, kSendBuffers.size()> send_bytes{};
   bool operator==(const RingPlan&) const = default;
@@ -187,6 +191,10 @@ bool keeps_key_order(PartitionKind partition, Schedule schedule, bool causal);
 /// Mixing::lse. KeyOrder::cyclic lets every row meet its keys in the order of one rank: what lies above the own block of resident keys is
 /// attended after the last block of the segment, and each branch has its own partial.
 ///
+/// Extra keys are on all ranks that have queries by step 1, which attend them there and then; on rank 0, in step 0. They have a partial of
+/// their own, which is the last to be combined, unless nothing but rounding is at stake: under KeyOrder::arrival, where one partial serves
+/// all of a row's branches, they fold into that.
+///
 /// TileOrder::hilbert cuts the attention of a run of queries to a run of keys into tiles, at most 8 along either, which are visited along a
 /// Hilbert curve, and neighbours on it that have no query row in common together. It keeps no order of keys.
 /// @throws InvalidArgument if problem, pattern, partition and routing do not agree
@@ -194,6 +202,9 @@ RingPlan make_plan(const Problem& problem, const Pattern& pattern, const Partiti
 
 /// Bytes of K and V of so many rows with so many KV heads, all batch entries.
 std::int64_t block_bytes(const Problem& problem, std::int64_t rows, std::int64_t kv_heads);
+
+/// Bytes that a rank keeps of the extra keys and their values: all of them on rank 0.
+std::int64_t extra_bytes(const Problem& problem, std::int64_t rank);
 
 /// Bytes of the resident K and V of so many rows.
 std::int64_t resident_bytes(const Problem& problem, std::int64_t local_rows);

@@ -129,6 +129,8 @@ class Session {
  private:
   /// load() of a sequence in its own order.
   void load_ranges();
+  /// What load() takes besides, without a layer: the extra keys, to the ranks that own them.
+  void load_extra_keys();
   /// load() of a layer.
   void load_layer();
   /// What the layer takes on this process, by plan. Weights and scratch are shared.

@@ -61,6 +61,9 @@ Routes routes_of(const Setting& setting, Schedule schedule) {
   if (routes.uses.empty()) {
     for (const Hop& hop : routes.receives) { routes.uses.push_back({hop.step, hop.block}); }
   }
+  add_extra_keys(routes, setting);
+  sort_hops(routes.receives);
+  sort_hops(routes.sends);
   std::stable_sort(routes.uses.begin(), routes.uses.end(), [](const Use& a, const Use& b) { return a.step < b.step; });
   return routes;
 }

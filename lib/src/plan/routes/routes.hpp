@@ -5,6 +5,7 @@
 #include "plan/setting.hpp"
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 namespace annulus::planning {
@@ -46,7 +47,22 @@ Routes ring_full_routes(const Setting& setting);
 /// takes two steps for keys that both see, so that what is sent in a step is needed in that step by all.
 Routes direct_routes(const Setting& setting);
 
-/// The routes of a schedule.
+/// The rank that owns the extra keys. It has a query: every partition gives it the first token.
+inline constexpr std::int64_t kExtraOwner = 0;
+
+/// Calls visit(rank) for the ranks, ascending, to which this one sends the extra keys: all that have queries, if it owns them.
+void for_each_taker(const Setting& setting, const std::function<void(std::int64_t)>& visit);
+
+/// Whether extra keys come to this rank.
+bool takes_extra_keys(const Setting& setting);
+
+/// The block of all extra keys, but for its bytes.
+KvBlock extra_block(const Problem& problem);
+
+/// Adds the extra keys to the routes of any schedule: in step 1 from their owner to all.
+void add_extra_keys(Routes& routes, const Setting& setting);
+
+/// The routes of a schedule, extra keys included.
 Routes routes_of(const Setting& setting, Schedule schedule);
 
 /// A rank that owns rows of a segment's row set.
