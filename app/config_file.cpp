@@ -37,6 +37,9 @@ Value value_of(const Option& option, const toml::node& node, const std::string& 
     case ValueKind::boolean:
       if (const auto flag = node.value_exact<bool>()) { return *flag; }
       throw InvalidArgument(fmt::format("{}: {} is neither true nor false", where, option.name));
+    case ValueKind::counts:
+      if (const auto number = node.value_exact<std::int64_t>()) { return std::vector{*number}; }
+      [[fallthrough]];
     case ValueKind::integers: {
       std::vector<std::int64_t> numbers;
       const toml::array* array = node.as_array();
@@ -66,27 +69,12 @@ Value value_of(const Option& option, const toml::node& node, const std::string& 
   throw InvalidArgument(fmt::format("{}: {} is not a string", where, option.name));
 }
 
-/// A basic string, so that any UTF-8 text reads back to the same bytes.
-std::string in_toml(const std::string& text) {
-  std::string quoted = "\"";
-  for (const char letter : text) {
-    const auto byte = static_cast<unsigned char>(letter);
-    if (letter == '"' || letter == '\\') { quoted += '\\'; }
-    if (byte < 0x20U || byte == 0x7fU) {
-      quoted += fmt::format("\\u{:04x}", byte);
-    } else {
-      quoted += letter;
-    }
-  }
-  return quoted + '"';
-}
-
 std::string in_toml(const Value& value) {
-  if (const auto* text = std::get_if<std::string>(&value)) { return in_toml(*text); }
+  if (const auto* text = std::get_if<std::string>(&value)) { return toml_string(*text); }
   if (const auto* numbers = std::get_if<std::vector<std::int64_t>>(&value)) { return fmt::format("[{}]", fmt::join(*numbers, ", ")); }
   if (const auto* texts = std::get_if<std::vector<std::string>>(&value)) {
     std::vector<std::string> quoted;
-    for (const std::string& text : *texts) { quoted.push_back(in_toml(text)); }
+    for (const std::string& text : *texts) { quoted.push_back(toml_string(text)); }
     return fmt::format("[{}]", fmt::join(quoted, ", "));
   }
   if (const auto* real = std::get_if<double>(&value)) {
@@ -107,6 +95,20 @@ bool is_regular_file(const std::string& path) {
 bool is_pipe(const std::string& path) {
   struct stat status{};
   return ::stat(path.c_str(), &status) == 0 && S_ISFIFO(status.st_mode);
+}
+
+std::string toml_string(const std::string& text) {
+  std::string quoted = "\"";
+  for (const char letter : text) {
+    const auto byte = static_cast<unsigned char>(letter);
+    if (letter == '"' || letter == '\\') { quoted += '\\'; }
+    if (byte < 0x20U || byte == 0x7fU) {
+      quoted += fmt::format("\\u{:04x}", byte);
+    } else {
+      quoted += letter;
+    }
+  }
+  return quoted + '"';
 }
 
 std::string read_config(const std::string& path) {

@@ -16,6 +16,9 @@ bool is_pipe(const std::string& path);
 /// by its size
 std::string read_config(const std::string& path);
 
+/// A text as a basic string of TOML: any UTF-8 reads back to the same bytes.
+std::string toml_string(const std::string& text);
+
 /// Applies a TOML text read from `path`: flat keys, named like the flags. Unknown keys and wrong types are refused with file and line.
 /// @throws InvalidArgument
 void apply_config(Draft& draft, const std::string& text, const std::string& path);

@@ -64,6 +64,7 @@ void add_options(Subcommand& sub) {
         flag->expected(0, 1)->default_str("true")->type_name("[true|false]");
         break;
       case ValueKind::integers:
+      case ValueKind::counts:
         flag->type_name("N,N,...");
         break;
       case ValueKind::integer:
@@ -189,7 +190,7 @@ int run_main(int argc, char** argv) {
       {Command::run, "compute one attention from a file or generated input; write outputs, timings and provenance"},
       {Command::check, "run and compare with an independent fp64 oracle"},
       {Command::bench, "check, then time: warm-up and repetitions; one configuration or a sweep"},
-      {Command::plan, "print memory, traffic and FLOPs for any number of ranks, without running"},
+      {Command::plan, "print memory, traffic, FLOPs and, of a known machine, times for any number of ranks, without running"},
       {Command::info, "versions, backends, transports, kernels, GPUs and their links, and which rank runs where"},
       {Command::generate, "write a random Q, K, V file, the same for any number of ranks"},
   }};

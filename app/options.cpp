@@ -255,6 +255,28 @@ Option layer_choice(std::string_view name, const std::string& help, Enum Layer::
   return of_layer(choice<Enum>(name, Scope::layer, help, kPlanning, [field](Config& c) -> auto& { return *c.layer.*field; }));
 }
 
+Option ranks_option() {
+  Option option{
+      "ranks", Scope::plan, "ranks to plan for, or several numbers of them, a job each: 1,2,4,...,4096", ValueKind::counts, {Command::plan},
+      {},      {}};
+  option.set = [](Draft& draft, const Value& value) {
+    constexpr std::int64_t kMostRanks = std::int64_t{1} << 24;
+    const auto& counts = std::get<std::vector<std::int64_t>>(value);
+    ANNULUS_EXPECTS(!counts.empty(), "--ranks is empty");
+    for (const std::int64_t count : counts) {
+      ANNULUS_EXPECTS(count >= 1, "--ranks {} is below 1", count);
+      ANNULUS_EXPECTS(count <= kMostRanks, "--ranks {} is above {}", count, kMostRanks);
+    }
+    draft.config.rank_counts = counts;
+    draft.config.ranks = counts.front();
+  };
+  option.get = [](const Config& config, Value& value) {
+    value = config.rank_counts;
+    return !config.rank_counts.empty();
+  };
+  return option;
+}
+
 void add_layer_options(std::vector<Option>& all) {
   all.push_back(layer_extent("layer.embed", "features of /x and /y; by default heads x head-dim", &Layer::embed));
   all.push_back(layer_extent("layer.kdim", "features of /x_key, from which K is projected; by default those of /x", &Layer::kdim));
@@ -361,9 +383,11 @@ std::vector<Option> make_options() {
                      {Command::run, Command::check, Command::bench, Command::plan}, [](Config& c) -> auto& { return c.input; }));
   all.push_back(path("output", Scope::files, "HDF5 file to write", {Command::run, Command::bench, Command::generate},
                      [](Config& c) -> auto& { return c.output; }));
-  all.push_back(path("csv", Scope::files, "CSV file to write", {Command::bench}, [](Config& c) -> auto& { return c.csv; }));
-  all.push_back(boolean("force", Scope::files, "replace an existing output", {Command::run, Command::bench, Command::generate},
-                        [](Config& c) -> auto& { return c.force; }));
+  all.push_back(path("csv", Scope::files, "CSV file to write", {Command::bench, Command::plan}, [](Config& c) -> auto& { return c.csv; }));
+  all.push_back(path("machine", Scope::files, "TOML file of a machine's constants, from which times are predicted", {Command::plan},
+                     [](Config& c) -> auto& { return c.machine; }));
+  all.push_back(boolean("force", Scope::files, "replace an existing output",
+                        {Command::run, Command::bench, Command::plan, Command::generate}, [](Config& c) -> auto& { return c.force; }));
 
   all.push_back(integer(
       "rows", Scope::check, "rows compared with the fp64 oracle; by default all of a small problem, else 256",
@@ -376,8 +400,7 @@ std::vector<Option> make_options() {
   all.push_back(
       integer("repetitions", Scope::bench, "timed runs", {Command::bench}, 1, 1 << 30, [](Config& c) -> auto& { return c.repetitions; }));
   all.push_back(sweep_option());
-  all.push_back(
-      integer("ranks", Scope::plan, "ranks to plan for", {Command::plan}, 1, 1 << 24, [](Config& c) -> auto& { return c.ranks; }, 0));
+  all.push_back(ranks_option());
   return all;
 }
 
@@ -398,6 +421,44 @@ double parse_real(std::string_view name, std::string_view text) {
   ANNULUS_EXPECTS(status == std::errc() && end == text.data() + text.size() && std::isfinite(number), "--{} '{}' is not a finite number",
                   name, text);
   return number;
+}
+
+std::vector<std::int64_t> parse_integers(std::string_view name, std::string_view text) {
+  std::vector<std::int64_t> numbers;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t comma = std::min(text.find(',', begin), text.size());
+    ANNULUS_EXPECTS(comma > begin, "--{} '{}' has a hole", name, text);
+    numbers.push_back(parse_integer(name, text.substr(begin, comma - begin)));
+    begin = comma + 1;
+  }
+  return numbers;
+}
+
+/// "1,2,4,...,64": what stands for dots goes on as the two numbers before them do, by their ratio where that is a whole number, else by
+/// their difference.
+std::vector<std::int64_t> parse_counts(std::string_view name, std::string_view text) {
+  constexpr std::string_view kDots = ",...,";
+  const std::size_t dots = text.find(kDots);
+  if (dots == std::string_view::npos) { return parse_integers(name, text); }
+  std::vector<std::int64_t> numbers = parse_integers(name, text.substr(0, dots));
+  const std::vector<std::int64_t> rest = parse_integers(name, text.substr(dots + kDots.size()));
+  ANNULUS_EXPECTS(numbers.size() >= 2, "--{} '{}' has fewer than two numbers before the dots, which do not say how they go on", name, text);
+  const std::int64_t before = numbers[numbers.size() - 2];
+  ANNULUS_EXPECTS(before >= 1 && before < numbers.back() && numbers.back() < rest.front(), "--{} '{}' does not ascend to {}", name, text,
+                  rest.front());
+  const bool by_ratio = numbers.back() % before == 0;
+  constexpr std::size_t kMostNumbers = 1000;
+  const std::int64_t ratio = numbers.back() / before;
+  const std::int64_t difference = numbers.back() - before;
+  while (numbers.back() < rest.front()) {
+    const std::int64_t last = numbers.back();
+    const bool beyond = by_ratio ? last > rest.front() / ratio : last > rest.front() - difference;
+    ANNULUS_EXPECTS(!beyond && numbers.size() < kMostNumbers, "--{} '{}' does not come to {}{}", name, text, rest.front(),
+                    beyond ? "" : fmt::format(" in {} numbers", kMostNumbers));
+    numbers.push_back(by_ratio ? last * ratio : last + difference);
+  }
+  numbers.insert(numbers.end(), rest.begin() + 1, rest.end());
+  return numbers;
 }
 
 }  // namespace
@@ -425,16 +486,10 @@ Value parse_value(const Option& option, std::string_view text) {
     case ValueKind::boolean:
       ANNULUS_EXPECTS(text == "true" || text == "false", "--{} '{}' is neither true nor false", option.name, text);
       return text == "true";
-    case ValueKind::integers: {
-      std::vector<std::int64_t> numbers;
-      for (std::size_t begin = 0; begin <= text.size();) {
-        const std::size_t comma = std::min(text.find(',', begin), text.size());
-        ANNULUS_EXPECTS(comma > begin, "--{} '{}' has a hole", option.name, text);
-        numbers.push_back(parse_integer(option.name, text.substr(begin, comma - begin)));
-        begin = comma + 1;
-      }
-      return numbers;
-    }
+    case ValueKind::integers:
+      return parse_integers(option.name, text);
+    case ValueKind::counts:
+      return parse_counts(option.name, text);
     case ValueKind::texts: {
       std::vector<std::string> lines;
       for (std::size_t begin = 0; begin <= text.size();) {

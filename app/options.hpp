@@ -64,7 +64,15 @@ struct Draft {
   std::vector<std::int64_t> dilation_rates;
 };
 
-enum class ValueKind { integer, real, boolean, text, integers, texts };
+enum class ValueKind {
+  integer,
+  real,
+  boolean,
+  text,
+  integers,
+  counts,  ///< integers, of which "..." may stand for a series: 1,2,4,...,64; in a file one or a list
+  texts,
+};
 
 struct Option {
   std::string_view name;  ///< flag without dashes, and TOML key; of a key in a table, after its name and a point: "layer.embed"

@@ -39,7 +39,7 @@ std::vector<Value> parse_range(const Option& option, std::string_view text) {
 const Option& sweepable(std::string_view key) {
   const Option* option = find_option(key);
   ANNULUS_EXPECTS(option != nullptr, "there is no option {}", key);
-  const bool single = option->kind != ValueKind::integers && option->kind != ValueKind::texts;
+  const bool single = option->kind != ValueKind::integers && option->kind != ValueKind::counts && option->kind != ValueKind::texts;
   ANNULUS_EXPECTS(single, "{} holds a list; only options that hold a single value can be swept", key);
   const bool of_row = is_of_row(option->scope);
   // The watchdog is the job's and starts before the first row.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# bin/annulus, share/annulus/presets, and the library with its headers as a CMake package (`find_package(annulus)`, annulus::lib).
+# bin/annulus, share/annulus/presets and machines, and the library with its headers as a CMake package (`find_package(annulus)`, annulus::lib).
 include(CMakePackageConfigHelpers)
 
 install(TARGETS annulus RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
@@ -8,7 +8,7 @@ install(
   EXPORT annulusTargets
   ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}"
   FILE_SET HEADERS DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
-install(DIRECTORY configs/presets DESTINATION "${CMAKE_INSTALL_DATADIR}/annulus" FILES_MATCHING PATTERN "*.toml")
+install(DIRECTORY configs/presets configs/machines DESTINATION "${CMAKE_INSTALL_DATADIR}/annulus" FILES_MATCHING PATTERN "*.toml")
 
 set(package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/annulus")
 install(

@@ -2,6 +2,7 @@
 #include <annulus_test.hpp>
 
 #include "program.hpp"
+#include "text_file.hpp"
 
 #include <algorithm>
 #include <filesystem>
@@ -412,6 +413,102 @@ TEST_CASE("a check that passes exits 0, on one rank, on virtual ranks and on pro
   CHECK(result.exit_code == 0);
   CHECK(result.out.find("PASS") != std::string::npos);
   CHECK(std::count(result.out.begin(), result.out.end(), '\n') == 1);
+}
+
+namespace {
+
+const char* const kMachine =
+    "name = \"two hosts\"\nranks-per-host = 2\nmemory-gib = 0.5\nlaunch-gap-us = 5\n[copy]\nbytes = [1048576]\nus = [100.0]\n"
+    "[link-inside]\nbytes = [1024, 1048576]\nus = [2.0, 200.0]\n[link-between]\nbytes = [1024, 1048576]\nus = [20.0, 1000.0]\n"
+    "[[block-rates]]\ndtype = \"fp32\"\nhead-dim = 64\nmask = \"none\"\nrows = [64, 1024]\ngflops = [50.0, 100.0]\n";
+
+}  // namespace
+
+TEST_CASE("plan with a machine says times, links inside and between hosts, the fastest way and what fits") {
+  const TemporaryFolder folder;
+  const std::string machine = folder / "machine.toml";
+  const std::string csv = folder / "plan.csv";
+  write_text(machine, kMachine);
+  const std::vector<std::string> problem{"plan",       "--seq-len", "65536",    "--heads",   "4",
+                                         "--head-dim", "64",        "--causal", "--machine", machine};
+  const auto with = [&](std::vector<std::string> more) {
+    std::vector<std::string> arguments = problem;
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return annulus_with(arguments);
+  };
+
+  const ProcessResult one = with({"--ranks", "4"});
+  CHECK(one.exit_code == 0);
+  CHECK(one.out.find("machine: two hosts") != std::string::npos);
+  CHECK(one.out.find("between 2 hosts") != std::string::npos);
+  CHECK(one.out.find("predicted: ") != std::string::npos);
+  CHECK(one.out.find("4 of 4 ranks ran on the clock") != std::string::npos);
+  CHECK(one.out.find("fastest of ") != std::string::npos);
+  CHECK(one.out.find("longest sequence that fits in 512.00 MiB: ") != std::string::npos);
+
+  const ProcessResult several = with({"--ranks", "1,2,4,...,16,24", "--csv", csv});
+  CHECK(several.exit_code == 0);
+  CHECK(several.out.find("refused: rank 0 needs ") == std::string::npos);
+  const std::vector<std::string> lines = lines_of(read_text(csv));
+  REQUIRE(lines.size() == 7);
+  CHECK(lines[0].starts_with("ranks,seq-len,grid,"));
+  for (const auto& [number, ranks] : std::vector<std::pair<std::size_t, std::string>>{{1, "1,"}, {4, "8,"}, {5, "16,"}, {6, "24,"}}) {
+    CHECK(lines[number].starts_with(ranks + "65536,"));
+  }
+
+  // Of 96 KiB tokens one rank needs more than half a GiB, and two ranks do not.
+  const ProcessResult too_long =
+      annulus_with({"plan", "--seq-len", "393216", "--heads", "4", "--head-dim", "64", "--causal", "--machine", machine, "--ranks", "1,2"});
+  CHECK(too_long.exit_code == 0);
+  CHECK(too_long.out.find("refused: rank 0 needs ") != std::string::npos);
+  const ProcessResult uneven = with({"--ranks", "2,3", "--grid", "heads=2"});
+  CHECK(uneven.exit_code == 0);
+  CHECK(uneven.out.find("3 refused: ") != std::string::npos);
+
+  const ProcessResult json = with({"--ranks", "1,2", "--json"});
+  CHECK(json.exit_code == 0);
+  for (const char* key : {"\"predicted\"", "\"total_ms\"", "\"bytes_between_hosts\"", "\"fastest\"", "\"longest_seq_len\""}) {
+    CHECK(json.out.find(key) != std::string::npos);
+  }
+}
+
+TEST_CASE("wrong machine files and numbers of ranks are refused with the place") {
+  const TemporaryFolder folder;
+  const std::string machine = folder / "machine.toml";
+  const auto refuses = [&](const std::string& text, const std::string& part) {
+    write_text(machine, text);
+    expect_refusal({"plan", "--seq-len", "64", "--ranks", "2", "--machine", machine}, part);
+  };
+  const std::string good = kMachine;
+  refuses("speed = 3\n" + good, machine + ":1: unknown key speed");
+  refuses(good + "colour = 1\n", "unknown key colour");
+  refuses("ranks-per-host = 0\n" + good.substr(good.find("memory-gib")), "ranks-per-host 0 is below 1");
+  refuses(good.substr(0, good.find("[[block-rates]]")), "block rates are missing");
+  refuses("transfers = \"by-magic\"\n" + good, "not one of beside-work, in-wait");
+  refuses("lanes = true\n" + good, "lanes is not an integer");
+  refuses(good.substr(0, good.find("gflops")) + "gflops = [1.0]\n", "2 numbers of rows and 1 of gflops");
+  refuses(good.substr(0, good.find("gflops")) + "gflops = [1.0, -2.0]\n", "neither may be 0 or less");
+  refuses("name = 'a", machine + ":1:");
+  expect_refusal({"plan", "--machine", folder / "absent.toml"}, "absent.toml");
+  write_text(machine, good);
+  expect_refusal({"plan", "--seq-len", "64", "--dtype", "bf16", "--machine", machine}, "has no block rates of bf16");
+  expect_refusal({"plan", "--ranks", "4,...,16"}, "fewer than two numbers before the dots");
+  expect_refusal({"plan", "--ranks", "1,2,...,9"}, "does not come to 9");
+  expect_refusal({"plan", "--ranks", "4,2,...,8"}, "does not ascend");
+  expect_refusal({"plan", "--ranks", "1,,2"}, "has a hole");
+}
+
+TEST_CASE("the machine files that come with the program are read, and plan 4,096 ranks of 2^30 tokens in seconds") {
+  for (const auto& entry : std::filesystem::directory_iterator(ANNULUS_MACHINES)) {
+    if (entry.path().extension() != ".toml") { continue; }
+    INFO(entry.path());
+    const ProcessResult result =
+        annulus_with({"plan", "--machine", entry.path().string(), "--seq-len", "1073741824", "--heads", "16", "--head-dim", "128",
+                      "--dtype", entry.path().stem().string().starts_with("cpu") ? "fp32" : "bf16", "--causal", "--ranks", "4096"});
+    CHECK(result.exit_code == 0);
+    CHECK(result.err.empty());
+    CHECK(result.out.find("predicted: ") != std::string::npos);
+  }
 }
 
 TEST_CASE("a grid that does not fit ranks, batch or heads is refused, and plan counts its rings") {

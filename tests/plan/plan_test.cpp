@@ -536,67 +536,6 @@ TEST_CASE("under direct every rank of a causal zigzag does one piece against one
   }
 }
 
-namespace {
-
-/// Runs plans on a clock: a step's work takes its share of `unit` pairs, a message `transfer`, one at a time in and out of a rank. Receives
-/// of a step are posted, and its sends may start, when the ops say so. Returns the time at which the last rank ends.
-double time_on_clock(const std::vector<RingPlan>& plans, double unit, double transfer) {
-  std::vector<double> in_free(plans.size(), 0.0);
-  std::vector<double> out_free(plans.size(), 0.0);
-  std::vector<std::vector<double>> work_end(plans.size());
-  std::size_t steps = 0;
-  for (const RingPlan& plan : plans) { steps = std::max(steps, plan.steps.size()); }
-  const auto posted = [&](std::size_t rank, std::size_t step) {
-    double last = 0.0;  // the end of the work before the post
-    for (const Op& op : plans[rank].ops) {
-      if (op.kind == OpKind::post && op.step == static_cast<std::int64_t>(step)) { break; }
-      if (op.kind == OpKind::attend) { last = work_end[rank][static_cast<std::size_t>(op.step)]; }
-    }
-    return last;
-  };
-  for (std::size_t step = 0; step < steps; ++step) {
-    std::vector<double> arrived(plans.size(), 0.0);
-    for (std::size_t rank = 0; rank < plans.size(); ++rank) {
-      if (step >= plans[rank].steps.size()) { continue; }
-      for (const Message& message : plans[rank].steps[step].receives) {
-        const auto peer = static_cast<std::size_t>(message.peer);
-        const double begin = std::max({posted(rank, step), posted(peer, step), in_free[rank], out_free[peer]});
-        in_free[rank] = out_free[peer] = begin + transfer;
-        arrived[rank] = std::max(arrived[rank], begin + transfer);
-      }
-    }
-    for (std::size_t rank = 0; rank < plans.size(); ++rank) {
-      Int128 pairs = 0;
-      if (step < plans[rank].steps.size()) {
-        for (const WorkItem& item : plans[rank].steps[step].work) { pairs += visible_pairs(plans[rank].problem, item); }
-      }
-      const double before = step == 0 ? 0.0 : work_end[rank][step - 1];
-      work_end[rank].push_back(std::max(before, arrived[rank]) + static_cast<double>(pairs) / unit);
-    }
-  }
-  double end = 0.0;
-  for (const std::vector<double>& of_rank : work_end) { end = std::max(end, of_rank.back()); }
-  return end;
-}
-
-}  // namespace
-
-TEST_CASE("on a clock with transfers of a tenth of a unit, direct keeps causal zigzag at work and a causal ring waits for its last rank") {
-  for (const std::int64_t ranks : {4, 8, 16}) {
-    const std::int64_t piece = 64;
-    const Problem problem = problem_of(ranks * 2 * piece, 1, 1, true);
-    const Pattern dense = dense_pattern(problem.seq_len);
-    const auto unit = static_cast<double>(piece * piece);
-    const double mean = static_cast<double>(pairs_of(plans_of(problem, dense, Schedule::ring, ranks))) / static_cast<double>(ranks) / unit;
-    const double balanced =
-        time_on_clock(plans_of(problem, dense, Routing{Schedule::direct, KeyOrder::cyclic, 8}, ranks, PartitionKind::zigzag), unit, 0.1);
-    const double ring = time_on_clock(plans_of(problem, dense, Routing{Schedule::ring, KeyOrder::cyclic, 8}, ranks), unit, 0.2);
-    INFO(ranks << " ranks: " << mean / balanced << " of the work with direct, " << mean / ring << " with the ring");
-    CHECK(mean / balanced > 0.97);
-    CHECK(mean / ring < 0.6);
-  }
-}
-
 TEST_CASE("allgather takes all in one step, and memory for it") {
   const Problem problem = problem_of(64, 4, 2, false);
   const std::vector<RingPlan> gathered = plans_of(problem, dense_pattern(64), Schedule::allgather, 4);

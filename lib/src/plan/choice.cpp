@@ -48,10 +48,7 @@ bool cuts_evenly(const Problem& problem, std::int64_t parts) {
 
 }  // namespace
 
-GridChoice choose_grid(const Grid& asked, const Problem& problem, const Pattern& pattern, PartitionKind partition, Schedule schedule,
-                       std::int64_t ranks) {
-  if (!asked.automatic) { return {resolve_grid(asked, problem, ranks), {}}; }
-  // Cells of other sizes than their neighbours' cannot be balanced, so only parts that divide what they cut come in question.
+std::vector<Grid> even_grids(const Problem& problem, std::int64_t ranks) {
   std::vector<Grid> grids;
   for (std::int64_t batch = std::gcd(ranks, problem.batch); batch >= 1; --batch) {
     if (problem.batch % batch != 0 || ranks % batch != 0) { continue; }
@@ -60,6 +57,14 @@ GridChoice choose_grid(const Grid& asked, const Problem& problem, const Pattern&
     }
   }
   std::stable_sort(grids.begin(), grids.end(), [](const Grid& a, const Grid& b) { return a.rings() > b.rings(); });
+  return grids;
+}
+
+GridChoice choose_grid(const Grid& asked, const Problem& problem, const Pattern& pattern, PartitionKind partition, Schedule schedule,
+                       std::int64_t ranks) {
+  if (!asked.automatic) { return {resolve_grid(asked, problem, ranks), {}}; }
+  // Cells of other sizes than their neighbours' cannot be balanced, so only parts that divide what they cut come in question.
+  const std::vector<Grid> grids = even_grids(problem, ranks);
   std::vector<Int128> busiest;
   for (const Grid& grid : grids) { busiest.push_back(busiest_pairs(grid, problem, pattern, partition, schedule)); }
   const Int128 least = *std::min_element(busiest.begin(), busiest.end());

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -362,13 +363,13 @@ std::vector<Int128> pairs_of_ranks(const Problem& problem, const Pattern& patter
   return pairs;
 }
 
-void for_figures_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing,
-                          const std::function<void(const PlanFigures&)>& visit) {
+void for_figures_of_some(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing,
+                         std::span<const std::int64_t> ranks, const std::function<void(const PlanFigures&)>& visit) {
   Setting setting = planning::make_setting(problem, pattern, partition, routing, 0);
   const Way way = way_of(partition.kind(), routing.schedule);
   Rings rings;
   planning::DirectFigures walks;
-  for (std::int64_t rank = 0; rank < partition.ranks(); ++rank) {
+  for (const std::int64_t rank : ranks) {
     if (way == Way::plans) {
       const RingPlan plan = make_plan(problem, pattern, partition, routing, rank);
       visit({sizes_of(plan), plan_cost(plan)});
@@ -389,6 +390,13 @@ void for_figures_of_ranks(const Problem& problem, const Pattern& pattern, const 
     }
     visit(figures);
   }
+}
+
+void for_figures_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing,
+                          const std::function<void(const PlanFigures&)>& visit) {
+  std::vector<std::int64_t> ranks(static_cast<std::size_t>(partition.ranks()));
+  std::iota(ranks.begin(), ranks.end(), std::int64_t{0});
+  for_figures_of_some(problem, pattern, partition, routing, ranks, visit);
 }
 
 }  // namespace annulus

@@ -159,6 +159,7 @@ std::vector<NamedFile> named_files(const Config& config, const InputSource* inpu
   };
   add("the preset", config.preset_file, FileUse::read);
   add("--config", config.config_file, FileUse::read);
+  add("--machine", config.machine, FileUse::read);
   add("--input", config.input, FileUse::read);
   if (input != nullptr) {
     const std::vector<std::string> paths = input->files();

@@ -51,10 +51,12 @@ struct Config {
   std::int64_t cases = 0;  ///< check: random problems; 0: the configured problem alone
   std::int64_t warmup = 3;
   std::int64_t repetitions = 20;
-  std::vector<std::string> sweep;  ///< bench: KEY=VALUES, outermost first; the rows are their product
-  std::string csv;                 ///< bench: CSV file; empty: none
-  bool resume = false;             ///< goes on with the output of a job that was stopped
-  std::int64_t ranks = 0;          ///< plan: ranks planned for; 0: virtual_ranks
+  std::vector<std::string> sweep;         ///< bench: KEY=VALUES, outermost first; the rows are their product
+  std::string csv;                        ///< bench: CSV file; empty: none
+  bool resume = false;                    ///< goes on with the output of a job that was stopped
+  std::int64_t ranks = 0;                 ///< plan: ranks planned for; 0: virtual_ranks
+  std::vector<std::int64_t> rank_counts;  ///< plan: as given, one job each; `ranks` is the first
+  std::string machine;                    ///< plan, bench: TOML file of a machine's constants; empty: no times are predicted
 
   std::string preset_file;  ///< where the preset was read; empty: none
   std::string config_file;  ///< as named; empty: none

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace annulus {
 
@@ -22,6 +23,10 @@ struct Ways {
 /// with direct, which keeps the order of keys; else contiguous, with ring, whose blocks travel between neighbours alone.
 /// @throws InvalidArgument as make_plan
 Ways choose_ways(const Problem& problem, const Pattern& pattern, PartitionKind partition, Schedule schedule, std::int64_t ranks);
+
+/// The grids of so many ranks whose parts divide what they cut, so that rings have equally many batch entries and heads: those of most
+/// rings first, parts of the batch before parts of the heads.
+std::vector<Grid> even_grids(const Problem& problem, std::int64_t ranks);
 
 /// A grid with as many places as there are ranks.
 struct GridChoice {

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
 
 namespace annulus {
@@ -59,5 +60,9 @@ struct PlanFigures {
 /// @throws InvalidArgument as make_plan
 void for_figures_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing,
                           const std::function<void(const PlanFigures&)>& visit);
+
+/// The same of some ranks, ascending.
+void for_figures_of_some(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing,
+                         std::span<const std::int64_t> ranks, const std::function<void(const PlanFigures&)>& visit);
 
 }  // namespace annulus
