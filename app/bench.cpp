@@ -15,7 +15,7 @@
 
 #include <algorithm>
 #include <array>
-#include <iterator>
+#include <cstdint>
 #include <optional>
 #include <string_view>
 
@@ -38,11 +38,11 @@ void with_row(const Invocation& invocation, std::size_t index, Body&& body) {
   }
 }
 
-/// Everything that can be found wrong with the rows is found here, before the first one runs. Collective.
-void require_all_runnable(const Invocation& invocation, const Communicator& comm, PlanCache& plans, StopRequest& stop) {
+/// Everything that can be found wrong with the rows from number `first` on is found here, before that one runs. Collective.
+void require_all_runnable(const Invocation& invocation, const Communicator& comm, PlanCache& plans, StopRequest& stop, std::size_t first) {
   if (invocation.rows.size() == 1) { return; }  // the row itself begins so
   const Progress progress(comm.rank() == 0 && !invocation.json);
-  for (std::size_t index = 0; index < invocation.rows.size() && !stop.agreed(comm); ++index) {
+  for (std::size_t index = first; index < invocation.rows.size() && !stop.agreed(comm); ++index) {
     progress.show(fmt::format("setting up row {} of {}", index + 1, invocation.rows.size()));
     with_row(invocation, index, [&](const BenchRow& row) { require_runnable(row.config, comm, plans); });
   }
@@ -185,20 +185,23 @@ ExitCode execute_bench(const Invocation& invocation, const Communicator& comm, S
   std::vector<BenchReport> reports;
   BenchFiles files(invocation, comm);
   PlanCache plans(invocation.config.plan_cache);
-  require_all_runnable(invocation, comm, plans, stop);
+  const std::size_t first = files.earlier();
+  const std::size_t wanted = invocation.rows.size();
+  require_all_runnable(invocation, comm, plans, stop, first);
   const Table table(invocation.rows);
-  if (prints && sweeping) { table.print_header(invocation.config.repetitions); }
+  if (prints && first > 0) { say("# {} of {} rows are in {} already\n", first, wanted, invocation.config.output); }
+  if (prints && sweeping && first < wanted) { table.print_header(invocation.config.repetitions); }
   JsonRows json_rows(comm.rank() == 0 && invocation.json, sweeping);
   const Progress progress(prints);
   std::string hosts;
-  for (std::size_t index = 0; index < invocation.rows.size(); ++index) {
+  for (std::size_t index = first; index < wanted; ++index) {
     progress.show(fmt::format("row {} of {}", index + 1, invocation.rows.size()));
     std::optional<BenchReport> measured;
     with_row(invocation, index, [&](const BenchRow& row) { measured = bench(row.config, comm, plans, stop); });
     progress.show("");
     if (!measured) { break; }
     const BenchReport& report = reports.emplace_back(*std::move(measured));
-    if (index == 0) { hosts = host_lines(comm, report.backend); }
+    if (index == first) { hosts = host_lines(comm, report.backend); }
     files.write(comm, reports, hosts);
     json_rows.add(invocation.rows[index], report);
     if (!prints) { continue; }
@@ -210,9 +213,12 @@ ExitCode execute_bench(const Invocation& invocation, const Communicator& comm, S
   }
   files.finish(comm);
   json_rows.finish();
-  const bool stopped = reports.size() < invocation.rows.size();
+  const std::size_t done = first + reports.size();
+  const bool stopped = done < wanted;
   const ExitCode code = stopped ? ExitCode::stopped : ExitCode::passed;
-  if (stopped && comm.rank() == 0) { print_error(stopped_line(stop, std::ssize(reports), std::ssize(invocation.rows), "row")); }
+  if (stopped && comm.rank() == 0) {
+    print_error(stopped_line(stop, static_cast<std::int64_t>(done), static_cast<std::int64_t>(wanted), "row"));
+  }
   if (!prints) { return code; }
   say("# plans of this process: {} made, {} found in the cache of {}\n", plans.made(), plans.found(), plans.capacity());
   for (const std::string& path : {invocation.config.csv, invocation.config.output}) {

@@ -3,6 +3,8 @@
 
 #include <annulus/bench/figures.hpp>
 
+#include "bench_resume.hpp"
+#include "config_file.hpp"
 #include "csv.hpp"
 #include "options.hpp"
 #include "report.hpp"
@@ -55,10 +57,40 @@ std::vector<NamedColumn> columns_of(const std::vector<BenchReport>& reports) {
   return columns;
 }
 
-std::vector<BenchDetail> details_of(const std::vector<BenchReport>& reports) {
-  std::vector<BenchDetail> details;
-  for (const BenchReport& report : reports) { details.push_back({report.samples_ms, report.timings}); }
-  return details;
+/// Whether the job that left these rows wrote them to the CSV file `path` as well.
+bool wrote_csv(const BenchContents& earlier, const std::string& path) {
+  const std::string* const text = earlier.text("config");
+  if (text == nullptr || path.empty()) { return false; }
+  Draft draft;
+  apply_config(draft, *text, path);
+  return draft.config.csv == path;
+}
+
+/// The columns of an earlier job in the order that columns_of() gives them.
+std::vector<NamedColumn> in_order(const BenchContents& earlier) {
+  std::vector<NamedColumn> columns;
+  const auto add = [&](std::string_view name) {
+    const NamedColumn* const column = earlier.column(name);
+    if (column != nullptr) { columns.push_back(*column); }
+  };
+  for (const Option& option : options()) {
+    if (is_of_row(option.scope)) { add(option.name); }
+  }
+  for (const Figure& figure : figures()) { add(figure.name); }
+  return columns;
+}
+
+/// Puts the values of an earlier job's column before the same column's of this one.
+void put_before(NamedColumn& column, const BenchContents& earlier) {
+  const NamedColumn* const before = earlier.column(column.name);
+  const bool alike = before != nullptr && before->values.index() == column.values.index();
+  ANNULUS_EXPECTS(alike, "--resume: the earlier rows have no {} as this version has", column.name);
+  std::visit(
+      [&]<class Values>(Values& values) {
+        const Values& first = std::get<Values>(before->values);
+        values.insert(values.begin(), first.begin(), first.end());
+      },
+      column.values);
 }
 
 /// Room that the rows need at least: two characters of a CSV field, and the tables of a step.
@@ -73,9 +105,18 @@ BenchFiles::BenchFiles(const Invocation& invocation, const Communicator& comm) :
     constexpr std::int64_t kCsvRow = 100;
     constexpr std::int64_t kHdf5Row = 2000;
     const std::size_t rows = invocation.rows.size();
-    if (!config.csv.empty()) { csv_ = std::make_unique<TextResult>(config.csv, config.force, least_bytes(rows, kCsvRow)); }
-    if (!config.output.empty()) { hdf5_ = std::make_unique<BenchFile>(config.output, config.force, least_bytes(rows, kHdf5Row)); }
+    earlier_ = earlier_rows(invocation, comm.size());
+    if (earlier_) { earlier_count_ = earlier_->details.size(); }
+    // A CSV file beside the rows is theirs, and is made anew from them.
+    const bool replaces_csv = config.force || (earlier_ && wrote_csv(*earlier_, config.csv));
+    if (!config.csv.empty()) { csv_ = std::make_unique<TextResult>(config.csv, replaces_csv, least_bytes(rows, kCsvRow)); }
+    // It may lack a row that is in --output: that one is written first.
+    if (csv_ && earlier_) { csv_->write(csv_of(in_order(*earlier_), earlier_count_)); }
+    if (!config.output.empty()) {
+      hdf5_ = std::make_unique<BenchFile>(config.output, config.force || earlier_.has_value(), least_bytes(rows, kHdf5Row));
+    }
   });
+  earlier_count_ = static_cast<std::size_t>(comm.max(static_cast<std::int64_t>(earlier_count_)));
 }
 
 BenchFiles::~BenchFiles() {
@@ -92,7 +133,7 @@ void BenchFiles::write(const Communicator& comm, const std::vector<BenchReport>&
     const Clock::time_point begin = Clock::now();
     put_off_ = &reports;
     hosts_ = hosts;
-    if (cost_ > kCheap && begin - written_ < 10 * cost_ && reports.size() < invocation_.rows.size()) { return; }
+    if (cost_ > kCheap && begin - written_ < 10 * cost_ && earlier_count_ + reports.size() < invocation_.rows.size()) { return; }
     put_off_ = nullptr;
     write_rows(reports, hosts);
     written_ = Clock::now();
@@ -108,15 +149,25 @@ void BenchFiles::finish(const Communicator& comm) {
 }
 
 void BenchFiles::write_rows(const std::vector<BenchReport>& reports, const std::string& hosts) {
-  const std::vector<NamedColumn> columns = columns_of(reports);
+  std::vector<NamedColumn> columns = columns_of(reports);
+  std::vector<BenchDetail> details;
+  std::string all_hosts = hosts;
+  if (earlier_) {
+    for (NamedColumn& column : columns) { put_before(column, *earlier_); }
+    details = earlier_->details;
+    const std::string* const before = earlier_->text("hosts");
+    all_hosts = fmt::format("{}from row {} on:\n{}", before == nullptr ? std::string() : *before, earlier_count_ + 1, hosts);
+  }
+  for (const BenchReport& report : reports) { details.push_back({report.samples_ms, report.timings}); }
+  const std::size_t rows = details.size();
   if (hdf5_) {
     auto entries = provenance(invocation_, invocation_.config);
     entries.emplace_back("input", reports.front().input);
-    entries.emplace_back("hosts", hosts);
-    entries.emplace_back("rows", fmt::format("{} of {}", reports.size(), invocation_.rows.size()));
-    hdf5_->write(columns, details_of(reports), entries);
+    entries.emplace_back("hosts", all_hosts);
+    entries.emplace_back("rows", fmt::format("{} of {}", rows, invocation_.rows.size()));
+    hdf5_->write(columns, details, entries);
   }
-  if (csv_) { csv_->write(csv_of(columns, reports.size())); }
+  if (csv_) { csv_->write(csv_of(columns, rows)); }
 }
 
 }  // namespace annulus::app

@@ -378,6 +378,9 @@ std::vector<Option> make_options() {
               "seconds from its start after which the job begins nothing more (no repetition, row or case), keeps what it has and "
               "ends with exit code 4; 0: no limit",
               {Command::check, Command::bench}, &Config::max_time_s));
+  all.push_back(boolean("resume", Scope::job,
+                        "go on with the rows that an earlier job has left in --output, if there is one: its table must be the same",
+                        {Command::bench}, [](Config& c) -> auto& { return c.resume; }));
 
   all.push_back(path("input", Scope::files, "HDF5 file with /q, /k and /v, or with /x and weights for a layer; by default generated",
                      {Command::run, Command::check, Command::bench, Command::plan}, [](Config& c) -> auto& { return c.input; }));
@@ -530,6 +533,8 @@ Config complete(Draft draft) {
   for (std::size_t i = 0; i < draft.segment_lengths.size(); ++i) {
     config.pattern.branches.push_back({draft.segment_lengths[i], draft.dilation_rates[i]});
   }
+  ANNULUS_EXPECTS(!config.resume || !config.output.empty(), "--resume goes on with what is in --output, which is not given");
+  ANNULUS_EXPECTS(!config.resume || !config.force, "--resume goes on with --output, and --force begins it anew");
   if (!config.given.contains("kv-heads")) { config.problem.kv_heads = config.problem.heads; }
   if (!config.pattern.branches.empty()) { validate(config.pattern); }
   if (config.input.empty()) { validate(config.problem); }

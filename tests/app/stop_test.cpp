@@ -2,6 +2,7 @@
 // Jobs that are asked to stop: they keep what they have and say that work is left.
 #include <annulus_test.hpp>
 
+#include "bench_table.hpp"
 #include "io/hdf5_fixture.hpp"
 #include "program.hpp"
 
@@ -80,6 +81,76 @@ void check_five_rows(const TemporaryFolder& folder) {
   CHECK(RawDataset(folder / "r.h5", "/samples_ms").extents == std::vector<hsize_t>{5, 300});
   CHECK(std::string(RawDataset(folder / "r.h5", "/provenance/rows").as<char>()) == "5 of 6");
   CHECK(sorted_names(folder) == std::vector<std::string>{"r.csv", "r.h5"});
+}
+
+/// A bench of six rows of some hundredths of a second each.
+std::vector<std::string> short_rows(int ranks, const TemporaryFolder& folder, const std::vector<std::string>& more = {}) {
+  std::vector<std::string> arguments{ANNULUS_PROGRAM, "bench",
+                                     "--heads",       "2",
+                                     "--head-dim",    "16",
+                                     "--threads",     "1",
+                                     "--rows",        "300",
+                                     "--repetitions", "3",
+                                     "--warmup",      "1",
+                                     "--sweep",       "seq-len=300,400,500",
+                                     "--sweep",       "causal=false,true",
+                                     "--csv",         folder / "r.csv",
+                                     "--output",      folder / "r.h5"};
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  if (ranks > 1) { arguments.insert(arguments.begin(), {ANNULUS_LAUNCH, std::to_string(ranks)}); }
+  return arguments;
+}
+
+/// Ranks that wait leave the cores to others: these jobs are many, and their machine may be small and busy.
+const std::vector<std::string> kYielding{"OMPI_MCA_mpi_yield_when_idle=1"};
+
+/// Asks a job to stop, or ends it, in a way that is drawn. Of two ranks one may be met, or the launcher.
+bool disturb(pid_t job, int ranks, std::mt19937& random) {
+  if (ranks == 1) {
+    const int signal = std::array{SIGUSR1, SIGTERM, SIGKILL}[random() % 3];
+    kill(job, signal);
+    if (signal == SIGTERM && random() % 2 == 0) { kill(job, signal); }
+    return true;
+  }
+  const std::vector<pid_t> processes = descendants_named(job, "annulus");
+  if (processes.size() != 2) { return false; }
+  const pid_t rank = processes[random() % 2];
+  switch (random() % 4) {
+    case 0:
+      return kill(job, SIGUSR1) == 0;
+    case 1:
+      return kill(job, SIGTERM) == 0;
+    case 2:
+      return kill(rank, SIGTERM) == 0;
+    default:
+      return kill(rank, SIGKILL) == 0;
+  }
+}
+
+/// One job that is met at a drawn moment, and then as many as it takes to complete its table.
+void check_resumed(int ranks, std::uint32_t seed, double whole_s, const CsvColumns& whole) {
+  const TemporaryFolder folder;
+  std::mt19937 random(seed);
+  const double moment_s = std::uniform_real_distribution<double>(0.02, whole_s)(random);
+  const auto begin = std::chrono::steady_clock::now();
+  bool met = false;
+  INFO(ranks << " ranks, seed " << seed << ", at " << moment_s << " s");
+
+  const ProcessResult first = run_process(short_rows(ranks, folder, {"--resume"}), 60, kYielding, [&](pid_t job) {
+    const double elapsed_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    if (!met && elapsed_s >= moment_s) { met = disturb(job, ranks, random); }
+  });
+  const std::string rows_before = read_text(folder / "r.csv");
+  const ProcessResult second = run_process(short_rows(ranks, folder, {"--resume"}), 60, kYielding);
+
+  INFO("first: " << first.exit_code << "\n" << first.out << first.err << "second:\n" << second.out << second.err);
+  CHECK_FALSE(first.timed_out);
+  CHECK(second.exit_code == 0);
+  CHECK(read_text(folder / "r.csv").starts_with(rows_before));
+  CHECK(lasting_columns_in(folder / "r.csv") == whole);
+  CHECK(RawDataset(folder / "r.h5", "/samples_ms").extents == std::vector<hsize_t>{6, 3});
+  CHECK(RawDataset(folder / "r.h5", "/timings/5/compute_ms").extents.size() == 2);
+  CHECK(std::string(RawDataset(folder / "r.h5", "/provenance/rows").as<char>()) == "6 of 6");
 }
 
 }  // namespace
@@ -170,14 +241,16 @@ TEST_CASE("a bench that is asked to stop before its first row leaves no file") {
 TEST_CASE("a bench stops when its time is up") {
   for (const int ranks : {1, 2}) {
     const TemporaryFolder folder;
+    constexpr double kLimit_s = 3;
 
-    const ProcessResult result = run_process(six_rows(ranks, folder, {"--max-time", "6"}), 60);
+    const ProcessResult result = run_process(six_rows(ranks, folder, {"--max-time", "3"}), 60);
 
     INFO(result.out << result.err);
     CHECK(result.exit_code == kStopped);
-    CHECK_THAT(result.err, contains_text("annulus: stopped by its time limit after 5 of 6 rows"));
-    CHECK(result.seconds >= 6);
-    check_five_rows(folder);
+    CHECK(result.seconds >= kLimit_s);
+    const std::ptrdiff_t rows = std::max<std::ptrdiff_t>(1, lines_in(folder / "r.csv")) - 1;
+    CHECK(rows < 6);
+    CHECK_THAT(result.err, contains_text("annulus: stopped by its time limit after " + std::to_string(rows) + " of 6 rows"));
   }
 }
 
@@ -202,4 +275,77 @@ TEST_CASE("check stops between cases, by a signal and when its time is up") {
   CHECK(verdict["passed"] == true);
   CHECK_FALSE(verdict["cases"].empty());
   CHECK(verdict["stopped"].get<std::string>().starts_with("stopped by its time limit after "));
+}
+
+TEST_CASE("a bench that is met at any moment is gone on with to the rows of one that was not, on one rank and on two") {
+  constexpr std::uint32_t kMoments = 20;
+  for (const int ranks : {1, 2}) {
+    const TemporaryFolder folder;
+    const ProcessResult result = run_process(short_rows(ranks, folder), 60, kYielding);
+    INFO(result.err);
+    REQUIRE(result.exit_code == 0);
+    const auto whole = lasting_columns_in(folder / "r.csv");
+    REQUIRE(whole.at("seq-len") == std::vector<std::string>{"300", "300", "400", "400", "500", "500"});
+
+    for (std::uint32_t seed = 1; seed <= kMoments; ++seed) { check_resumed(ranks, seed, result.seconds, whole); }
+  }
+}
+
+TEST_CASE("a table that is complete is gone on with by doing nothing") {
+  const TemporaryFolder folder;
+  REQUIRE(run_process(short_rows(1, folder), 60).exit_code == 0);
+  const std::string rows = read_text(folder / "r.csv");
+
+  const ProcessResult table = run_process(short_rows(1, folder, {"--resume"}), 60);
+  const ProcessResult json = run_process(short_rows(1, folder, {"--resume", "--json"}), 60);
+
+  INFO(table.err << json.err);
+  CHECK(table.exit_code == 0);
+  CHECK_THAT(table.out, Catch::Matchers::StartsWith("# 6 of 6 rows are in "));
+  CHECK(json.exit_code == 0);
+  CHECK(nlohmann::json::parse(json.out, nullptr, false) == nlohmann::json::array());
+  CHECK(read_text(folder / "r.csv") == rows);
+}
+
+TEST_CASE("rows of another table, and files of another kind, are not gone on with") {
+  const TemporaryFolder folder;
+  REQUIRE(run_process(short_rows(1, folder), 60).exit_code == 0);
+  const std::string rows = read_text(folder / "r.csv");
+  const auto refusal = [&](int ranks, const std::vector<std::string>& more) {
+    const ProcessResult result = run_process(short_rows(ranks, folder, more), 60);
+    CHECK(result.exit_code == 2);
+    return result.err;
+  };
+
+  CHECK_THAT(refusal(1, {"--resume", "--force"}), contains_text("--resume goes on with --output, and --force begins it anew"));
+  CHECK_THAT(refusal(1, {"--resume", "--seed", "7"}), contains_text("have seed '1' and this job '7'"));
+  CHECK_THAT(refusal(1, {"--resume", "--sweep", "seq-len=8"}), contains_text("is swept twice"));
+  CHECK_THAT(refusal(2, {"--resume"}), contains_text("were measured on 1 ranks, and this job has 2"));
+  CHECK_THAT(refusal(1, {}), contains_text("exists; --force replaces it"));
+  CHECK_THAT(annulus_with(with_small("bench", {"--resume"})).err, contains_text("--output, which is not given"));
+  CHECK(read_text(folder / "r.csv") == rows);
+
+  std::ofstream(folder / "other.csv") << "precious";
+  std::vector<std::string> other_csv = short_rows(1, folder, {"--resume"});
+  std::replace(other_csv.begin(), other_csv.end(), folder / "r.csv", folder / "other.csv");
+  CHECK(run_process(other_csv, 60).exit_code == 2);
+  CHECK(read_text(folder / "other.csv") == "precious");
+
+  std::ofstream(folder / "r.h5") << "no HDF5";
+  CHECK_THAT(refusal(1, {"--resume"}), contains_text("r.h5'"));
+  CHECK(read_text(folder / "r.h5") == "no HDF5");
+}
+
+TEST_CASE("a CSV file that lacks the last row of the HDF5 file gets it when the job is gone on with") {
+  const TemporaryFolder folder;
+  REQUIRE(run_process(short_rows(1, folder), 60).exit_code == 0);
+  const std::string rows = read_text(folder / "r.csv");
+  const std::size_t last = rows.rfind('\n', rows.size() - 2);
+  std::ofstream(folder / "r.csv") << rows.substr(0, last + 1);
+
+  const ProcessResult result = run_process(short_rows(1, folder, {"--resume"}), 60);
+
+  INFO(result.err);
+  CHECK(result.exit_code == 0);
+  CHECK(read_text(folder / "r.csv") == rows);
 }

@@ -7,6 +7,7 @@
 #include "io/hdf5_fixture.hpp"
 
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -64,6 +65,50 @@ TEST_CASE("a bench file holds a dataset for each column, all samples, and the st
   CHECK(elements<double>(RawDataset(path, "/steps/1/exposed_ms")) == std::vector<double>{8, 4});
   CHECK(std::string(RawDataset(path, "/provenance/config").as<char>()) == "heads = 2\n");
   CHECK(folder.names().size() == 1);
+}
+
+TEST_CASE("what a bench file holds is read back as it was given") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("bench.h5");
+  const std::string again = folder.file("again.h5");
+  BenchFile(path, false).write(kColumns, kDetails, {{"config", "heads = 2\n"}, {"empty", ""}});
+
+  const BenchContents contents = read_bench_file(path);
+  BenchFile(again, false).write(contents.columns, contents.details, contents.provenance);
+
+  REQUIRE(contents.rows() == 2);
+  CHECK(contents.column("seq-len")->values == kColumns[0].values);
+  CHECK(contents.column("median_ms")->values == kColumns[1].values);
+  CHECK(contents.column("dtype")->values == kColumns[2].values);
+  CHECK(contents.column("heads") == nullptr);
+  CHECK(*contents.text("config") == "heads = 2\n");
+  CHECK(contents.text("empty")->empty());
+  CHECK(contents.text("git") == nullptr);
+  CHECK(contents.details[1].samples_ms == kDetails[1].samples_ms);
+  CHECK(contents.details[1].timings[1][1].bytes_received == 6);
+  for (const std::string name : {"/timings/0/compute_ms", "/timings/1/bytes_sent", "/timings/1/transfer_end_ms", "/steps/1/skew_ms",
+                                 "/samples_ms", "/rows/dtype", "/provenance/config"}) {
+    INFO(name);
+    CHECK(RawDataset(path, name).extents == RawDataset(again, name).extents);
+    CHECK(RawDataset(path, name).bytes == RawDataset(again, name).bytes);
+  }
+}
+
+TEST_CASE("a file that is no table of bench is refused by name") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("bench.h5");
+  const auto refused = [&] {
+    try {
+      read_bench_file(path);
+    } catch (const InvalidArgument& error) { return std::string(error.what()); }
+    return std::string();
+  };
+
+  CHECK_THAT(refused(), contains_text("result file '" + path + "'"));
+  std::ofstream(path) << "no HDF5";
+  CHECK_THAT(refused(), contains_text("result file '" + path + "'"));
+  H5Fclose(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT));
+  CHECK_THAT(refused(), contains_text("result file '" + path + "' has no /samples_ms"));
 }
 
 TEST_CASE("a bench file is complete or absent, and replaces another only by force") {

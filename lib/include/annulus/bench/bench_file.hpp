@@ -9,6 +9,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -19,6 +20,21 @@ struct BenchDetail {
   std::vector<double> samples_ms;                ///< one for each repetition, as many for every row
   std::vector<std::vector<StepTiming>> timings;  ///< [rank][step]
 };
+
+/// What a BenchFile holds, as write() was given it.
+struct BenchContents {
+  std::vector<NamedColumn> columns;  ///< in alphabetical order
+  std::vector<BenchDetail> details;  ///< one for each row; a rank's steps as step_columns() fills them up
+  std::vector<std::pair<std::string, std::string>> provenance;
+
+  std::int64_t rows() const { return static_cast<std::int64_t>(details.size()); }
+  /// The column or the text of the provenance of that name; null if there is none.
+  const NamedColumn* column(std::string_view name) const;
+  const std::string* text(std::string_view name) const;
+};
+
+/// Reads a file that BenchFile wrote. @throws InvalidArgument if there is none at `path` that can be read
+BenchContents read_bench_file(const std::string& path);
 
 /// An HDF5 file that grows while it is worked for: after every write() a complete file of the rows so far is at its place, put there by the
 /// atomic rule of ResultFile. Until the first one there is nothing.
