@@ -1,21 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/bench/bench.hpp>
 
+#include <annulus/bench/calibrate.hpp>
 #include <annulus/bench/figures.hpp>
+#include <annulus/core/build_info.hpp>
+#include <annulus/io/text_result.hpp>
 #include <annulus/plan/plan_cache.hpp>
 
 #include "bench_files.hpp"
 #include "commands.hpp"
 #include "config_file.hpp"
+#include "machine_file.hpp"
 #include "progress.hpp"
 #include "report.hpp"
 #include "standard_output.hpp"
 
+#include <fmt/chrono.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <ctime>
+#include <memory>
 #include <optional>
 #include <string_view>
 
@@ -74,6 +81,7 @@ class Table {
     say("# overlap: the same blocks without passing / median; of peak: of the fp32 FMA peak of a process's threads, or on a GPU of a "
         "plain\n");
     say("# 16-bit product; of cycles: of what tensor cores can do in the clock cycles that the steps took;\n");
+    say("# predicted: by --machine's constants; pred err: that / median - 1;\n");
     say("# error: RMS error of the output that was timed / that of a plain run in the same dtype\n");
     for (const auto& [name, width] : swept_) { say("{:>{}} ", name, width); }
     say("{:>5} {:>9} {:>6} {:>6} {:>5} {:>6}", "ranks", "seq-len", "heads", "h-dim", "dtype", "causal");
@@ -177,11 +185,44 @@ class JsonRows {
   std::size_t rows_ = 0;
 };
 
+/// The machine of --machine, on rank 0; null on others and where none is named. Collective.
+std::optional<Machine> machine_of(const Config& config, const Communicator& comm) {
+  std::optional<Machine> machine;
+  together(comm, [&] {
+    if (comm.rank() == 0 && !config.machine.empty()) { machine = read_machine(config.machine); }
+  });
+  return machine;
+}
+
+/// Measures the machine instead of rows. Collective.
+ExitCode execute_calibration(const Invocation& invocation, const Communicator& comm) {
+  const Config& config = invocation.config;
+  std::unique_ptr<TextResult> file;
+  together(comm, [&] {
+    ANNULUS_EXPECTS(config.sweep.empty() && config.csv.empty() && config.output.empty() && config.input.empty() && !config.layer,
+                    "--calibrate measures the machine and takes no --sweep, --csv, --output, --input or layer");
+    if (comm.rank() == 0) { file = std::make_unique<TextResult>(config.calibrate, config.force); }
+  });
+  Machine machine = calibrate(config, comm);
+  const std::string hosts = host_lines(comm, to_string(config.backend));
+  together(comm, [&] {
+    if (comm.rank() != 0) { return; }
+    machine.source = fmt::format("annulus {} ({}), bench --calibrate on {:%Y-%m-%d}, {}", build_info().version, build_info().git,
+                                 fmt::gmtime(std::time(nullptr)), hosts.substr(0, hosts.find('\n')));
+    const std::string text = to_toml(machine);
+    file->write("# Measured by annulus bench --calibrate\n" + text);
+    if (!invocation.json) { say("{}# wrote {}\n", text, config.calibrate); }
+  });
+  return ExitCode::passed;
+}
+
 }  // namespace
 
 ExitCode execute_bench(const Invocation& invocation, const Communicator& comm, StopRequest& stop) {
+  if (!invocation.config.calibrate.empty()) { return execute_calibration(invocation, comm); }
   const bool sweeping = !invocation.config.sweep.empty();
   const bool prints = comm.rank() == 0 && !invocation.json;
+  const std::optional<Machine> machine = machine_of(invocation.config, comm);
   std::vector<BenchReport> reports;
   BenchFiles files(invocation, comm);
   PlanCache plans(invocation.config.plan_cache);
@@ -197,7 +238,8 @@ ExitCode execute_bench(const Invocation& invocation, const Communicator& comm, S
   for (std::size_t index = first; index < wanted; ++index) {
     progress.show(fmt::format("row {} of {}", index + 1, invocation.rows.size()));
     std::optional<BenchReport> measured;
-    with_row(invocation, index, [&](const BenchRow& row) { measured = bench(row.config, comm, plans, stop); });
+    with_row(invocation, index,
+             [&](const BenchRow& row) { measured = bench(row.config, comm, plans, stop, machine ? &*machine : nullptr); });
     progress.show("");
     if (!measured) { break; }
     const BenchReport& report = reports.emplace_back(*std::move(measured));

@@ -387,8 +387,10 @@ std::vector<Option> make_options() {
   all.push_back(path("output", Scope::files, "HDF5 file to write", {Command::run, Command::bench, Command::generate},
                      [](Config& c) -> auto& { return c.output; }));
   all.push_back(path("csv", Scope::files, "CSV file to write", {Command::bench, Command::plan}, [](Config& c) -> auto& { return c.csv; }));
-  all.push_back(path("machine", Scope::files, "TOML file of a machine's constants, from which times are predicted", {Command::plan},
-                     [](Config& c) -> auto& { return c.machine; }));
+  all.push_back(path("machine", Scope::files, "TOML file of a machine's constants, from which times are predicted",
+                     {Command::bench, Command::plan}, [](Config& c) -> auto& { return c.machine; }));
+  all.push_back(path("calibrate", Scope::files, "measure this machine's constants instead of rows, and write them to this TOML file",
+                     {Command::bench}, [](Config& c) -> auto& { return c.calibrate; }));
   all.push_back(boolean("force", Scope::files, "replace an existing output",
                         {Command::run, Command::bench, Command::plan, Command::generate}, [](Config& c) -> auto& { return c.force; }));
 

@@ -472,6 +472,30 @@ TEST_CASE("plan with a machine says times, links inside and between hosts, the f
   }
 }
 
+TEST_CASE("bench --calibrate measures a machine, by which bench and plan then predict") {
+  const TemporaryFolder folder;
+  const std::string machine = folder / "here.toml";
+  const ProcessResult measured = annulus_with({"bench", "--calibrate", machine, "--heads", "1", "--head-dim", "16", "--threads", "1"});
+  CHECK(measured.exit_code == 0);
+  CHECK(measured.out.find("[[block-rates]]") != std::string::npos);
+  const std::string text = read_text(machine);
+  for (const char* key : {"launch-gap-us = ", "[copy]", "mask = \"causal\"", "rows = [32, 64, 128"}) {
+    CHECK(text.find(key) != std::string::npos);
+  }
+
+  const ProcessResult timed = annulus_with({"bench", "--seq-len", "512", "--heads", "1", "--head-dim", "16", "--threads", "1",
+                                            "--virtual-ranks", "2", "--repetitions", "3", "--machine", machine, "--json"});
+  CHECK(timed.exit_code == 0);
+  CHECK(timed.out.find("\"predicted_ms\": 0.0,") == std::string::npos);
+  CHECK(timed.out.find("\"prediction_error\": ") != std::string::npos);
+  const ProcessResult planned = annulus_with({"plan", "--seq-len", "512", "--heads", "1", "--head-dim", "16", "--machine", machine});
+  CHECK(planned.exit_code == 0);
+  CHECK(planned.out.find("predicted: ") != std::string::npos);
+
+  expect_refusal({"bench", "--calibrate", machine}, "exists");
+  expect_refusal({"bench", "--calibrate", folder / "other.toml", "--sweep", "heads=1,2"}, "takes no --sweep");
+}
+
 TEST_CASE("wrong machine files and numbers of ranks are refused with the place") {
   const TemporaryFolder folder;
   const std::string machine = folder / "machine.toml";

@@ -6,6 +6,7 @@
 #include <annulus/core/error.hpp>
 #include <annulus/kernels/cpu.hpp>
 #include <annulus/plan/cost.hpp>
+#include <annulus/session/job_plan.hpp>
 
 #include <fmt/format.h>
 
@@ -75,7 +76,8 @@ void require_runnable(const Config& config, const Communicator& comm, PlanCache&
   const Session session(resolved, comm, {}, &plans);
 }
 
-std::optional<BenchReport> bench(const Config& config, const Communicator& comm, PlanCache& plans, StopRequest& stop) {
+std::optional<BenchReport> bench(const Config& config, const Communicator& comm, PlanCache& plans, StopRequest& stop,
+                                 const Machine* machine) {
   if (stop.agreed(comm)) { return std::nullopt; }
   const ResolvedConfig resolved = resolve(config, comm);
   Session session(resolved, comm, {}, &plans);
@@ -134,6 +136,12 @@ std::optional<BenchReport> bench(const Config& config, const Communicator& comm,
     const double tflops = report.flops / report.median_ms / 1e9 / static_cast<double>(comm.size());
     if (report.product_tflops > 0) { report.of_peak = tflops / report.product_tflops; }
   }
+  together(comm, [&] {
+    if (machine == nullptr || comm.rank() != 0) { return; }
+    const bool in_one_process = session.transport_kind() == TransportKind::loopback;
+    report.predicted_ms = predict_job(resolved, *machine, in_one_process ? RankHome::one_process : RankHome::processes).total_ms;
+    report.prediction_error = report.predicted_ms / report.median_ms - 1;
+  });
   return report;
 }
 

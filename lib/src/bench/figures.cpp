@@ -33,6 +33,8 @@ constexpr std::array kFigures{
     Figure{"product_tflops", [](const Report& r) -> FigureValue { return r.product_tflops; }, {}, 0},
     Figure{"of_peak", [](const Report& r) -> FigureValue { return r.of_peak; }, "of peak", 8, 3, true},
     Figure{"of_cycles", [](const Report& r) -> FigureValue { return r.of_cycles; }, "of cycles", 9, 3, true},
+    Figure{"predicted_ms", [](const Report& r) -> FigureValue { return r.predicted_ms; }, "predicted", 10, 3, true},
+    Figure{"prediction_error", [](const Report& r) -> FigureValue { return r.prediction_error; }, "pred err", 8, 3, true},
     Figure{"error_ratio", [](const Report& r) -> FigureValue { return r.check.verdict.ratio; }, "error", 6, 2},
     Figure{"memory_high_water", [](const Report& r) -> FigureValue { return r.memory_high_water; }, {}, 0},
 };

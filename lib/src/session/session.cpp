@@ -167,6 +167,7 @@ std::vector<NamedFile> named_files(const Config& config, const InputSource* inpu
   }
   add("--output", config.output, FileUse::written);
   add("--csv", config.csv, FileUse::written);
+  add("--calibrate", config.calibrate, FileUse::written);
   return files;
 }
 

@@ -3,6 +3,7 @@
 
 #include <annulus/bench/step_summary.hpp>
 #include <annulus/job/stop_request.hpp>
+#include <annulus/plan/machine.hpp>
 #include <annulus/session/check.hpp>
 #include <annulus/session/session.hpp>
 
@@ -31,6 +32,8 @@ struct BenchReport {
   double fma_peak_gflops = 0;     ///< fp32 FMA peak of this process's threads, after the runs; cpu backend only
   double product_tflops = 0;      ///< rate of a plain 16-bit product of cuBLAS, after the runs; 0 for fp32 and on a CPU
   double of_peak = 0;             ///< share of whichever of the two there is
+  double predicted_ms = 0;        ///< by the simulator, with the constants of a machine; 0 without one
+  double prediction_error = 0;    ///< predicted_ms / median_ms - 1
   double of_cycles = 0;           ///< share of what the tensor cores could have done in the clock cycles of a run more; kernel fused only
   std::vector<std::vector<StepTiming>> timings;  ///< [rank][step] of the repetition with the (lower) median time; rank 0 only
   std::vector<StepSummary> steps;                ///< of `timings`, over the ranks
@@ -47,9 +50,11 @@ void require_runnable(const Config& config, const Communicator& comm, PlanCache&
 
 /// One row of `annulus bench`: warm-up, repetitions, and before them a check of the output. All memory is free again at return. Collective.
 /// @param plans  where plans are found and kept
-/// @param stop   asked before the row and before each repetition
+/// @param stop     asked before the row and before each repetition
+/// @param machine  predicts the row's time; null: nothing does. Read on rank 0 alone
 /// @return nothing if the job is to stop: a row is measured as a whole or not at all
 /// @throws AgreedError as resolve() and Session, and with code runtime_failure if the output is wrong: a wrong result is not timed
-std::optional<BenchReport> bench(const Config& config, const Communicator& comm, PlanCache& plans, StopRequest& stop);
+std::optional<BenchReport> bench(const Config& config, const Communicator& comm, PlanCache& plans, StopRequest& stop,
+                                 const Machine* machine = nullptr);
 
 }  // namespace annulus

@@ -57,6 +57,7 @@ struct Config {
   std::int64_t ranks = 0;                 ///< plan: ranks planned for; 0: virtual_ranks
   std::vector<std::int64_t> rank_counts;  ///< plan: as given, one job each; `ranks` is the first
   std::string machine;                    ///< plan, bench: TOML file of a machine's constants; empty: no times are predicted
+  std::string calibrate;                  ///< bench: TOML file for the constants of this machine; empty: rows are timed instead
 
   std::string preset_file;  ///< where the preset was read; empty: none
   std::string config_file;  ///< as named; empty: none
