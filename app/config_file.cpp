@@ -218,9 +218,9 @@ std::string to_toml(const Config& config, Command command) {
   std::string text;
   // What an input file will say is not claimed here.
   const auto from_input = [&](std::string_view name) {
-    constexpr std::array<std::string_view, 11> kOfInput{
-        "batch",      "seq-len",    "heads",      "kv-heads",     "head-dim",         "layer.embed",
-        "layer.kdim", "layer.vdim", "layer.bias", "layer.rotary", "layer.rotary-base"};
+    constexpr std::array<std::string_view, 13> kOfInput{
+        "batch",      "seq-len",    "heads",        "kv-heads",          "head-dim",      "layer.embed", "layer.kdim",
+        "layer.vdim", "layer.bias", "layer.rotary", "layer.rotary-base", "layer.bias-kv", "extra-keys"};
     return !config.input.empty() && !config.given.contains(name) && std::find(kOfInput.begin(), kOfInput.end(), name) != kOfInput.end();
   };
   for (const Option& option : options()) {

@@ -294,6 +294,13 @@ void add_layer_options(std::vector<Option>& all) {
       layer_real("layer.rotary-base", "base of its angles; by default the input's attribute `rope_base`, else 10000", &Layer::rotary_base));
   all.push_back(layer_choice("layer.gate", "what multiplies the attention's output: a function of /wg x", &Layer::gate));
   all.push_back(layer_real("layer.gate-temperature", "divides what goes into it", &Layer::gate_temperature));
+  all.push_back(
+      of_layer(boolean("layer.bias-kv", Scope::layer,
+                       "append the key /bias_k with the value /bias_v, which every query sees; by default the input's, if it has them",
+                       kPlanning, [](Config& c) -> auto& { return c.layer->bias_kv; })));
+  all.push_back(
+      of_layer(integer("layer.zero-tokens", Scope::layer, "append so many keys of zeros with values of zeros, which every query sees",
+                       kPlanning, 0, kMaxExtraKeys - 1, [](Config& c) -> auto& { return c.layer->zero_tokens; })));
 }
 
 std::vector<Option> make_options() {

@@ -64,6 +64,8 @@ std::string describe(const Layer& layer) {
   add(layer.rotary != RotaryPairs::none, fmt::format("rotary {} (base {})", to_string(layer.rotary), layer.rotary_base));
   add(layer.output_norm != Norm::none, fmt::format("output-norm {}", to_string(layer.output_norm)));
   add(layer.gate != Gate::none, fmt::format("gate {}", to_string(layer.gate)));
+  add(layer.bias_kv, "bias-kv");
+  add(layer.zero_tokens > 0, fmt::format("zero-tokens {}", layer.zero_tokens));
   return text;
 }
 
@@ -91,7 +93,9 @@ Json to_json(const Layer& layer) {
           {"rotary", to_string(layer.rotary)},
           {"rotary-base", layer.rotary_base},
           {"gate", to_string(layer.gate)},
-          {"gate-temperature", layer.gate_temperature}};
+          {"gate-temperature", layer.gate_temperature},
+          {"bias-kv", layer.bias_kv},
+          {"zero-tokens", layer.zero_tokens}};
 }
 
 Json to_json(const CaseReport& report) {

@@ -33,6 +33,8 @@ class LayerModel {
       k_.push_back(
           projected(batch, Activation::x_key, Weight::wk, Weight::bk, Weight::k_norm_weight, Weight::k_norm_bias, problem.kv_heads, true));
       v_.push_back(projected(batch, Activation::x_value, Weight::wv, Weight::bv, Weight::wv, Weight::wv, problem.kv_heads, false));
+      append(k_.back(), Weight::bias_k);
+      append(v_.back(), Weight::bias_v);
     }
   }
 
@@ -44,8 +46,14 @@ class LayerModel {
       const std::int64_t kv_head = head / (problem_.heads / problem_.kv_heads);
       std::int64_t visible = problem_.causal ? token + 1 : problem_.seq_len;
       if (!problem_.kv_lengths.empty()) { visible = std::min(visible, problem_.kv_lengths[static_cast<std::size_t>(batch)]); }
+      std::vector<std::int64_t> keys;
+      for (std::int64_t key = 0; key < visible; ++key) { keys.push_back(key); }
+      // What was appended, whatever hides the others.
+      for (std::size_t key = static_cast<std::size_t>(problem_.seq_len); key < k_[static_cast<std::size_t>(batch)].size(); ++key) {
+        keys.push_back(static_cast<std::int64_t>(key));
+      }
       std::vector<Real> weights;
-      for (std::int64_t key = 0; key < visible; ++key) {
+      for (const std::int64_t key : keys) {
         Real score = 0;
         for (std::int64_t d = 0; d < dim; ++d) { score += at(q_, batch, token, head * dim + d) * at(k_, batch, key, kv_head * dim + d); }
         weights.push_back(score * static_cast<Real>(problem_.scale));
@@ -55,9 +63,7 @@ class LayerModel {
       for (Real& weight : weights) { sum += weight = std::exp(weight - largest); }
       for (std::int64_t d = 0; d < dim; ++d) {
         Real value = 0;
-        for (std::int64_t key = 0; key < visible; ++key) {
-          value += weights[static_cast<std::size_t>(key)] * at(v_, batch, key, kv_head * dim + d);
-        }
+        for (std::size_t i = 0; i < keys.size(); ++i) { value += weights[i] * at(v_, batch, keys[i], kv_head * dim + d); }
         o.push_back(keep(value / sum));
       }
     }
@@ -134,6 +140,14 @@ class LayerModel {
         row[first + i] = (row[first + i] - mean) / std::sqrt(variance) * static_cast<Real>(scale[i]) + static_cast<Real>(shift[i]);
       }
     }
+  }
+
+  void append(Rows& rows, Weight weight) const {
+    if (layer_.bias_kv) {
+      rows.emplace_back();
+      for (const float value : weights(weight)) { rows.back().push_back(keep(static_cast<Real>(value))); }
+    }
+    for (std::int64_t token = 0; token < layer_.zero_tokens; ++token) { rows.emplace_back(rows.front().size(), Real{0}); }
   }
 
   Rows projected(std::int64_t batch, Activation which, Weight weight, Weight bias, Weight norm_weight, Weight norm_bias, std::int64_t heads,

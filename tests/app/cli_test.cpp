@@ -667,7 +667,8 @@ TEST_CASE("extra keys come from the file or a number of them is generated, and e
   CHECK(with({"check", "--input", path, "--grid", "heads=3"}, pattern).exit_code == 0);
   CHECK(with({"check", "--input", path, "--extra-keys", "3", "--backend", "reference"}, pattern).exit_code == 0);
   expect_refusal({"run", "--input", path, "--extra-keys", "2"}, "--extra-keys 2 contradicts the input file " + path + ", which has 3");
-  expect_refusal({"run", "--extra-keys", "2", "--layer.rotary", "half"}, "extra-keys 2: a layer makes all keys of its rows");
+  expect_refusal({"run", "--extra-keys", "2", "--layer.zero-tokens", "1"},
+                 "--extra-keys 2: of a layer they are what it appends (--layer.bias-kv, --layer.zero-tokens), which is 1");
   const ProcessResult config = annulus_with({"run", "--extra-keys", "2", "--print-config"});
   CHECK(config.out.find("extra-keys = 2") != std::string::npos);
 }

@@ -116,6 +116,8 @@ TEST_CASE("what a layer does not take is refused with exit code 2, in one senten
   expect_refusal({"run", "--input", kSample, "--layer.embed", "577"}, "--layer.embed 577 contradicts the input file");
   expect_refusal({"run", "--input", kSample, "--layer.bias"}, "--layer.bias true contradicts the input file");
   expect_refusal({"run", "--input", kSample, "--layer.gate", "relu"}, "--layer.gate relu needs /wg");
+  expect_refusal({"run", "--input", kSample, "--layer.bias-kv"}, "--layer.bias-kv true contradicts the input file");
+  expect_refusal({"plan", "--layer.zero-tokens", "-1"}, "--layer.zero-tokens -1 is below 0");
   expect_refusal({"run", "--input", std::string(ANNULUS_TEST_DATA) + "/attention_sample.h5", "--layer.rotary", "half"},
                  "has no dataset /x");
   expect_refusal({"check", "--cases", "2", "--layer.embed", "8"}, "a layer is configured");

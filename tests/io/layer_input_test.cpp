@@ -165,6 +165,8 @@ TEST_CASE("files that are no layer are refused by the dataset that is wrong, ali
   with("wv", {8, 5}, "/wv is [8, 5]");
   with("wo", {8, 5}, "/wo is [8, 5]; [embed, heads * head_dim] must be [5, 8]");
   with("bq", {5}, "/bq is [5]");
+  with("bias_k", {4}, "has /bias_k without /bias_v");
+  with("bias_v", {8}, "/bias_v is [8]; [kv_heads * head_dim] must be [4]");
   with("o_norm_weight", {4}, "it must be [8] for rows or [2] for heads");
   with("k_norm_bias", {8}, "it must be [4] for rows or [2] for heads");
   write_layer(path, shapes(), std::nullopt);

@@ -76,6 +76,17 @@ std::vector<Case> cases() {
          c.partition = PartitionKind::zigzag;
          c.layer->rotary = RotaryPairs::neighbouring;
        }},
+      {"an appended key and zero tokens, causal, lengths of keys",
+       [](Config& c) {
+         c.problem.kv_heads = 1;
+         c.problem.causal = true;
+         c.problem.kv_lengths = {51, 40};
+         c.layer->bias_kv = true;
+         c.layer->zero_tokens = 2;
+         c.layer->rotary = RotaryPairs::half;
+         c.layer->qk_norm = Norm::layer;
+       }},
+      {"a zero token alone", [](Config& c) { c.layer->zero_tokens = 1; }},
       {"everything",
        [](Config& c) {
          c.problem.kv_heads = 1;
@@ -84,6 +95,8 @@ std::vector<Case> cases() {
          c.layer->rotary = RotaryPairs::neighbouring;
          c.layer->gate = Gate::gelu;
          c.layer->gate_temperature = 2;
+         c.layer->bias_kv = true;
+         c.layer->zero_tokens = 1;
        }},
   };
 }

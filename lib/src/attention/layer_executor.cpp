@@ -185,6 +185,26 @@ void LayerExecutor::load() {
           [](std::int64_t /*done*/, std::int64_t most) { return most; });
     });
   }
+  if (ring_.owns_extra_keys()) { place_appended_keys(); }
+}
+
+void LayerExecutor::place_appended_keys() {
+  const Problem& problem = ring_.plan().problem;
+  for (const auto& [tensor, weight] : {std::pair{Tensor::k_extra, Weight::bias_k}, {Tensor::v_extra, Weight::bias_v}}) {
+    std::vector<float> values;
+    if (resources_.layer().bias_kv) { values = resources_.source().weights(weight); }
+    values.resize(static_cast<std::size_t>(problem.extra_keys * kv_features(problem)), 0.0F);
+    std::vector<std::byte> rows(values.size() * static_cast<std::size_t>(size_of(problem.dtype)));
+    kernels::with_element(problem.dtype, [&](auto tag) {
+      using Element = decltype(tag);
+      auto* to = reinterpret_cast<Element*>(rows.data());
+      for (const float value : values) { *to++ = kernels::from_float<Element>(value); }
+    });
+    for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
+      device_.upload(queue_, ring_.extra_place(tensor, batch), rows.data(), std::ssize(rows));
+    }
+    queue_.synchronize();
+  }
 }
 
 void LayerExecutor::multiply(const Chunk& chunk, const Product& product, kernels::TransformTask after, std::byte* out) const {

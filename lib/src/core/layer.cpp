@@ -26,7 +26,8 @@ void validate(const Layer& layer, const Problem& problem, const Pattern& pattern
                   "layer.rotary {} turns pairs of elements, and head-dim {} is odd", to_string(layer.rotary), problem.head_dim);
   ANNULUS_EXPECTS(std::isfinite(layer.gate_temperature) && layer.gate_temperature > 0, "layer.gate-temperature {} is not positive",
                   layer.gate_temperature);
-  ANNULUS_EXPECTS(problem.extra_keys == 0, "extra-keys {}: a layer makes all keys of its rows", problem.extra_keys);
+  ANNULUS_EXPECTS(layer.zero_tokens >= 0 && layer.zero_tokens < kMaxExtraKeys, "layer.zero-tokens {} is outside 0..{}", layer.zero_tokens,
+                  kMaxExtraKeys - 1);
   ANNULUS_EXPECTS(pattern.order == SequenceOrder::linear, "a layer takes its rows in their own order, and --order is {}",
                   to_string(pattern.order));
 }

@@ -255,6 +255,10 @@ class Hdf5LayerInput final : public LayerSource {
     require_extents("/bv", {kv}, "[kv_heads * head_dim]");
     require_extents("/bo", {layer_.embed}, "[embed]");
     require_extents("/bg", {q}, "[heads * head_dim]");
+    for (const char* name : {"/bias_k", "/bias_v"}) { require_extents(name, {kv}, "[kv_heads * head_dim]"); }
+    layer_.bias_kv = weights_.at(Weight::bias_k).has_value();
+    ANNULUS_EXPECTS(layer_.bias_kv == weights_.at(Weight::bias_v).has_value(), "input file '{}' has {} without {}", path_,
+                    layer_.bias_kv ? "/bias_k" : "/bias_v", layer_.bias_kv ? "/bias_v" : "/bias_k");
     for (const char* name : {"/q_norm_weight", "/q_norm_bias", "/o_norm_weight", "/o_norm_bias"}) { require_norm(name, q); }
     for (const char* name : {"/k_norm_weight", "/k_norm_bias"}) { require_norm(name, kv); }
     for (const char* name : {"q", "k", "o"}) {

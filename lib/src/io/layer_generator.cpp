@@ -85,9 +85,12 @@ class LayerGenerator final : public LayerSource {
       case Weight::o_norm_weight:
         return if_any(layer_.output_norm != Norm::none, {q});
       case Weight::o_norm_bias:
+        return if_any(layer_.output_norm == Norm::layer, {q});
+      case Weight::bias_k:
+      case Weight::bias_v:
         break;
     }
-    return if_any(layer_.output_norm == Norm::layer, {q});
+    return if_any(layer_.bias_kv, {kv});
   }
 
   std::vector<float> weights(Weight which) const override {

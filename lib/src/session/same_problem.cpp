@@ -35,7 +35,9 @@ void add_facts(const Layer& layer, const LayerSource& source, std::vector<Fact>&
                              {"layer.rotary", text(to_string(layer.rotary))},
                              {"layer.rotary-base", text(layer.rotary_base)},
                              {"layer.gate", text(to_string(layer.gate))},
-                             {"layer.gate-temperature", text(layer.gate_temperature)}});
+                             {"layer.gate-temperature", text(layer.gate_temperature)},
+                             {"layer.bias-kv", text(layer.bias_kv)},
+                             {"layer.zero-tokens", text(layer.zero_tokens)}});
   for (const auto& [which, name] : EnumNames<Activation>::values) {
     facts.push_back({std::string(name), source.has(which) ? "of the layer" : "absent"});
   }

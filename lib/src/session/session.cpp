@@ -62,7 +62,6 @@ void take_problem(Config& config, const Problem& found) {
   take_extent(config, "heads", config.problem.heads, found.heads);
   take_extent(config, "kv-heads", config.problem.kv_heads, found.kv_heads);
   take_extent(config, "head-dim", config.problem.head_dim, found.head_dim);
-  take_extent(config, "extra-keys", config.problem.extra_keys, found.extra_keys);
   take_kv_lengths(config, found);
   config.problem.dtype = found.dtype;
   config.problem.scale = found.scale;
@@ -84,6 +83,7 @@ std::shared_ptr<const TensorSource> open_source(Config& config) {
   }
   std::shared_ptr<const TensorSource> source = open_input(config.input);
   take_problem(config, source->problem());
+  take_extent(config, "extra-keys", config.problem.extra_keys, source->problem().extra_keys);
   fill_defaults(config);
   return source;
 }
@@ -98,6 +98,10 @@ void take_layer(Config& config, const Layer& found) {
                   "--layer.bias {} contradicts the input file {}, which has {}", layer.bias, config.input,
                   found.bias ? "some of /bq, /bk, /bv and /bo" : "none of /bq, /bk, /bv and /bo");
   layer.bias = found.bias;
+  ANNULUS_EXPECTS(!config.given.contains("layer.bias-kv") || layer.bias_kv == found.bias_kv,
+                  "--layer.bias-kv {} contradicts the input file {}, which has {}", layer.bias_kv, config.input,
+                  found.bias_kv ? "/bias_k and /bias_v" : "neither /bias_k nor /bias_v");
+  layer.bias_kv = found.bias_kv;
   if (!config.given.contains("layer.rotary")) { layer.rotary = found.rotary; }
   if (!config.given.contains("layer.rotary-base")) { layer.rotary_base = found.rotary_base; }
 }
@@ -113,6 +117,11 @@ std::shared_ptr<const LayerSource> open_layer_source(Config& config) {
     take_problem(config, source->problem());
     take_layer(config, source->layer());
   }
+  const std::int64_t appended = extra_keys_of(*config.layer);
+  ANNULUS_EXPECTS(!config.given.contains("extra-keys") || config.problem.extra_keys == appended,
+                  "--extra-keys {}: of a layer they are what it appends (--layer.bias-kv, --layer.zero-tokens), which is {}",
+                  config.problem.extra_keys, appended);
+  config.problem.extra_keys = appended;
   fill_defaults(config);
   validate(*config.layer, config.problem, config.pattern);
   if (!source) { source = make_layer_generator(config.problem, *config.layer, config.seed, generator_threads(config)); }

@@ -52,6 +52,19 @@ class Definition {
         k_norm_(normalisation(source, layer.qk_norm, Weight::k_norm_weight, Weight::k_norm_bias, problem.kv_heads)),
         o_norm_(normalisation(source, layer.output_norm, Weight::o_norm_weight, Weight::o_norm_bias, problem.heads)) {
     if (layer.gate != Gate::none) { gate_ = map(source, Weight::wg, Weight::bg); }
+    if (layer.bias_kv) {
+      bias_k_ = source.weights(Weight::bias_k);
+      bias_v_ = source.weights(Weight::bias_v);
+    }
+  }
+
+  /// Row `number` of what is appended to K or V, before it is rounded: the weights, if there are any, and zeros after them.
+  template <class Real>
+  void append(Tensor tensor, std::int64_t number, Real* row) const {
+    const std::vector<float>& weights = tensor == Tensor::k_extra ? bias_k_ : bias_v_;
+    for (std::int64_t i = 0; i < problem_.kv_heads * problem_.head_dim; ++i) {
+      row[i] = number == 0 && !weights.empty() ? static_cast<Real>(weights[static_cast<std::size_t>(i)]) : Real{0};
+    }
   }
 
   /// The row of a tensor that is made of `x` at `token`, before it is rounded.
@@ -234,6 +247,8 @@ class Definition {
   Normalisation q_norm_;
   Normalisation k_norm_;
   Normalisation o_norm_;
+  std::vector<float> bias_k_;  ///< appended; empty: none
+  std::vector<float> bias_v_;
 };
 
 /// Reads rows of x and its like, and hands them out one by one to all threads.
@@ -275,6 +290,8 @@ class Rows {
   std::atomic<std::uint64_t>* progress_;
 };
 
+bool is_appended(Tensor tensor) { return tensor == Tensor::k_extra || tensor == Tensor::v_extra; }
+
 Activation activation_of(Tensor tensor) {
   switch (tensor) {
     case Tensor::q:
@@ -302,14 +319,25 @@ class PlainProjection final : public TensorSource {
   }
   void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override {
     const std::int64_t features = heads_of(problem_, tensor) * problem_.head_dim;
-    rows_.for_each(activation_of(tensor), batch, first, count, [&](std::int64_t row, const float* x) {
-      std::vector<float> projected(static_cast<std::size_t>(features));
-      definition_.project(tensor, row, x, projected.data());
+    const auto store = [&](std::int64_t row, const std::vector<float>& values) {
       kernels::with_element(dtype, [&](auto tag) {
         using Element = decltype(tag);
         auto* to = static_cast<Element*>(out) + (row - first) * features;
-        for (std::int64_t i = 0; i < features; ++i) { to[i] = kernels::from_float<Element>(projected[static_cast<std::size_t>(i)]); }
+        for (std::int64_t i = 0; i < features; ++i) { to[i] = kernels::from_float<Element>(values[static_cast<std::size_t>(i)]); }
       });
+    };
+    if (is_appended(tensor)) {
+      std::vector<float> appended(static_cast<std::size_t>(features));
+      for (std::int64_t row = first; row < first + count; ++row) {
+        definition_.append(tensor, row, appended.data());
+        store(row, appended);
+      }
+      return;
+    }
+    rows_.for_each(activation_of(tensor), batch, first, count, [&](std::int64_t row, const float* x) {
+      std::vector<float> projected(static_cast<std::size_t>(features));
+      definition_.project(tensor, row, x, projected.data());
+      store(row, projected);
     });
   }
 
@@ -327,6 +355,10 @@ class ExactProjection final : public ExactRows {
       : definition_(definition), rows_(rows), problem_(problem) {}
   void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, double* out) const override {
     const std::int64_t features = heads_of(problem_, tensor) * problem_.head_dim;
+    if (is_appended(tensor)) {
+      for (std::int64_t row = 0; row < count; ++row) { definition_.append(tensor, first + row, out + row * features); }
+      return;
+    }
     rows_.for_each(activation_of(tensor), batch, first, count,
                    [&](std::int64_t row, const float* x) { definition_.project(tensor, row, x, out + (row - first) * features); });
   }

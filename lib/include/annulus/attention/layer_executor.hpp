@@ -72,7 +72,7 @@ class LayerExecutor {
   LayerExecutor(const LayerResources& resources, RingExecutor& ring, std::int64_t first_batch, Device& device, Queue& queue,
                 Watchdog& watchdog);
 
-  /// Reads the rank's rows of x. Returns when they are in place.
+  /// Reads the rank's rows of x, and places the appended keys if it owns them. Returns when they are in place.
   void load();
 
   /// Makes Q, K and V of x, where the ring's plan keeps them.
@@ -101,6 +101,7 @@ class LayerExecutor {
   template <class Visit>
   void for_each_chunk(std::int64_t most, const Visit& visit);
 
+  void place_appended_keys();
   std::byte* activation_rows(Activation which, const Chunk& chunk) const;
   std::byte* output_rows(const Chunk& chunk) const;
   /// What project() makes of one tensor.

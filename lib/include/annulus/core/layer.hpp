@@ -29,7 +29,7 @@ struct EnumNames<Gate> {
 inline constexpr std::int64_t kMaxFeatures = std::int64_t{1} << 24;
 
 /// y = W_o gate(norm(attention(q, k, v))) with q = rotary(norm(W_q x)), k = rotary(norm(W_k x_key)), v = W_v x_value, and a bias after each
-/// product where there is one.
+/// product where there is one. Appended keys and values are behind those of x: every query sees them.
 struct Layer {
   std::int64_t embed = 0;  ///< features of x and y; 0: heads * head_dim
   std::int64_t kdim = 0;   ///< features of x_key; 0: embed
@@ -42,6 +42,8 @@ struct Layer {
   double rotary_base = 10000.0;
   Gate gate = Gate::none;  ///< function((W_g x + bias) / gate_temperature), element by element
   double gate_temperature = 1.0;
+  bool bias_kv = false;          ///< append a key and a value that are weights, the same for all batch entries
+  std::int64_t zero_tokens = 0;  ///< append so many keys of zeros, with values of zeros
   bool operator==(const Layer&) const = default;
 };
 
@@ -49,6 +51,9 @@ struct Layer {
 inline std::int64_t q_features(const Problem& problem) { return problem.heads * problem.head_dim; }
 /// Features of a row of K, and of V.
 inline std::int64_t kv_features(const Problem& problem) { return problem.kv_heads * problem.head_dim; }
+
+/// Problem::extra_keys of a problem in the layer: what it appends, the weights first.
+inline std::int64_t extra_keys_of(const Layer& layer) { return (layer.bias_kv ? 1 : 0) + layer.zero_tokens; }
 
 /// Fills in the extents that are 0.
 void complete_extents(Layer& layer, const Problem& problem);

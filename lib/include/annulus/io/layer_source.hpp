@@ -34,6 +34,8 @@ enum class Weight {
   k_norm_bias,
   o_norm_weight,  ///< [heads * head_dim] or [head_dim]
   o_norm_bias,
+  bias_k,  ///< [kv_heads * head_dim]: the appended key
+  bias_v,  ///< [kv_heads * head_dim]: its value
 };
 
 template <>
@@ -43,7 +45,7 @@ struct EnumNames<Activation> {
 };
 template <>
 struct EnumNames<Weight> {
-  static constexpr std::array<std::pair<Weight, std::string_view>, 16> values{{{Weight::wq, "/wq"},
+  static constexpr std::array<std::pair<Weight, std::string_view>, 18> values{{{Weight::wq, "/wq"},
                                                                                {Weight::wk, "/wk"},
                                                                                {Weight::wv, "/wv"},
                                                                                {Weight::wo, "/wo"},
@@ -58,7 +60,9 @@ struct EnumNames<Weight> {
                                                                                {Weight::k_norm_weight, "/k_norm_weight"},
                                                                                {Weight::k_norm_bias, "/k_norm_bias"},
                                                                                {Weight::o_norm_weight, "/o_norm_weight"},
-                                                                               {Weight::o_norm_bias, "/o_norm_bias"}}};
+                                                                               {Weight::o_norm_bias, "/o_norm_bias"},
+                                                                               {Weight::bias_k, "/bias_k"},
+                                                                               {Weight::bias_v, "/bias_v"}}};
 };
 
 /// Rows and weights of a layer: a file's or generated. Any rank may read any rows; const calls are independent of each other.
@@ -66,7 +70,7 @@ class LayerSource : public InputSource {
  public:
   /// Extents and dtype of x and of the attention inside; as TensorSource::problem().
   virtual const Problem& problem() const = 0;
-  /// Its extents, whether there is any bias, and what a file says of the rotary embedding. All else has its default.
+  /// Its extents, whether there is any bias and an appended key, and what a file says of the rotary embedding. All else has its default.
   virtual const Layer& layer() const = 0;
 
   virtual bool has(Activation which) const = 0;
