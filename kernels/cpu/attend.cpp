@@ -2,6 +2,7 @@
 #include <annulus/kernels/cpu.hpp>
 #include <annulus/kernels/visible_keys.hpp>
 
+#include "arena.hpp"
 #include "gemm.hpp"
 #include "isa.hpp"
 #include "tile_ops.hpp"
@@ -25,28 +26,10 @@ constexpr std::int64_t kKeyTile = 128;
 constexpr std::int64_t kDefaultTileRows = 64;
 constexpr std::int64_t kMaxTilesPerItem = 4;  // query tiles that share one packed key tile
 constexpr std::int64_t kItemsPerThread = 4;   // at least so many, for balance, before tiles share
-constexpr std::int64_t kAlignment = 64;
 
 constexpr std::int64_t kBlockRows = 256;  // four tiles of the default size, and two key tiles
 
 std::int64_t tile_rows_of(const Settings& settings) { return settings.tile_rows > 0 ? settings.tile_rows : kDefaultTileRows; }
-
-/// Hands out 64-byte aligned pieces of a thread's workspace, or only counts them when base is null.
-class Arena {
- public:
-  explicit Arena(std::byte* base) : base_(base) {}
-  template <class Number>
-  Number* take(std::int64_t count) {
-    auto* piece = base_ == nullptr ? nullptr : reinterpret_cast<Number*>(base_ + used_);
-    used_ += round_up(count * static_cast<std::int64_t>(sizeof(Number)), kAlignment);
-    return piece;
-  }
-  std::int64_t used() const { return used_; }
-
- private:
-  std::byte* base_;
-  std::int64_t used_ = 0;
-};
 
 /// The tiles of one thread. `ld` is head_dim padded; rows of query tile t start at row t * tile_rows.
 struct Tiles {
@@ -140,14 +123,6 @@ class Cut {
   std::int64_t tiles_per_item_;
   std::int64_t items_per_block_;
 };
-
-/// Base of the operand's element for a (batch, segment, kv_head).
-std::int64_t group_offset(const AttendTask& task, const TaskStrides& strides, std::int64_t group) {
-  const std::int64_t kv_head = group % task.kv_heads;
-  const std::int64_t segment = group / task.kv_heads % task.segments;
-  const std::int64_t batch = group / task.kv_heads / task.segments;
-  return batch * strides.batch + segment * strides.segment + kv_head * strides.kv_head;
-}
 
 /// One item: its query rows against all keys they see. Returns false if the product library has no code for a shape.
 class Item {

@@ -14,6 +14,10 @@ namespace annulus::kernels::cpu {
 bool multiply(std::int64_t rows, std::int64_t cols, std::int64_t depth, const float* a, std::int64_t lda, const float* b, std::int64_t ldb,
               float* c, std::int64_t ldc) noexcept;
 
+/// The same, with the product added to c.
+bool multiply_add(std::int64_t rows, std::int64_t cols, std::int64_t depth, const float* a, std::int64_t lda, const float* b,
+                  std::int64_t ldb, float* c, std::int64_t ldc) noexcept;
+
 /// Puts the library into the state that multiply() needs; cheap when it already is.
 void prepare_gemm();
 

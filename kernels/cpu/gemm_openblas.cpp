@@ -7,12 +7,27 @@
 
 namespace annulus::kernels::cpu {
 
-bool multiply(std::int64_t rows, std::int64_t cols, std::int64_t depth, const float* a, std::int64_t lda, const float* b, std::int64_t ldb,
-              float* c, std::int64_t ldc) noexcept {
+namespace {
+
+/// c = beta c + a b.
+bool multiply_into(float beta, std::int64_t rows, std::int64_t cols, std::int64_t depth, const float* a, std::int64_t lda, const float* b,
+                   std::int64_t ldb, float* c, std::int64_t ldc) noexcept {
   cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<blasint>(rows), static_cast<blasint>(cols),
-              static_cast<blasint>(depth), 1.0F, a, static_cast<blasint>(lda), b, static_cast<blasint>(ldb), 0.0F, c,
+              static_cast<blasint>(depth), 1.0F, a, static_cast<blasint>(lda), b, static_cast<blasint>(ldb), beta, c,
               static_cast<blasint>(ldc));
   return true;
+}
+
+}  // namespace
+
+bool multiply(std::int64_t rows, std::int64_t cols, std::int64_t depth, const float* a, std::int64_t lda, const float* b, std::int64_t ldb,
+              float* c, std::int64_t ldc) noexcept {
+  return multiply_into(0.0F, rows, cols, depth, a, lda, b, ldb, c, ldc);
+}
+
+bool multiply_add(std::int64_t rows, std::int64_t cols, std::int64_t depth, const float* a, std::int64_t lda, const float* b,
+                  std::int64_t ldb, float* c, std::int64_t ldc) noexcept {
+  return multiply_into(1.0F, rows, cols, depth, a, lda, b, ldb, c, ldc);
 }
 
 void prepare_gemm() {

@@ -35,6 +35,11 @@ struct TileOps {
   /// acc [rows, ld] = acc * alpha [rows] + product [rows, ld]; ld a multiple of kPadding.
   void (*accumulate)(float* acc, const float* product, const float* alpha, std::int64_t rows, std::int64_t ld);
 
+  /// Scores and products <dO, v> of keys x queries, [keys, ld] each, become P = exp(score - max) and dS = scale P (product - sum), with a
+  /// max and a sum for each of `queries` columns, a multiple of kPadding <= ld.
+  void (*differentiate)(float* scores, float* products, std::int64_t ld, std::int64_t keys, std::int64_t queries, const float* max,
+                        const float* sum, float scale);
+
   /// Whether no number of values [count] is NaN or infinite; count a multiple of kPadding.
   bool (*all_finite)(const float* values, std::int64_t count);
 };

@@ -166,6 +166,23 @@ void accumulate(float* acc, const float* product, const float* alpha, std::int64
 }
 
 template <class Vector>
+void differentiate(float* scores, float* products, std::int64_t ld, std::int64_t keys, std::int64_t queries, const float* max,
+                   const float* sum, float scale) {
+  const auto factor = Vector::set(scale);
+  const auto zero = Vector::set(0.0F);
+  for (std::int64_t key = 0; key < keys; ++key) {
+    float* p = scores + key * ld;
+    float* ds = products + key * ld;
+    for (std::int64_t j = 0; j < queries; j += Vector::kWidth) {
+      const auto probability = Vector::exp(Vector::sub(Vector::load(p + j), Vector::load(max + j)));
+      const auto scaled = Vector::fma(probability, factor, zero);
+      Vector::store(p + j, probability);
+      Vector::store(ds + j, Vector::fma(scaled, Vector::sub(Vector::load(ds + j), Vector::load(sum + j)), zero));
+    }
+  }
+}
+
+template <class Vector>
 bool all_finite(const float* values, std::int64_t count) {
   // 0 * x is 0 for finite x and NaN otherwise; NaN stays in the sum.
   auto sum = Vector::set(0.0F);
@@ -179,6 +196,7 @@ constexpr TileOps kTileOps{Vector::kName,
                            {pack_transposed<float>, pack_transposed<Fp16>, pack_transposed<Bf16>},
                            softmax<Vector>,
                            accumulate<Vector>,
+                           differentiate<Vector>,
                            all_finite<Vector>};
 
 }  // namespace

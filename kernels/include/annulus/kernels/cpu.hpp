@@ -56,6 +56,23 @@ void pack(const PackTask& task, int threads);
 /// Source: Milakov & Gimelshein 2018, online softmax, algorithm 3, a tile of keys at a time.
 void attend(const AttendTask& task, const Settings& settings, void* workspace);
 
+/// As BeginGradientsTask says, fp32.
+void begin_gradients(const BeginGradientsTask& task, int threads);
+
+/// Bytes of workspace that differentiate() needs for tasks of this head_dim: the tiles of all threads.
+std::int64_t gradient_workspace_bytes(std::int64_t head_dim, const Settings& settings);
+
+/// As GradientTask says, all of it in fp32, a tile of keys against a tile of queries at a time. Each tile of keys is one thread's; a row of
+/// dQ takes its tiles in the order of the keys, so the bits do not depend on the number of threads. Tiles are of the kernel's own size.
+/// workspace: at least gradient_workspace_bytes(head_dim, settings) bytes, 64-byte aligned; nothing is in flight at return.
+/// @throws std::runtime_error as attend()
+void differentiate(const GradientTask& task, const Settings& settings, void* workspace);
+
+/// As ClearTask, AddTask and RoundTask say.
+void clear(const ClearTask& task, int threads);
+void add(const AddTask& task, int threads);
+void round(const RoundTask& task, int threads);
+
 /// Turns fp32 partials into out (task.dtype) and lse (fp32) as FinishTask says.
 void finish(const FinishTask& task, int threads);
 

@@ -11,6 +11,7 @@
 #include <span>
 
 struct CUstream_st;
+struct cublasContext;
 
 namespace annulus::kernels::cuda {
 
@@ -87,6 +88,32 @@ class CublasAttention {
   class Implementation;
   int exceptions_at_start_ = std::uncaught_exceptions();
   std::unique_ptr<Implementation> implementation_;
+};
+
+/// The backward pass as five library products around what becomes of the scores: S = scale Q K^T and dP = dO V^T (fp32), P and dS written
+/// over them in the operands' dtype, and dV += P^T dO, dK += dS^T Q, dQ += dS K (fp32). Tiles follow each other on one stream, so that sums
+/// have one order; each is large enough to fill the device. Nothing of q_rows x k_rows is kept.
+///
+/// Owns a cuBLAS handle of the device that is current at construction; used by one host thread at a time, with that device current.
+/// Source: Dao 2023, FlashAttention-2, algorithm 2, without its fusion.
+class CublasGradients {
+ public:
+  CublasGradients();
+  ~CublasGradients();
+  CublasGradients(const CublasGradients&) = delete;
+  CublasGradients& operator=(const CublasGradients&) = delete;
+
+  /// Bytes of workspace that differentiate() needs with this tiling.
+  static std::int64_t workspace_bytes(const CublasTiling& tiling);
+
+  /// As GradientTask says, in fp32; enqueued on `stream`.
+  /// @param workspace  device memory, aligned to 256 bytes, workspace_bytes(tiling) long; in use until `stream` has passed this call
+  /// @throws LibraryError if a call fails, std::invalid_argument if tiling or task is out of range
+  void differentiate(const GradientTask& task, const CublasTiling& tiling, void* workspace, std::int64_t bytes, CUstream_st* stream);
+
+ private:
+  int exceptions_at_start_ = std::uncaught_exceptions();
+  cublasContext* handle_ = nullptr;
 };
 
 }  // namespace annulus::kernels::cuda

@@ -40,4 +40,11 @@ void pack(std::span<const PackTask> tasks, CUstream_st* stream);
 /// @throws LibraryError if the launch fails
 void finish(const FinishTask& task, CUstream_st* stream);
 
+/// As BeginGradientsTask, ClearTask, AddTask and RoundTask say, fp32.
+/// @throws LibraryError if a launch fails, std::invalid_argument if a RoundTask is of fp64
+void begin_gradients(const BeginGradientsTask& task, CUstream_st* stream);
+void clear(const ClearTask& task, CUstream_st* stream);
+void add(const AddTask& task, CUstream_st* stream);
+void round(const RoundTask& task, CUstream_st* stream);
+
 }  // namespace annulus::kernels::cuda

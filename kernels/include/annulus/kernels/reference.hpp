@@ -28,6 +28,18 @@ void pack(const PackTask& task);
 /// Source: Milakov & Gimelshein 2018, online softmax, algorithm 3.
 void attend(const AttendTask& task, std::atomic<std::uint64_t>* progress = nullptr);
 
+/// As BeginGradientsTask says, fp64.
+void begin_gradients(const BeginGradientsTask& task);
+
+/// As GradientTask says: dQ fp64; what the task gives to an element of dK or dV is summed in fp64 and added in fp32 once.
+/// Adds to `progress`, unless it is null, after every key row.
+void differentiate(const GradientTask& task, std::atomic<std::uint64_t>* progress = nullptr);
+
+/// As ClearTask, AddTask and RoundTask say.
+void clear(const ClearTask& task);
+void add(const AddTask& task);
+void round(const RoundTask& task);
+
 /// Turns fp64 partials into out (task.dtype, rounded once to nearest even) and lse (fp32) as FinishTask says.
 void finish(const FinishTask& task);
 

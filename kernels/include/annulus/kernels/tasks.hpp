@@ -152,4 +152,56 @@ struct FinishTask {
   float* lse = nullptr;
 };
 
+/// Makes of the running partials of a forward pass, once its FinishTask is done, what the backward pass takes of each row.
+///
+/// Of a row that sees keys, `max` becomes the number with which exp(score - max) is the key's probability times the factor of its softmax
+/// in the output, and `sum` becomes <dO, O>, O being the softmax's own output; what they are of depends on `combine` as in FinishTask. Of a
+/// row that sees none they become +inf and 0. `acc` of the first partial becomes the running dQ and is 0; the others' are done with.
+struct BeginGradientsTask {
+  FinishTask forward;          ///< out and lse are not touched
+  const void* dout = nullptr;  ///< [batch, rows, heads, head_dim] in the task's dtype
+};
+
+/// What dense attention of q_rows x k_rows gives to the gradients, for every (batch, segment, kv_head, head). With P = exp(score - max) and
+/// dS = scale P (<dO, v> - sum):
+///   dQ += dS k,  dK += dS q,  dV += P dO.
+/// `attend` names the same rows as in the forward pass, but that acc is the running dQ, that max and sum are read, as BeginGradientsTask
+/// left them, and that no order of keys is kept. dK and dV are fp32 and lie as k and v do, by the same strides; they must not alias.
+/// Source: Dao 2023, FlashAttention-2, algorithm 2.
+struct GradientTask {
+  AttendTask attend;
+  const void* dout = nullptr;  ///< as q
+  float* dk = nullptr;         ///< as k
+  float* dv = nullptr;         ///< as v
+  bool operator==(const GradientTask&) const = default;
+};
+
+/// Numbers that become 0.
+struct ClearTask {
+  float* data = nullptr;
+  std::int64_t count = 0;
+};
+
+/// dst += src: src [batch, rows, heads, head_dim] contiguous, dst with strides (elements), both fp32. dst must not alias src.
+struct AddTask {
+  std::int64_t batch = 0;
+  std::int64_t rows = 0;
+  std::int64_t heads = 0;
+  std::int64_t head_dim = 0;
+  const float* src = nullptr;
+  float* dst = nullptr;
+  std::int64_t dst_batch_stride = 0;
+  std::int64_t dst_row_stride = 0;
+  std::int64_t dst_head_stride = 0;
+};
+
+/// dst [count] <- src [count], rounded once, to nearest even. dst must not alias src.
+struct RoundTask {
+  DType dtype = DType::fp32;  ///< of dst
+  std::int64_t count = 0;
+  std::int64_t source_bytes = 4;  ///< of a number of src: 4 (fp32) or 8 (fp64)
+  const void* src = nullptr;
+  void* dst = nullptr;
+};
+
 }  // namespace annulus::kernels
