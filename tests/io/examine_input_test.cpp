@@ -53,7 +53,7 @@ std::size_t decode(unsigned flags, std::size_t, const unsigned*, std::size_t byt
 std::string examined(const std::string& path, Decoding how, const ExamineLimits& limits = {}) {
   decoding = how;
   try {
-    examine_input(path, limits);
+    examine_input(path, InputUse::forward, limits);
   } catch (const InvalidArgument& error) {
     CHECK_THAT(error.what(), contains_text(path));
     return error.what();

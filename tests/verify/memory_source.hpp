@@ -23,12 +23,13 @@ class MemorySource : public TensorSource {
   const Problem& problem() const override { return problem_; }
   std::string describe() const override { return "values of a test"; }
   std::string identity() const override { return describe(); }
+  bool has_dout() const override { return true; }
   std::uint64_t fingerprint(Tensor /*tensor*/, std::int64_t /*part*/, std::int64_t /*parts*/) const override { return 0; }
   std::int64_t tokens_read(Tensor tensor) const { return tokens_read_[static_cast<std::size_t>(tensor)]; }
 
   void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override {
     tokens_read_[static_cast<std::size_t>(tensor)] += count;
-    const std::int64_t heads = tensor == Tensor::q ? problem_.heads : problem_.kv_heads;
+    const std::int64_t heads = heads_of(problem_, tensor);
     kernels::with_element(dtype, [&](auto tag) {
       using Element = decltype(tag);
       auto* element = static_cast<Element*>(out);
@@ -45,7 +46,7 @@ class MemorySource : public TensorSource {
  private:
   Problem problem_;
   Value value_;
-  mutable std::array<std::atomic<std::int64_t>, kSequenceTensors.size() + kExtraTensors.size()> tokens_read_{};
+  mutable std::array<std::atomic<std::int64_t>, kTensors> tokens_read_{};
 };
 
 /// Values of [-1, 1) that depend on the seed and the place alone.

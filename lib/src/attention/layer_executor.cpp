@@ -263,6 +263,7 @@ void LayerExecutor::project(Tensor tensor, const Chunk& chunk) {
       case Tensor::v:
       case Tensor::k_extra:
       case Tensor::v_extra:
+      case Tensor::dout:  // is no product of a weight
         break;
     }
     return {Activation::x_value, Weight::wv, Weight::bv, Weight::wv, Weight::wv};

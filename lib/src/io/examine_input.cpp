@@ -147,8 +147,8 @@ void examine_by(const std::string& path, const ReadSamples& read, const ExamineL
 
 }  // namespace
 
-void examine_input(const std::string& path, const ExamineLimits& limits) {
-  examine_by(path, [&](const std::function<void()>& progress) { read_samples(path, kSampledBytes, progress); }, limits);
+void examine_input(const std::string& path, InputUse use, const ExamineLimits& limits) {
+  examine_by(path, [&](const std::function<void()>& progress) { read_samples(path, use, kSampledBytes, progress); }, limits);
 }
 
 void examine_layer_input(const std::string& path, std::optional<std::int64_t> heads, const ExamineLimits& limits) {

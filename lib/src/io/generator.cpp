@@ -118,6 +118,7 @@ class Generator final : public TensorSource {
   const Problem& problem() const override { return problem_; }
   std::string describe() const override { return fmt::format("generator, seed {}", seed_); }
   std::string identity() const override { return describe(); }
+  bool has_dout() const override { return true; }
   std::uint64_t fingerprint(Tensor /*tensor*/, std::int64_t part, std::int64_t /*parts*/) const override { return part == 0 ? seed_ : 0; }
 
   void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override {

@@ -34,32 +34,43 @@ namespace annulus {
 
 namespace {
 
-FloatDataset open_tensor(const std::shared_ptr<const ReadableFile>& file, const std::string& path, Tensor tensor, SourceFiles& files) {
+/// Nothing if the file has no such dataset.
+std::optional<FloatDataset> find_tensor(const std::shared_ptr<const ReadableFile>& file, const std::string& path, Tensor tensor,
+                                        SourceFiles& files) {
   const char* name = dataset_name(tensor);
   std::optional<FloatDataset> input = open_float_dataset(file, path, name, files);
-  ANNULUS_EXPECTS(
-      input.has_value(),
-      "input file '{}' has no dataset {}; needed are /q [batch, seq, heads, head_dim] and /k, /v [batch, seq, kv_heads, head_dim]", path,
-      name);
+  if (!input) { return input; }
   const std::size_t rank = input->extents.size();
   ANNULUS_EXPECTS(rank == 3 || rank == 4,
                   "input file '{}': {} has {} dimensions; allowed are [batch, seq, heads, head_dim] and, for one batch entry, "
                   "[seq, heads, head_dim]",
                   path, name, rank);
+  return input;
+}
+
+FloatDataset open_tensor(const std::shared_ptr<const ReadableFile>& file, const std::string& path, Tensor tensor, SourceFiles& files) {
+  std::optional<FloatDataset> input = find_tensor(file, path, tensor, files);
+  ANNULUS_EXPECTS(
+      input.has_value(),
+      "input file '{}' has no dataset {}; needed are /q [batch, seq, heads, head_dim] and /k, /v [batch, seq, kv_heads, head_dim]", path,
+      dataset_name(tensor));
   return std::move(*input);
 }
 
 class Hdf5Input final : public TensorSource {
  public:
-  explicit Hdf5Input(const std::string& path, std::function<void()> progress = {}) : path_(path), files_(std::move(progress)) {
+  Hdf5Input(const std::string& path, InputUse use, std::function<void()> progress = {}) : path_(path), files_(std::move(progress)) {
     const Hdf5Lock lock;
     file_ = files_.open(fmt::format("input file '{}'", path), path);
     for (const Tensor tensor : kSequenceTensors) { dataset(tensor) = open_tensor(file_, path, tensor, files_); }
     for (const Tensor tensor : kExtraTensors) {
       if (auto opened = open_float_dataset(file_, path, dataset_name(tensor), files_)) { dataset(tensor) = std::move(*opened); }
     }
+    if (use == InputUse::gradients) { find_dout(); }
     read_problem();
-    for (const Tensor tensor : tensors_of(problem_)) {
+    const std::span<const Tensor> of_problem = tensors_of(problem_);
+    tensors_.insert(tensors_.begin(), of_problem.begin(), of_problem.end());
+    for (const Tensor tensor : tensors_) {
       files_.step();
       make_readable(dataset(tensor), path, dataset_name(tensor), files_);
     }
@@ -71,6 +82,7 @@ class Hdf5Input final : public TensorSource {
   std::vector<std::string> files() const override { return files_.paths(); }
 
   std::string identity() const override { return file_instances(files_.paths()); }
+  bool has_dout() const override { return tensors_.back() == Tensor::dout; }
 
   std::uint64_t fingerprint(Tensor tensor, std::int64_t part, std::int64_t parts) const override {
     const FloatDataset& input = dataset(tensor);
@@ -138,14 +150,13 @@ class Hdf5Input final : public TensorSource {
       band.number = -1;
     }
     const Hdf5Lock lock;
-    for (const Tensor tensor : tensors_of(problem_)) { dataset(tensor).reader->release_buffers(); }
+    for (const Tensor tensor : tensors_) { dataset(tensor).reader->release_buffers(); }
   }
 
   /// Reads `bytes` of values, spread over the datasets.
   void read_samples(std::int64_t bytes) {
-    const std::span<const Tensor> tensors = tensors_of(problem_);
-    std::int64_t datasets_left = std::ssize(tensors);
-    for (const Tensor tensor : tensors) { bytes -= sample(tensor, bytes, bytes / datasets_left--); }
+    std::int64_t datasets_left = std::ssize(tensors_);
+    for (const Tensor tensor : tensors_) { bytes -= sample(tensor, bytes, bytes / datasets_left--); }
   }
 
  private:
@@ -158,7 +169,7 @@ class Hdf5Input final : public TensorSource {
 
   /// Finds the datasets whose chunks must be decoded whole.
   void find_bands() {
-    for (const Tensor tensor : tensors_of(problem_)) {
+    for (const Tensor tensor : tensors_) {
       const FloatDataset& input = dataset(tensor);
       const std::int64_t all_rows = rows_of(problem_, tensor);
       const std::optional<DecodedUnit> unit = input.reader->decoded_unit();
@@ -260,6 +271,17 @@ class Hdf5Input final : public TensorSource {
   FloatDataset& dataset(Tensor tensor) { return datasets_[static_cast<std::size_t>(tensor)]; }
   const FloatDataset& dataset(Tensor tensor) const { return datasets_[static_cast<std::size_t>(tensor)]; }
 
+  void find_dout() {
+    std::optional<FloatDataset> found = find_tensor(file_, path_, Tensor::dout, files_);
+    if (!found) { return; }
+    const FloatDataset& q = dataset(Tensor::q);
+    ANNULUS_EXPECTS(found->dtype.dtype == q.dtype.dtype && found->extents == q.extents,
+                    "input file '{}': /do is {} {} and /q {} {}; they must be alike", path_, to_string(found->dtype.dtype),
+                    shape_text(found->extents), to_string(q.dtype.dtype), shape_text(q.extents));
+    dataset(Tensor::dout) = std::move(*found);
+    tensors_.push_back(Tensor::dout);
+  }
+
   void read_problem() {
     const FloatDataset& q = dataset(Tensor::q);
     const FloatDataset& k = dataset(Tensor::k);
@@ -322,9 +344,9 @@ class Hdf5Input final : public TensorSource {
 
   std::string path_;
   SourceFiles files_;
-  std::shared_ptr<const ReadableFile> file_;  ///< stays locked
-  static constexpr std::size_t kTensors = kSequenceTensors.size() + kExtraTensors.size();
-  std::array<FloatDataset, kTensors> datasets_;  ///< by Tensor; closed before the files; those of extra keys have no extents if absent
+  std::shared_ptr<const ReadableFile> file_;     ///< stays locked
+  std::vector<Tensor> tensors_;                  ///< those that it has
+  std::array<FloatDataset, kTensors> datasets_;  ///< by Tensor; closed before the files; those that it lacks have no extents
   Problem problem_;
   std::array<std::optional<RowBands>, kTensors> bands_;  ///< by Tensor
   mutable std::array<Band, kTensors> held_;              ///< by Tensor
@@ -332,10 +354,10 @@ class Hdf5Input final : public TensorSource {
 
 }  // namespace
 
-void read_samples(const std::string& path, std::int64_t bytes, const std::function<void()>& progress) {
-  Hdf5Input(path, progress).read_samples(bytes);
+void read_samples(const std::string& path, InputUse use, std::int64_t bytes, const std::function<void()>& progress) {
+  Hdf5Input(path, use, progress).read_samples(bytes);
 }
 
-std::unique_ptr<TensorSource> open_input(const std::string& path) { return std::make_unique<Hdf5Input>(path); }
+std::unique_ptr<TensorSource> open_input(const std::string& path, InputUse use) { return std::make_unique<Hdf5Input>(path, use); }
 
 }  // namespace annulus

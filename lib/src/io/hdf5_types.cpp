@@ -89,9 +89,11 @@ const char* dataset_name(Tensor tensor) {
     case Tensor::v_extra:
       return "/v_extra";
     case Tensor::v:
+      return "/v";
+    case Tensor::dout:
       break;
   }
-  return "/v";
+  return "/do";
 }
 
 Hdf5Handle make_hdf5_type(DType dtype) {

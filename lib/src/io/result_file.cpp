@@ -34,7 +34,7 @@ hsize_t extent_of(std::int64_t value) { return static_cast<hsize_t>(value); }
 }  // namespace
 
 struct ResultFile::Impl {
-  Impl(const std::string& path, bool force, const Problem& wanted, std::int64_t table_bytes, std::int64_t features)
+  Impl(const std::string& path, bool force, const Problem& wanted, std::int64_t table_bytes, std::int64_t features, ResultTensors tensors)
       : problem(wanted), embed(features), place(path, force), file(place) {
     const Hdf5Lock lock;
     output_type = make_hdf5_type(problem.dtype);
@@ -44,18 +44,34 @@ struct ResultFile::Impl {
     output = create_dataset(file.get(), output_name(), output_type.get(), extents);
     lse = create_dataset(file.get(), "/lse", lse_type.get(),
                          {extent_of(problem.batch), extent_of(problem.heads), extent_of(problem.seq_len)});
+    if (tensors == ResultTensors::gradients) {
+      for (Gradient& gradient : gradients) {
+        gradient.dataset = create_dataset(file.get(), gradient.name, output_type.get(),
+                                          {extent_of(problem.batch), extent_of(problem.seq_len),
+                                           extent_of(heads_of(problem, gradient.tensor)), extent_of(problem.head_dim)});
+        gradient.row_heads_left = problem.batch * problem.seq_len * heads_of(problem, gradient.tensor);
+      }
+    }
     file.reserve_allocated(kTailBytes + table_bytes);
   }
 
   const char* output_name() const { return embed > 0 ? "/y" : "/o"; }
 
-  void require_inside(const char* dataset, const ResultBox& box) const {
+  void require_inside(const char* dataset, const ResultBox& box, std::int64_t heads) const {
     ANNULUS_EXPECTS(
         box.batch >= 0 && box.batch < problem.batch && box.first >= 0 && box.count >= 0 && box.count <= problem.seq_len - box.first &&
-            box.first_head >= 0 && box.heads >= 1 && box.heads <= problem.heads - box.first_head,
+            box.first_head >= 0 && box.heads >= 1 && box.heads <= heads - box.first_head,
         "rows {}..{} of batch entry {}, heads {}..{}, are outside {} of batch {}, seq_len {}, heads {}", box.first, box.first + box.count,
-        box.batch, box.first_head, box.first_head + box.heads, dataset, problem.batch, problem.seq_len, problem.heads);
+        box.batch, box.first_head, box.first_head + box.heads, dataset, problem.batch, problem.seq_len, heads);
   }
+
+  /// What the loss changes by with one of the inputs.
+  struct Gradient {
+    Tensor tensor;
+    const char* name;
+    Hdf5Handle dataset;
+    std::int64_t row_heads_left = 0;
+  };
 
   Problem problem;
   std::int64_t embed;  ///< of /y, or 0
@@ -65,19 +81,21 @@ struct ResultFile::Impl {
   Hdf5Handle lse_type;
   Hdf5Handle output;
   Hdf5Handle lse;
+  std::array<Gradient, 3> gradients{{{Tensor::q, "/dq", {}}, {Tensor::k, "/dk", {}}, {Tensor::v, "/dv", {}}}};
   std::int64_t output_row_heads = 0;  ///< heads of rows that are written so far, over all batch entries
   std::int64_t lse_row_heads = 0;
 };
 
-ResultFile::ResultFile(const std::string& path, bool force, const Problem& problem, std::int64_t table_bytes, std::int64_t embed) {
+ResultFile::ResultFile(const std::string& path, bool force, const Problem& problem, std::int64_t table_bytes, std::int64_t embed,
+                       ResultTensors tensors) {
   validate(problem);
-  impl_ = before_work([&] { return std::make_unique<Impl>(path, force, problem, table_bytes, embed); });
+  impl_ = before_work([&] { return std::make_unique<Impl>(path, force, problem, table_bytes, embed, tensors); });
 }
 
 ResultFile::~ResultFile() = default;
 
 void ResultFile::write_output(const ResultBox& box, const void* rows) {
-  impl_->require_inside(impl_->output_name(), box);
+  impl_->require_inside(impl_->output_name(), box, impl_->problem.heads);
   if (box.count == 0) { return; }
   const Hdf5Lock lock;
   if (impl_->embed > 0) {
@@ -93,8 +111,21 @@ void ResultFile::write_output(const ResultBox& box, const void* rows) {
   impl_->output_row_heads += box.count * box.heads;
 }
 
+void ResultFile::write_gradient(Tensor tensor, const ResultBox& box, const void* rows) {
+  const auto gradient =
+      std::find_if(impl_->gradients.begin(), impl_->gradients.end(), [&](const auto& each) { return each.tensor == tensor; });
+  ANNULUS_EXPECTS(gradient != impl_->gradients.end(), "a result has no gradient of {}", dataset_name(tensor));
+  impl_->require_inside(gradient->name, box, heads_of(impl_->problem, tensor));
+  if (box.count == 0) { return; }
+  const Hdf5Lock lock;
+  write_block(impl_->file, gradient->dataset, impl_->output_type.get(),
+              {extent_of(box.batch), extent_of(box.first), extent_of(box.first_head), 0},
+              {1, extent_of(box.count), extent_of(box.heads), extent_of(impl_->problem.head_dim)}, rows);
+  gradient->row_heads_left -= box.count * box.heads;
+}
+
 void ResultFile::write_lse(const ResultBox& box, const float* lse) {
-  impl_->require_inside("/lse", box);
+  impl_->require_inside("/lse", box, impl_->problem.heads);
   if (box.count == 0) { return; }
   const Hdf5Lock lock;
   write_block(impl_->file, impl_->lse, impl_->lse_type.get(), {extent_of(box.batch), extent_of(box.first_head), extent_of(box.first)},
@@ -128,7 +159,14 @@ void ResultFile::commit() {
   ANNULUS_EXPECTS(impl_->output_row_heads == row_heads && impl_->lse_row_heads == row_heads,
                   "{} is incomplete: {} heads of rows of {} and {} of /lse were written, not {}", impl_->file.describe(),
                   impl_->output_row_heads, impl_->output_name(), impl_->lse_row_heads, row_heads);
+  for (const Impl::Gradient& gradient : impl_->gradients) {
+    ANNULUS_EXPECTS(gradient.row_heads_left == 0, "{} is incomplete: {} heads of rows of {} were not written", impl_->file.describe(),
+                    gradient.row_heads_left, gradient.name);
+  }
   const Hdf5Lock lock;
+  for (Impl::Gradient& gradient : impl_->gradients) {
+    if (gradient.dataset) { close_dataset(impl_->file, gradient.dataset); }
+  }
   close_dataset(impl_->file, impl_->output);
   close_dataset(impl_->file, impl_->lse);
   impl_->file.commit();

@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <iterator>
+#include <memory>
+#include <utility>
 
 namespace annulus {
 
@@ -32,10 +34,52 @@ std::span<const Tensor> tensors_of(const Problem& problem) {
 
 std::vector<Fingerprint> TensorSource::fingerprints(std::int64_t part, std::int64_t parts) const {
   std::vector<Fingerprint> all;
-  for (const Tensor tensor : tensors_of(problem())) {
+  std::vector<Tensor> tensors(tensors_of(problem()).begin(), tensors_of(problem()).end());
+  if (has_dout()) { tensors.push_back(Tensor::dout); }
+  for (const Tensor tensor : tensors) {
     all.push_back({fmt::format("values of {}", dataset_name(tensor)), fingerprint(tensor, part, parts)});
   }
   return all;
+}
+
+namespace {
+
+/// Q, K and V of one source, and the dO of a generator.
+class WithGeneratedDout final : public SourceView {
+ public:
+  WithGeneratedDout(std::unique_ptr<TensorSource> source, std::uint64_t seed, int threads)
+      : SourceView(*source), source_(std::move(source)), generator_(make_generator(source_->problem(), seed, threads)) {}
+
+  std::string describe() const override { return fmt::format("{}, /do of the {}", source_->describe(), generator_->describe()); }
+  std::string identity() const override { return source_->identity() + generator_->identity(); }
+  std::vector<std::string> files() const override { return source_->files(); }
+  bool has_dout() const override { return true; }
+  std::uint64_t fingerprint(Tensor tensor, std::int64_t part, std::int64_t parts) const override {
+    return of(tensor).fingerprint(tensor, part, parts);
+  }
+  void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override {
+    of(tensor).read(tensor, batch, first, count, dtype, out);
+  }
+  std::optional<RowBands> bands(Tensor tensor) const override { return of(tensor).bands(tensor); }
+  void read_box(Tensor tensor, const Box& box, void* out) const override { of(tensor).read_box(tensor, box, out); }
+  void convert_stored(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, void* stored, DType dtype,
+                      void* out) const override {
+    of(tensor).convert_stored(tensor, batch, first, count, stored, dtype, out);
+  }
+  void release_buffers() const override { source_->release_buffers(); }
+
+ private:
+  const TensorSource& of(Tensor tensor) const { return tensor == Tensor::dout ? *generator_ : *source_; }
+
+  std::unique_ptr<TensorSource> source_;
+  std::unique_ptr<TensorSource> generator_;
+};
+
+}  // namespace
+
+std::unique_ptr<TensorSource> with_generated_dout(std::unique_ptr<TensorSource> source, std::uint64_t seed, int threads) {
+  if (source->has_dout()) { return source; }
+  return std::make_unique<WithGeneratedDout>(std::move(source), seed, threads);
 }
 
 void TensorSource::read_box(Tensor /*tensor*/, const Box& /*box*/, void* /*out*/) const {

@@ -25,7 +25,8 @@ void CellSource::read(Tensor tensor, std::int64_t batch, std::int64_t first, std
   const std::int64_t head_bytes = whole.head_dim * size_of(dtype);
   const std::int64_t whole_bytes = heads_of(whole, tensor) * head_bytes;
   const std::int64_t bytes = heads_of(cell_.problem, tensor) * head_bytes;
-  const std::int64_t before = (tensor == Tensor::q ? cell_.first_head : cell_.first_kv_head) * head_bytes;
+  const bool of_queries = tensor == Tensor::q || tensor == Tensor::dout;
+  const std::int64_t before = (of_queries ? cell_.first_head : cell_.first_kv_head) * head_bytes;
   const std::int64_t most = std::min(count, rows_at_a_time(whole_bytes));
   rows_.resize(std::max(rows_.size(), static_cast<std::size_t>(most * whole_bytes)));
   auto* target = static_cast<std::byte*>(out);

@@ -22,7 +22,10 @@ constexpr double kFloor = 0x1p-24;      // 16-bit: of RMS(O), for outputs that t
 constexpr double kFp32Step = 0x1p-149;  // between subnormal fp32 numbers, to which sums in fp32 are rounded however small they are
 constexpr double kLargeScore = 64.0;    // from here a rounding of an fp32 score moves its exponential by more than kFp32Tolerance
 constexpr double kLargeScoreFactor = 2.0;
-constexpr double kElementFactor = 16.0;  // largest errors of two sound runs differ by less; a wrong row is off by far more
+constexpr double kElementFactor = 16.0;     // largest errors of two sound runs differ by less; a wrong row is off by far more
+constexpr double kGradientFactor = 2.0;     // fp32: of the plain run's error of a gradient
+constexpr double kGradientFloor = 0x1p-22;  // of what a probability of 1 gives to it
+constexpr double kResolvedScore = 16.0;     // up to here an fp32 score moves its exponential by less than kGradientFloor
 constexpr double kLseFloor = 1e-5;
 constexpr double kLseShare = 0x1p-21;  // of the largest score
 constexpr std::int64_t kLseDim = -1;   // the place of an LSE where a dim would stand
@@ -64,6 +67,45 @@ void take_mismatches(std::int64_t count, const std::int64_t (&place)[4], ErrorSu
 /// Root of a mean; 0 of nothing.
 double root_mean(double squares, std::int64_t count) { return count == 0 ? 0.0 : std::sqrt(squares / static_cast<double>(count)); }
 
+/// One element, of which the exact run and the plain one made these. Returns whether it is finite where it should be.
+template <class Element>
+bool compare_value(Element element, double expected, double plain, const std::int64_t (&place)[4], ErrorSums& sums) {
+  const auto found = static_cast<double>(kernels::to_float(element));
+  // A finite value beyond the dtype is an infinity of the dtype.
+  const NumberKind kind = kind_of(static_cast<double>(kernels::to_float(kernels::from_float<Element>(static_cast<float>(expected)))));
+  ++sums.count;
+  if (kind_of(found) != kind) {
+    take_mismatches(1, place, sums);
+    return false;
+  }
+  if (kind != NumberKind::finite) { return false; }
+  const double error = found - expected;
+  const double plain_error = plain - expected;
+  sums.error_squares += error * error;
+  sums.plain_error_squares += plain_error * plain_error;
+  sums.oracle_squares += expected * expected;
+  sums.max_plain_error = std::max(sums.max_plain_error, std::abs(plain_error));
+  take_worst(std::abs(error), place, sums.max_error, sums.worst);
+  return true;
+}
+
+/// Heads [first, first + count) of a gradient, which has `all` of them.
+template <class Element>
+ErrorSums compare_gradient(std::span<const RowId> rows, std::int64_t head_dim, std::int64_t first, std::int64_t count, std::int64_t all,
+                           const void* found, const GradientOfRows& oracle) {
+  ErrorSums sums;
+  const auto* element = static_cast<const Element*>(found);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    for (std::int64_t head = first; head < first + count; ++head) {
+      for (std::int64_t dim = 0; dim < head_dim; ++dim) {
+        const std::int64_t at = (static_cast<std::int64_t>(i) * all + head) * head_dim + dim;
+        compare_value(*element++, oracle.exact[at], static_cast<double>(oracle.plain[at]), {rows[i].batch, rows[i].row, head, dim}, sums);
+      }
+    }
+  }
+  return sums;
+}
+
 template <class Element>
 ErrorSums compare_elements(const Problem& problem, std::span<const RowId> rows, const CheckedHeads& heads, const Element* out,
                            const float* lse, const OracleRows& oracle) {
@@ -76,25 +118,13 @@ ErrorSums compare_elements(const Problem& problem, std::span<const RowId> rows, 
       for (std::int64_t dim = 0; dim < problem.head_dim; ++dim) {
         const std::int64_t element = row_head * problem.head_dim + dim;
         const double expected = oracle.out[static_cast<std::size_t>(element)];
-        const auto found = static_cast<double>(kernels::to_float(out[compared * problem.head_dim + dim]));
-        // A finite value beyond the dtype is an infinity of the dtype.
-        const NumberKind kind = kind_of(static_cast<double>(kernels::to_float(kernels::from_float<Element>(static_cast<float>(expected)))));
-        ++sums.count;
-        if (kind_of(found) != kind) {
-          take_mismatches(1, {rows[i].batch, rows[i].row, head, dim}, sums);
-        } else if (kind == NumberKind::finite) {
-          const double error = found - expected;
-          const double plain_error = static_cast<double>(oracle.plain_out[static_cast<std::size_t>(element)]) - expected;
-          sums.error_squares += error * error;
-          sums.plain_error_squares += plain_error * plain_error;
-          for (std::size_t scale = 0; scale < oracle.scaled_out.size(); ++scale) {
-            const double scaled_error = static_cast<double>(oracle.scaled_out[scale][static_cast<std::size_t>(element)]) - expected;
-            sums.scaled_error_squares[scale] += scaled_error * scaled_error;
-            sums.max_plain_error = std::max(sums.max_plain_error, std::abs(scaled_error));
-          }
-          sums.oracle_squares += expected * expected;
-          sums.max_plain_error = std::max(sums.max_plain_error, std::abs(plain_error));
-          take_worst(std::abs(error), {rows[i].batch, rows[i].row, head, dim}, sums.max_error, sums.worst);
+        const auto plain = static_cast<double>(oracle.plain_out[static_cast<std::size_t>(element)]);
+        const bool finite =
+            compare_value(out[compared * problem.head_dim + dim], expected, plain, {rows[i].batch, rows[i].row, head, dim}, sums);
+        for (std::size_t scale = 0; scale < oracle.scaled_out.size() && finite; ++scale) {
+          const double scaled_error = static_cast<double>(oracle.scaled_out[scale][static_cast<std::size_t>(element)]) - expected;
+          sums.scaled_error_squares[scale] += scaled_error * scaled_error;
+          sums.max_plain_error = std::max(sums.max_plain_error, std::abs(scaled_error));
         }
       }
     }
@@ -230,6 +260,78 @@ Verdict judge(const Problem& problem, const ErrorSums& sums) {
   }
   verdict.lse_limit = kLseFloor + kLseShare * sums.max_score;
   decide(sums, verdict);
+  return verdict;
+}
+
+void GradientSums::add(const GradientSums& other) {
+  dq.add(other.dq);
+  dk.add(other.dk);
+  dv.add(other.dv);
+  max_score = std::max(max_score, other.max_score);
+  query_squares += other.query_squares;
+  key_squares += other.key_squares;
+  value_squares += other.value_squares;
+  dout_squares += other.dout_squares;
+  query_count += other.query_count;
+  key_count += other.key_count;
+}
+
+GradientSums compare_gradients(const Problem& problem, std::span<const RowId> rows, const CheckedHeads& kv_heads,
+                               const FoundGradients& found, const GradientRows& oracle) {
+  GradientSums sums;
+  const std::int64_t group = problem.group_size();
+  kernels::with_element(problem.dtype, [&](auto tag) {
+    using Element = decltype(tag);
+    const std::int64_t d = problem.head_dim;
+    sums.dq = compare_gradient<Element>(rows, d, kv_heads.first * group, kv_heads.count * group, problem.heads, found.dq, oracle.dq);
+    sums.dk = compare_gradient<Element>(rows, d, kv_heads.first, kv_heads.count, problem.kv_heads, found.dk, oracle.dk);
+    sums.dv = compare_gradient<Element>(rows, d, kv_heads.first, kv_heads.count, problem.kv_heads, found.dv, oracle.dv);
+  });
+  sums.max_score = oracle.max_score;
+  sums.query_squares = oracle.query_squares;
+  sums.key_squares = oracle.key_squares;
+  sums.value_squares = oracle.value_squares;
+  sums.dout_squares = oracle.dout_squares;
+  sums.query_count = oracle.query_count;
+  sums.key_count = oracle.key_count;
+  return sums;
+}
+
+namespace {
+
+/// Of the plain run's error, that a gradient may have.
+double gradient_factor(DType dtype) {
+  switch (dtype) {
+    case DType::fp32:
+      return kGradientFactor;
+    case DType::fp16:
+    case DType::bf16:
+      break;
+  }
+  return kPlainFactor;
+}
+
+}  // namespace
+
+Verdict judge_gradient(const Problem& problem, const GradientSums& sums, Tensor tensor) {
+  const double dout = root_mean(sums.dout_squares, sums.query_count);
+  const double group = std::sqrt(static_cast<double>(problem.group_size()));
+  // The first products of a sum take part in the roundings of all later ones: the error grows with their number and not with its root.
+  const double of_scores = std::abs(problem.scale) * static_cast<double>(problem.head_dim) / 2 * dout *
+                           root_mean(sums.value_squares, sums.key_count);
+  const ErrorSums* errors = &sums.dq;
+  double size = of_scores * root_mean(sums.key_squares, sums.key_count);
+  if (tensor == Tensor::k) {
+    errors = &sums.dk;
+    size = of_scores * root_mean(sums.query_squares, sums.query_count) * group;
+  } else if (tensor == Tensor::v) {
+    errors = &sums.dv;
+    size = dout * group;
+  }
+  Verdict verdict = measure(*errors);
+  verdict.limit =
+      gradient_factor(problem.dtype) * verdict.plain_rms_error + kGradientFloor * size * std::max(1.0, sums.max_score / kResolvedScore);
+  decide(*errors, verdict);
   return verdict;
 }
 

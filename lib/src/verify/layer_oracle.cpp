@@ -84,6 +84,7 @@ class Definition {
       case Tensor::v:
       case Tensor::k_extra:
       case Tensor::v_extra:
+      case Tensor::dout:  // is no product of a weight
         break;
     }
   }
@@ -141,6 +142,7 @@ class Definition {
       case Tensor::v:
       case Tensor::k_extra:
       case Tensor::v_extra:
+      case Tensor::dout:  // is no product of a weight
         break;
     }
     return v_;
@@ -301,6 +303,7 @@ Activation activation_of(Tensor tensor) {
     case Tensor::v:
     case Tensor::k_extra:
     case Tensor::v_extra:
+    case Tensor::dout:  // is no product of a weight
       break;
   }
   return Activation::x_value;

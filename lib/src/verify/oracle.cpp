@@ -5,6 +5,8 @@
 #include <annulus/core/error.hpp>
 #include <annulus/kernels/dtype.hpp>
 
+#include "definition.hpp"
+#include "in_order.hpp"
 #include "order_table.hpp"
 #include "parallel.hpp"
 #include "rounding.hpp"
@@ -27,106 +29,7 @@ constexpr std::int64_t kWindowBytes = std::int64_t{32} << 20;  // of K, and of V
 
 static_assert(kTileKeys % kLanes == 0);
 
-// ---- The operator's definition, for one token ----
-
-bool head_runs_branch(const Problem& problem, const Pattern& pattern, std::int64_t branch, std::int64_t head) {
-  if (pattern.head_split == HeadSplit::all) { return true; }
-  const std::int64_t branches = std::ssize(pattern.branches);
-  const std::int64_t spare = problem.heads % branches;
-  std::int64_t first = 0;
-  for (std::int64_t g = 0; g < branches; ++g) {
-    const bool takes_spare = pattern.head_split == HeadSplit::first ? g < spare : g >= branches - spare;
-    const std::int64_t count = problem.heads / branches + (takes_spare ? 1 : 0);
-    if (head >= first && head < first + count) { return g == branch; }
-    first += count;
-  }
-  return false;
-}
-
-std::int64_t offset_of(const Problem& problem, const Pattern& pattern, std::int64_t branch, std::int64_t segment, std::int64_t head) {
-  const std::int64_t rate = pattern.branches[branch].dilation_rate;
-  switch (pattern.offset) {
-    case OffsetRule::group:
-      return branch % rate;
-    case OffsetRule::group_plus_segment:
-      return (branch + segment) % rate;
-    case OffsetRule::segment:
-      return segment % rate;
-    case OffsetRule::head:
-      return (head * problem.kv_heads / problem.heads) % rate;
-    case OffsetRule::head_block: {
-      // The heads, padded to a multiple of the rate, are cut into as many blocks of neighbours.
-      const std::int64_t padded = problem.kv_heads + (rate - problem.kv_heads % rate) % rate;
-      return (head * problem.kv_heads / problem.heads) * rate / padded;
-    }
-  }
-  ANNULUS_ASSERT(false, "offset rule {} is unknown to the oracle", static_cast<int>(pattern.offset));
-}
-
-/// Whether a place is (offset + t * rate) mod length, for one of the ceil(length / rate) first numbers t: seen from the place, some whole
-/// number of lengths further on lies a step that is taken.
-bool is_wrapped_to(std::int64_t length, std::int64_t rate, std::int64_t offset, std::int64_t place) {
-  if (rate >= length) { return offset % length == place; }  // one step
-  const std::int64_t steps = (length - 1) / rate + 1;
-  for (std::int64_t unrolled = place; unrolled <= offset + (steps - 1) * rate; unrolled += length) {
-    if (unrolled >= offset && (unrolled - offset) % rate == 0) { return true; }
-  }
-  return false;
-}
-
-bool is_selected(const Problem& problem, const Pattern& pattern, const Branch& branch, std::int64_t segment, std::int64_t offset,
-                 std::int64_t token) {
-  if (token / branch.segment_length != segment) { return false; }
-  const std::int64_t begin = segment * branch.segment_length;
-  const std::int64_t place = token - begin;
-  const bool in_tail = branch.segment_length > problem.seq_len - begin;
-  if (pattern.ragged == Ragged::dense_tail && in_tail) { return true; }
-  if (pattern.ragged == Ragged::wrap) {
-    return is_wrapped_to(std::min(branch.segment_length, problem.seq_len - begin), branch.dilation_rate, offset, place);
-  }
-  if (place < offset || (place - offset) % branch.dilation_rate != 0) { return false; }
-  switch (pattern.ragged) {
-    case Ragged::short_stride:
-    case Ragged::dense_tail:
-    case Ragged::zero_keys:
-    case Ragged::reject:
-    case Ragged::wrap:  // it has its own rule, above
-      return true;
-    case Ragged::truncate:
-      break;
-  }
-  // Whole strides of the tokens that the segment has: what is left over belongs to no offset.
-  const std::int64_t length = std::min(begin + branch.segment_length, problem.seq_len) - begin;
-  const std::int64_t strides = (length - length % branch.dilation_rate) / branch.dilation_rate;
-  return (place - offset) / branch.dilation_rate < strides;
-}
-
-/// Slots that a whole segment has at this offset, and this one has no token for: keys of zeros, after all others.
-std::int64_t zero_slots(const Problem& problem, const Pattern& pattern, const Branch& branch, std::int64_t segment, std::int64_t offset) {
-  if (pattern.ragged != Ragged::zero_keys || problem.causal) { return 0; }
-  const std::int64_t whole = std::min(branch.segment_length, problem.seq_len);
-  const std::int64_t slots = whole / branch.dilation_rate + (whole % branch.dilation_rate == 0 ? 0 : 1);
-  const std::int64_t tokens = std::min(whole, problem.seq_len - segment * whole);
-  const std::int64_t filled = tokens <= offset ? 0 : (tokens - offset - 1) / branch.dilation_rate + 1;
-  return slots - filled;
-}
-
-/// Once a key is masked, all later ones are.
-bool is_masked(const Problem& problem, const RowId& query, std::int64_t key) {
-  if (key >= problem.seq_len) { return false; }  // an extra key: every query sees it
-  if (problem.causal && key > query.row) { return true; }
-  return !problem.kv_lengths.empty() && key >= problem.kv_lengths[query.batch];
-}
-
 // ---- Numbers ----
-
-void widen(DType dtype, const std::byte* src, std::int64_t count, float* dst) {
-  kernels::with_element(dtype, [&](auto tag) {
-    using Element = decltype(tag);
-    const auto* elements = reinterpret_cast<const Element*>(src);
-    for (std::int64_t i = 0; i < count; ++i) { dst[i] = kernels::to_float(elements[i]); }
-  });
-}
 
 /// scores[j] = scale * <query, key j> for j < count, up to the next multiple of kLanes. Each sum runs in the natural order of head_dim: the
 /// lanes are different keys.
@@ -453,7 +356,7 @@ class Oracle {
         keys_end = segment_end(segment);
       }
       for (std::int64_t key = keys_begin; key < keys_end; key += window_.capacity()) {
-        if (is_masked(problem_, rows_[group_end - 1], key)) { break; }
+        if (is_masked(problem_, rows_[group_end - 1].batch, rows_[group_end - 1].row, key)) { break; }
         window_.load(rows_[first].batch, key, std::min(window_.capacity(), keys_end - key), pass == Pass::sums);
         run_units(pass, branch, first, group_end);
       }
@@ -501,7 +404,7 @@ class Oracle {
     const RowId& last_row = rows_[scratch.rows.back()];
     scratch.tile_tokens.clear();
     for (std::int64_t token = window_.first(); token < window_.end(); ++token) {
-      if (is_masked(problem_, last_row, token)) { break; }  // and so are all later ones, for all rows
+      if (is_masked(problem_, last_row.batch, last_row.row, token)) { break; }  // and so are all later ones, for all rows
       if (!is_selected(problem_, pattern_, branch, unit.segment, offset, token)) { continue; }
       scratch.tile_tokens.push_back(token);
       if (std::ssize(scratch.tile_tokens) == kTileKeys) { run_tile(pass, unit, scratch); }
@@ -593,7 +496,7 @@ class Oracle {
       const std::int64_t place = scratch.rows[i];
       const RowId& row = rows_[place];
       std::int64_t visible = 0;  // tokens ascend, so that the visible ones come first
-      while (visible < count && !is_masked(problem_, row, scratch.tile_tokens[visible])) { ++visible; }
+      while (visible < count && !is_masked(problem_, row.batch, row.row, scratch.tile_tokens[visible])) { ++visible; }
       if (visible == 0) { continue; }
       double scores64[kTileKeys];
       float scores32[kTileKeys];
@@ -704,38 +607,6 @@ class Oracle {
   List<double> max_score_;
   double value_squares_ = 0;
   std::int64_t value_count_ = 0;
-};
-
-/// A source whose rows are taken in another order.
-class InOrder final : public SourceView {
- public:
-  InOrder(const TensorSource& source, SequenceOrder order) : SourceView(source), rows_(order_table(order, source.problem().seq_len)) {}
-
-  /// In the order in which they are stored, neighbours together: a file may have to decode much for each row that is asked for.
-  void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const override {
-    if (tensor == Tensor::k_extra || tensor == Tensor::v_extra) {
-      viewed().read(tensor, batch, first, count, dtype, out);
-      return;
-    }
-    const Problem& held = problem();
-    const std::int64_t row_bytes = (tensor == Tensor::q ? held.heads : held.kv_heads) * held.head_dim * size_of(dtype);
-    const auto stored = [&](std::int64_t place) { return rows_[first + place]; };
-    List<std::int64_t> places(count);
-    std::iota(places.begin(), places.end(), std::int64_t{0});
-    std::sort(places.begin(), places.end(), [&](std::int64_t a, std::int64_t b) { return stored(a) < stored(b); });
-    List<std::byte> some;
-    for (auto begin = places.begin(), end = begin; begin != places.end(); begin = end) {
-      while (end != places.end() && stored(*end) - stored(*begin) == end - begin) { ++end; }
-      some.resize((end - begin) * row_bytes);
-      viewed().read(tensor, batch, stored(*begin), end - begin, dtype, some.data());
-      for (auto place = begin; place != end; ++place) {
-        std::copy_n(some.data() + (place - begin) * row_bytes, row_bytes, static_cast<std::byte*>(out) + *place * row_bytes);
-      }
-    }
-  }
-
- private:
-  List<std::int64_t> rows_;  // at each position
 };
 
 }  // namespace

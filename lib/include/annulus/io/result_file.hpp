@@ -3,6 +3,7 @@
 
 #include <annulus/core/named_column.hpp>
 #include <annulus/core/problem.hpp>
+#include <annulus/io/source.hpp>
 
 #include <array>
 #include <cstdint>
@@ -36,8 +37,14 @@ struct ResultBox {
   std::int64_t heads = 0;
 };
 
+/// What a result holds besides tables.
+enum class ResultTensors {
+  output,     ///< O, or y, and LSE
+  gradients,  ///< and dQ, dK and dV
+};
+
 /// One HDF5 result file, written by one process: /o [batch, seq, heads, head_dim] in the problem's dtype (of a layer /y [batch, seq, embed]
-/// instead), /lse [batch, head, seq] fp32,
+/// instead), /lse [batch, head, seq] fp32, with gradients /dq, /dk and /dv in the shapes of Q, K and V,
 /// tables of named columns, /rows/{uncovered, non_finite, first_non_finite} int64, /rows/zero_key_shares [branch] fp64, /provenance/*
 /// strings.
 ///
@@ -52,7 +59,8 @@ class ResultFile {
   /// @param table_bytes  of the values that write_columns() will be given, at least
   /// @param embed        features of a row of /y; 0 without a layer
   /// @throws InvalidArgument if `path` exists and not `force`, it cannot be created or replaced, or there is no room
-  ResultFile(const std::string& path, bool force, const Problem& problem, std::int64_t table_bytes = 0, std::int64_t embed = 0);
+  ResultFile(const std::string& path, bool force, const Problem& problem, std::int64_t table_bytes = 0, std::int64_t embed = 0,
+             ResultTensors tensors = ResultTensors::output);
   ~ResultFile();
   ResultFile(const ResultFile&) = delete;
   ResultFile& operator=(const ResultFile&) = delete;
@@ -60,6 +68,8 @@ class ResultFile {
   /// A part of /o; `rows` is [count, heads, head_dim] in the problem's dtype. Of /y, whose rows have no heads: [count, embed], with a box
   /// of all heads.
   void write_output(const ResultBox& box, const void* rows);
+  /// A part of the gradient of a tensor; `rows` is [count, heads, head_dim] in the problem's dtype, and the box's heads are of the tensor.
+  void write_gradient(Tensor tensor, const ResultBox& box, const void* rows);
   /// A part of /lse; `lse` is [heads, count].
   void write_lse(const ResultBox& box, const float* lse);
   /// <folder>/<name> of these extents for each column, int64, fp64 or UTF-8 strings.

@@ -13,14 +13,22 @@
 
 namespace annulus {
 
-enum class Tensor { q, k, v, k_extra, v_extra };
+enum class Tensor {
+  q,
+  k,
+  v,
+  k_extra,
+  v_extra,
+  dout,  ///< what the loss changes by with each element of O; has the shape of Q
+};
 
-/// Those with a row for each token of the sequence.
+/// Those with a row for each token of the sequence that every source has.
 inline constexpr std::array<Tensor, 3> kSequenceTensors{Tensor::q, Tensor::k, Tensor::v};
 /// The extra keys and their values.
 inline constexpr std::array<Tensor, 2> kExtraTensors{Tensor::k_extra, Tensor::v_extra};
+inline constexpr std::size_t kTensors = kSequenceTensors.size() + kExtraTensors.size() + 1;
 
-/// Those that a problem has.
+/// Those that a problem has; a loss that is differentiated has Tensor::dout besides.
 std::span<const Tensor> tensors_of(const Problem& problem);
 
 /// Rows of a batch entry of the tensor.
@@ -29,7 +37,9 @@ inline std::int64_t rows_of(const Problem& problem, Tensor tensor) {
 }
 
 /// Heads of a row of the tensor.
-inline std::int64_t heads_of(const Problem& problem, Tensor tensor) { return tensor == Tensor::q ? problem.heads : problem.kv_heads; }
+inline std::int64_t heads_of(const Problem& problem, Tensor tensor) {
+  return tensor == Tensor::q || tensor == Tensor::dout ? problem.heads : problem.kv_heads;
+}
 
 /// Bytes of a row of the tensor, all its heads, in the problem's dtype; a row of O is as long as one of Q.
 inline std::int64_t row_bytes(const Problem& problem, Tensor tensor) {
@@ -115,7 +125,8 @@ class InputSource {
   virtual std::vector<Fingerprint> fingerprints(std::int64_t part, std::int64_t parts) const = 0;
 };
 
-/// Where Q, K, V and extra keys come from: a file or the generator. Any rank may read any rows; const calls are independent of each other.
+/// Where Q, K, V, extra keys and the gradient of O come from: a file or the generator. Any rank may read any rows; const calls are
+/// independent of each other.
 class TensorSource : public InputSource {
  public:
   /// Extents and dtype of what it holds. causal is off; scale is the file's attribute or 1/sqrt(head_dim); kv_lengths and the number of
@@ -126,6 +137,8 @@ class TensorSource : public InputSource {
   /// (16-bit: to nearest even).
   /// @throws InvalidArgument naming dataset and first index if a value is NaN or infinite or damaged, RuntimeFailure if the disk fails
   virtual void read(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, DType dtype, void* out) const = 0;
+  /// Whether it holds Tensor::dout; the other three it always does.
+  virtual bool has_dout() const { return false; }
 
   /// Of one tensor. @throws as read()
   virtual std::uint64_t fingerprint(Tensor tensor, std::int64_t part, std::int64_t parts) const = 0;
@@ -150,6 +163,7 @@ class SourceView : public TensorSource {
   const Problem& problem() const override { return viewed_.problem(); }
   std::string describe() const override { return viewed_.describe(); }
   std::string identity() const override { return viewed_.identity(); }
+  bool has_dout() const override { return viewed_.has_dout(); }
   std::uint64_t fingerprint(Tensor tensor, std::int64_t part, std::int64_t parts) const override {
     return viewed_.fingerprint(tensor, part, parts);
   }
@@ -167,12 +181,21 @@ class SourceView : public TensorSource {
 /// @throws InvalidArgument if the problem is invalid or threads < 1
 std::unique_ptr<TensorSource> make_generator(const Problem& problem, std::uint64_t seed, int threads = 1);
 
+/// Which tensors of an input are read.
+enum class InputUse {
+  forward,    ///< Q, K and V
+  gradients,  ///< and dO, if the input has it
+};
+
 /// An HDF5 file with /q [batch, seq, heads, head_dim], /k and /v [batch, seq, kv_heads, head_dim] (or 3-D, batch 1); fp32, fp16 or bf16.
 /// It may hold /kv_lengths [batch], int64 in 1..seq, and extra keys: /k_extra and /v_extra [batch, n, kv_heads, head_dim] (3-D as
-/// they are).
+/// they are), and for gradients /do in the shape and dtype of /q.
 /// What it needs is asked for before anything is read: sources of virtual datasets, external storage, chunks, filters.
 /// @throws InvalidArgument naming file and dataset if it is absent, truncated, damaged, locked, foreign, incomplete, or shaped or typed
 /// otherwise
-std::unique_ptr<TensorSource> open_input(const std::string& path);
+std::unique_ptr<TensorSource> open_input(const std::string& path, InputUse use = InputUse::forward);
+
+/// A source with a dO that is generated, as make_generator() does, where it has none of its own.
+std::unique_ptr<TensorSource> with_generated_dout(std::unique_ptr<TensorSource> source, std::uint64_t seed, int threads);
 
 }  // namespace annulus

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <annulus/core/problem.hpp>
+#include <annulus/verify/gradient_oracle.hpp>
 #include <annulus/verify/oracle.hpp>
 
 #include <array>
@@ -65,6 +66,40 @@ struct Verdict {
 /// RMS limit: a mean over many rows hides one wrong row. Each limit has one step of the subnormal fp32 numbers (2^-149) on top: no sum in
 /// fp32 is finer. LSE: max error <= 1e-5 + 2^-21 * max_score. Any mismatch of non-finite values fails.
 Verdict judge(const Problem& problem, const ErrorSums& sums);
+
+/// Sums of the three gradients, from which ranks agree on a verdict of each.
+struct GradientSums {
+  ErrorSums dq;  ///< of each: count, errors and non-finite values; LSE and V are not looked at
+  ErrorSums dk;
+  ErrorSums dv;
+  double max_score = 0;
+  double query_squares = 0;  ///< these as GradientRows
+  double key_squares = 0;
+  double value_squares = 0;
+  double dout_squares = 0;
+  std::int64_t query_count = 0;
+  std::int64_t key_count = 0;
+  void add(const GradientSums& other);
+};
+
+/// Gradients of chosen rows, each [row][heads of the tensor that are compared][head_dim] in problem.dtype.
+struct FoundGradients {
+  const void* dq = nullptr;
+  const void* dk = nullptr;
+  const void* dv = nullptr;
+};
+
+/// Compares the gradients of some KV heads and of all their query heads with the oracle's.
+GradientSums compare_gradients(const Problem& problem, std::span<const RowId> rows, const CheckedHeads& kv_heads,
+                               const FoundGradients& found, const GradientRows& oracle);
+
+/// A gradient's verdict. rms_error <= 2 * plain_rms_error in fp32 and 1.2 * in 16 bits, and a floor on top where the exact gradient nearly
+/// cancels and a plain run happens to hit it: 2^-22, four roundings of fp32, of what one probability of 1 would give, which is RMS(dO) for
+/// dV, and for dQ, whose <dO, v> is a sum of head_dim roundings, |scale| head_dim / 2 RMS(dO) RMS(V) RMS(K), for dK the same with Q; times
+/// sqrt(group_size) for dK and dV; times max_score / 16 beyond scores of 16, which fp32 resolves the less the larger they are. Elements as
+/// in judge().
+/// @param tensor  q, k or v: that whose gradient it is
+Verdict judge_gradient(const Problem& problem, const GradientSums& sums, Tensor tensor);
 
 /// The same of a layer's rows of y: in every dtype rms_error <= 1.1 * plain_rms_error + a floor of one part in 2^24 of RMS(y), and the LSE,
 /// whose Q and K were rounded before, may be off by 2 * the plain run's largest error besides.
