@@ -18,6 +18,15 @@
 
 namespace annulus {
 
+void PlannedAttention::begin_gradients(Queue& /*queue*/) { ANNULUS_ASSERT(false, "this kernel has no backward pass"); }
+void PlannedAttention::accumulate(Queue& /*queue*/, std::int64_t step) {
+  ANNULUS_ASSERT(false, "step {}: this kernel has no backward pass", step);
+}
+void PlannedAttention::differentiate(Queue& /*queue*/, std::int64_t step) {
+  ANNULUS_ASSERT(false, "step {}: this kernel has no backward pass", step);
+}
+void PlannedAttention::finish_gradients(Queue& /*queue*/) { ANNULUS_ASSERT(false, "this kernel has no backward pass"); }
+
 std::string fused_obstacle(const Problem& problem) {
   if (!is_16_bit(problem.dtype)) { return fmt::format("it takes fp16 and bf16, and the dtype is {}", to_string(problem.dtype)); }
   if (kernels::cuda::fused::shape_of(problem.head_dim) < 0) {
@@ -31,8 +40,9 @@ std::string fused_obstacle(const Problem& problem) {
   return {};
 }
 
-KernelKind resolve_kernel(KernelKind asked, const Problem& problem, std::int64_t tile_rows, bool hopper) {
+KernelKind resolve_kernel(KernelKind asked, const Problem& problem, std::int64_t tile_rows, bool hopper, bool gradients) {
   std::string obstacle = fused_obstacle(problem);
+  if (obstacle.empty() && gradients) { obstacle = "it has no backward pass, which --gradients asks for and kernel cublas has"; }
   if (obstacle.empty() && tile_rows > 0) { obstacle = "it chooses its own tiles, and --tile-rows is given"; }
   if (obstacle.empty() && !hopper) { obstacle = "it is for GPUs of compute capability 9.0 (Hopper)"; }
   switch (asked) {

@@ -42,4 +42,15 @@ void check_task(const kernels::FinishTask& task) {
   for (int g = 0; g < task.partials; ++g) { check_partial(task.partial[g], "finish"); }
 }
 
+void check_task(const kernels::BeginGradientsTask& task) {
+  check_task(task.forward);
+  ANNULUS_EXPECTS(task.dout != nullptr, "begin_gradients: null pointer");
+}
+
+void check_task(const kernels::GradientTask& task) {
+  check_task(task.attend);
+  ANNULUS_EXPECTS(task.dout != nullptr && task.dk != nullptr && task.dv != nullptr, "differentiate: null pointer");
+  ANNULUS_EXPECTS(task.attend.place == kernels::SegmentPlace{}, "differentiate: a task keeps an order of keys");
+}
+
 }  // namespace annulus

@@ -10,5 +10,7 @@ namespace annulus {
 void check_task(const kernels::ZeroKeysTask& task);
 void check_task(const kernels::AttendTask& task);
 void check_task(const kernels::FinishTask& task);
+void check_task(const kernels::BeginGradientsTask& task);
+void check_task(const kernels::GradientTask& task);
 
 }  // namespace annulus

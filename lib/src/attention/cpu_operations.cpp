@@ -13,7 +13,7 @@ namespace {
 
 namespace cpu = kernels::cpu;
 
-class CpuOperations final : public TaskOperations {
+class CpuOperations final : public TaskOperations, public GradientOperations {
  public:
   CpuOperations(const cpu::Settings& settings, Device& device) : settings_(settings), device_(device) {}
   std::string describe() const override {
@@ -38,7 +38,7 @@ class CpuOperations final : public TaskOperations {
       head_dim = std::max(head_dim, task.head_dim);
     }
     if (tasks.empty()) { return; }
-    reserve_workspace(head_dim);
+    reserve_workspace(cpu::workspace_bytes(head_dim, settings_));
     for (const auto& task : tasks) {
       try {
         cpu::attend(task, settings_, workspace_.get());
@@ -50,10 +50,36 @@ class CpuOperations final : public TaskOperations {
     cpu::finish(task, settings_.threads);
   }
 
+  GradientOperations* gradients() override { return this; }
+  std::int64_t gradient_workspace_bytes(std::int64_t head_dim, DType /*dtype*/) const override {
+    return cpu::gradient_workspace_bytes(head_dim, settings_);
+  }
+  void begin_gradients(Queue& /*queue*/, const kernels::BeginGradientsTask& task) override {
+    check_task(task);
+    cpu::begin_gradients(task, settings_.threads);
+  }
+  void differentiate(Queue& /*queue*/, std::span<const kernels::GradientTask> tasks) override {
+    for (const auto& task : tasks) {
+      check_task(task);
+      reserve_workspace(cpu::gradient_workspace_bytes(task.attend.head_dim, settings_));
+      try {
+        cpu::differentiate(task, settings_, workspace_.get());
+      } catch (const std::exception& error) { throw RuntimeFailure(fmt::format("backend cpu: differentiate: {}", error.what())); }
+    }
+  }
+  void clear(Queue& /*queue*/, std::span<const kernels::ClearTask> tasks) override {
+    for (const auto& task : tasks) { cpu::clear(task, settings_.threads); }
+  }
+  void add(Queue& /*queue*/, std::span<const kernels::AddTask> tasks) override {
+    for (const auto& task : tasks) { cpu::add(task, settings_.threads); }
+  }
+  void round(Queue& /*queue*/, std::span<const kernels::RoundTask> tasks) override {
+    for (const auto& task : tasks) { cpu::round(task, settings_.threads); }
+  }
+
  private:
-  /// Taken at the first attend() and kept: later ones need it again, and only a larger head_dim needs more.
-  void reserve_workspace(std::int64_t head_dim) {
-    const std::int64_t bytes = cpu::workspace_bytes(head_dim, settings_);
+  /// Taken at the first attend() and kept: later ones need it again, and only a larger head_dim, or a backward pass, needs more.
+  void reserve_workspace(std::int64_t bytes) {
     if (workspace_.bytes() >= bytes) { return; }
     workspace_.reset();
     workspace_ = device_.allocate(bytes, MemoryUse::tensor);

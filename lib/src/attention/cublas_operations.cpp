@@ -21,7 +21,7 @@ namespace {
 
 namespace cuda = kernels::cuda;
 
-class CublasOperations final : public TaskOperations {
+class CublasOperations final : public TaskOperations, public GradientOperations {
  public:
   CublasOperations(std::int64_t tile_rows, Device& device) : tile_rows_(tile_rows), device_(device), number_(device_of(device)) {
     const DeviceGuard guard(number_);
@@ -78,17 +78,64 @@ class CublasOperations final : public TaskOperations {
     translated([&] { cuda::finish(task, stream_of(queue)); });
   }
 
+  GradientOperations* gradients() override { return this; }
+  std::int64_t gradient_workspace_bytes(std::int64_t head_dim, DType dtype) const override {
+    std::int64_t bytes = 0;
+    for (const kernels::Mask mask : kernels::kMasks) {
+      bytes = std::max(bytes, cuda::CublasGradients::workspace_bytes(tiling_for(head_dim, dtype, mask)));
+    }
+    return bytes;
+  }
+  void begin_gradients(Queue& queue, const kernels::BeginGradientsTask& task) override {
+    const ProfilerRange range("begin_gradients");
+    const DeviceGuard guard(number_);
+    translated([&] { cuda::begin_gradients(task, stream_of(queue)); });
+  }
+  void differentiate(Queue& queue, std::span<const kernels::GradientTask> tasks) override {
+    const ProfilerRange range("differentiate");
+    const DeviceGuard guard(number_);
+    for (const kernels::GradientTask& task : tasks) {
+      const kernels::AttendTask& at = task.attend;
+      reserve_workspace(gradient_workspace_bytes(at.head_dim, at.dtype));
+      translated([&] {
+        if (!gradients_) { gradients_ = std::make_unique<cuda::CublasGradients>(); }
+        gradients_->differentiate(task, tiling_for(at.head_dim, at.dtype, at.mask), workspace_.get(), workspace_.bytes(), stream_of(queue));
+      });
+    }
+  }
+  void clear(Queue& queue, std::span<const kernels::ClearTask> tasks) override {
+    const DeviceGuard guard(number_);
+    translated([&] {
+      for (const kernels::ClearTask& task : tasks) { cuda::clear(task, stream_of(queue)); }
+    });
+  }
+  void add(Queue& queue, std::span<const kernels::AddTask> tasks) override {
+    const DeviceGuard guard(number_);
+    translated([&] {
+      for (const kernels::AddTask& task : tasks) { cuda::add(task, stream_of(queue)); }
+    });
+  }
+  void round(Queue& queue, std::span<const kernels::RoundTask> tasks) override {
+    const DeviceGuard guard(number_);
+    translated([&] {
+      for (const kernels::RoundTask& task : tasks) { cuda::round(task, stream_of(queue)); }
+    });
+  }
+
  private:
+  /// Larger than before, if it must be.
+  void reserve_workspace(std::int64_t bytes) {
+    if (workspace_.bytes() >= bytes) { return; }
+    // Another one may come to lie where this one lay, but the chance is not worth the graphs' memory.
+    translated([&] { attention_->forget(workspace_.get()); });
+    workspace_.reset();
+    workspace_ = device_.allocate(bytes, MemoryUse::tensor);
+  }
+
   /// Attends tasks of one head_dim, dtype and mask.
   void attend_alike(Queue& queue, std::span<const kernels::AttendTask> tasks) {
     const kernels::AttendTask& front = tasks.front();
-    const std::int64_t bytes = workspace_bytes(front.head_dim, front.dtype);
-    if (workspace_.bytes() < bytes) {
-      // Another one may come to lie where this one lay, but the chance is not worth the graphs' memory.
-      translated([&] { attention_->forget(workspace_.get()); });
-      workspace_.reset();
-      workspace_ = device_.allocate(bytes, MemoryUse::tensor);
-    }
+    reserve_workspace(workspace_bytes(front.head_dim, front.dtype));
     const cuda::CublasTiling tiling = tiling_for(front.head_dim, front.dtype, front.mask);
     translated([&] { attention_->attend(tasks, tiling, workspace_.get(), workspace_.bytes(), stream_of(queue)); });
   }
@@ -107,8 +154,9 @@ class CublasOperations final : public TaskOperations {
   Device& device_;
   int number_;
   std::unique_ptr<cuda::CublasAttention> attention_;
-  std::vector<kernels::AttendTask> alike_;  ///< a mixed list by masks
-  Buffer workspace_;                        ///< goes before `attention_`, which waits for its own work
+  std::unique_ptr<cuda::CublasGradients> gradients_;  ///< from the first backward pass on
+  std::vector<kernels::AttendTask> alike_;            ///< a mixed list by masks
+  Buffer workspace_;                                  ///< goes before `attention_`, which waits for its own work
 };
 
 }  // namespace

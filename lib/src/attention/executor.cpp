@@ -36,6 +36,16 @@ RingExecutor::RingExecutor(std::shared_ptr<const RingPlan> plan, AttentionKernel
   for (std::size_t number = 0; number < kSendBuffers.size(); ++number) {
     addresses.sends[number] = sends_.emplace_back(device.allocate(plan_.send_bytes[number], MemoryUse::slot)).get();
   }
+  if (plan_.routing.gradients) {
+    dout_ = device.allocate(q_.bytes(), MemoryUse::tensor);
+    dq_ = device.allocate(q_.bytes(), MemoryUse::tensor);
+    dkv_ = device.allocate(buffer_bytes(plan_, BufferId::resident), MemoryUse::tensor);
+    own_gradient_ = device.allocate(buffer_bytes(plan_, BufferId::own_gradient), MemoryUse::tensor);
+  }
+  addresses.dout = dout_.get();
+  addresses.dq = dq_.get();
+  addresses.dkv = dkv_.get();
+  addresses.own_gradient = own_gradient_.get();
   addresses.q = q_.get();
   extra_ = device.allocate(buffer_bytes(plan_, BufferId::extra), of_resident);
   addresses.resident = resident_.get();
@@ -48,6 +58,7 @@ RingExecutor::RingExecutor(std::shared_ptr<const RingPlan> plan, AttentionKernel
 
 void RingExecutor::load(const TensorSource& source) {
   for (const Tensor tensor : kSequenceTensors) { load(source, tensor); }
+  if (plan_.routing.gradients) { load(source, Tensor::dout); }
   load_extra_keys(source);
 }
 
@@ -88,7 +99,10 @@ RingExecutor::RowPlace RingExecutor::input_place(Tensor tensor, std::int64_t bat
   const std::int64_t in_piece = row - owner->global.first;
   const std::int64_t left = owner->global.count - in_piece;
   const std::int64_t bytes = row_bytes(problem, tensor);
-  if (tensor == Tensor::q) { return {q_.get() + (batch * plan_.local_rows + owner->local_first + in_piece) * bytes, left}; }
+  if (tensor == Tensor::q || tensor == Tensor::dout) {
+    const Buffer& queries = tensor == Tensor::q ? q_ : dout_;
+    return {queries.get() + (batch * plan_.local_rows + owner->local_first + in_piece) * bytes, left};
+  }
   const std::int64_t rows_before = ((tensor == Tensor::k ? 0 : problem.batch) + batch) * owner->global.count + in_piece;
   return {resident_.get() + resident_offset(problem, *owner) + rows_before * bytes, left};
 }
@@ -171,7 +185,13 @@ void RingExecutor::execute(const Op& op) {
     case OpKind::wait:
       return wait(op.step);
     case OpKind::attend:
-      return attend(op.step);
+    case OpKind::differentiate:
+      return work(op.step);
+    case OpKind::accumulate:
+      last_mark_ = nullptr;
+      return attention_->accumulate(queue_, op.step);
+    case OpKind::finish_gradients:
+      return finish_gradients();
     case OpKind::finish:
       break;
   }
@@ -213,12 +233,16 @@ void RingExecutor::wait(std::int64_t step) {
   events.wait_end = mark();
 }
 
-void RingExecutor::attend(std::int64_t step) {
+void RingExecutor::work(std::int64_t step) {
   const ProfilerRange range(fmt::format("annulus: work of step {}", step).c_str());
   StepEvents& events = events_[static_cast<std::size_t>(step)];
   watchdog_.set_step(step);
   events.work_begin = mark();
-  attention_->attend(queue_, step);
+  if (step < plan_.forward_steps) {
+    attention_->attend(queue_, step);
+  } else {
+    attention_->differentiate(queue_, step);
+  }
   last_mark_ = nullptr;
   events.work_end = mark();
   post_ready();
@@ -229,7 +253,26 @@ void RingExecutor::finish() {
   const ProfilerRange range("annulus: finish");
   attention_->finish(queue_);
   end_event_ = device_.record(queue_);
+  if (plan_.routing.gradients) {
+    backward_event_ = end_event_;
+    last_mark_ = nullptr;
+    attention_->begin_gradients(queue_);
+    return;
+  }
   watchdog_.set_step(-1);
+}
+
+void RingExecutor::finish_gradients() {
+  const ProfilerRange range("annulus: finish gradients");
+  attention_->finish_gradients(queue_);
+  end_event_ = device_.record(queue_);
+  watchdog_.set_step(-1);
+}
+
+double RingExecutor::backward_ms() {
+  if (!plan_.routing.gradients) { return 0; }
+  queue_.synchronize();
+  return end_event_->ms_since(*backward_event_);
 }
 
 std::vector<StepTiming> RingExecutor::timings() {
@@ -290,6 +333,22 @@ void RingExecutor::read_output(std::int64_t batch, std::int64_t first, std::int6
   queue_.synchronize();
 }
 
+void RingExecutor::read_gradient(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, void* rows) {
+  ANNULUS_EXPECTS(plan_.routing.gradients, "the plan has no gradients");
+  auto* target = static_cast<std::byte*>(rows);
+  const std::int64_t bytes = row_bytes(plan_.problem, tensor);
+  for (std::int64_t done = 0, part = 0; done < count; done += part) {
+    const ShardPiece& piece = piece_at(plan_.shard, first + done);
+    const std::int64_t in_piece = first + done - piece.local_first;
+    part = std::min(count - done, piece.global.count - in_piece);
+    const RowPlace place = input_place(tensor, batch, piece.global[in_piece]);  // gradients lie as what they are of
+    const std::byte* const from =
+        tensor == Tensor::q ? dq_.get() + (place.address - q_.get()) : dkv_.get() + (place.address - resident_.get());
+    device_.download(queue_, target + done * bytes, from, part * bytes);
+  }
+  queue_.synchronize();
+}
+
 void RingExecutor::fetch_output(std::int64_t batch, std::span<const std::int64_t> numbers, std::byte* rows) {
   const std::int64_t bytes = row_bytes(plan_.problem, Tensor::q);
   std::int64_t count = 0;
@@ -313,7 +372,10 @@ void RingExecutor::read_lse(std::int64_t batch, std::int64_t first, std::int64_t
 }
 
 void run_lockstep(std::span<const std::unique_ptr<RingExecutor>> executors, bool pass_blocks) {
-  const auto runs = [&](const Op& op) { return pass_blocks || op.kind == OpKind::attend || op.kind == OpKind::finish; };
+  const auto runs = [&](const Op& op) {
+    const bool moves = op.kind == OpKind::pack || op.kind == OpKind::post || op.kind == OpKind::wait;
+    return pass_blocks || !(moves || op.kind == OpKind::accumulate);
+  };
   for (const auto& executor : executors) { executor->begin(executors.size() == 1); }
   std::vector<std::size_t> next(executors.size(), 0);
   constexpr std::int64_t kEnd = std::numeric_limits<std::int64_t>::max();

@@ -81,6 +81,37 @@ kernels::AttendTask task_of_part(kernels::AttendTask task, std::int64_t accumula
   return task;
 }
 
+/// What the item gives to the gradients.
+kernels::GradientTask gradient_task(const RingPlan& plan, const TensorAddresses& addresses,
+                                    std::span<const kernels::PartialPointers> partials, std::int64_t accumulator, const WorkItem& item) {
+  const std::int64_t element = size_of(plan.problem.dtype);
+  const kernels::PartialPointers& own = partials[static_cast<std::size_t>(item.partial)];
+  kernels::GradientTask task;
+  task.attend = attend_task(plan, addresses, {partials.front().acc, own.max, own.sum}, accumulator, item);
+  task.dout = addresses.dout + (static_cast<const std::byte*>(task.attend.q) - addresses.q);
+  // They lie as the keys do, in another place and another type.
+  const std::byte* const keys = address_of(addresses, item.keys.buffer) + item.keys.offset_bytes;
+  float* const gradient = reinterpret_cast<float*>(address_of(addresses, item.gradient.buffer) + item.gradient.offset_bytes);
+  task.dk = gradient + (static_cast<const std::byte*>(task.attend.k) - keys) / element;
+  task.dv = gradient + (static_cast<const std::byte*>(task.attend.v) - keys) / element;
+  return task;
+}
+
+/// The task of a part of an item, from that of the item.
+kernels::GradientTask gradient_task_of_part(kernels::GradientTask task, std::int64_t accumulator, const ItemPart& part) {
+  const auto offset = [&](const kernels::TaskStrides& strides) {
+    return part.first_entry * strides.batch + part.first_segment * strides.segment;
+  };
+  task.dout = static_cast<const std::byte*>(task.dout) + offset(task.attend.q_strides) * size_of(task.attend.dtype);
+  task.dk += offset(task.attend.kv_strides);
+  task.dv += offset(task.attend.kv_strides);
+  task.attend = task_of_part(task.attend, accumulator, part);
+  return task;
+}
+
+/// Numbers of dK, or dV, of a block.
+std::int64_t elements_of(const Problem& problem, const KvBlock& block) { return block.bytes / 2 / size_of(problem.dtype); }
+
 kernels::ZeroKeysTask zero_keys_task(const kernels::AttendTask& task, std::int64_t count) {
   return {count, task.batch, task.segments, task.q_rows, task.kv_heads, task.q_per_kv, task.max, task.sum, task.stat_strides};
 }
@@ -145,6 +176,52 @@ void add_pack_tasks(std::vector<kernels::PackTask>& tasks, const RingPlan& plan,
   }
 }
 
+/// Tasks that add dK and dV of a whole block to those of the same block elsewhere, or to the rows of the shard that they are of.
+void add_sum_tasks(std::vector<kernels::AddTask>& tasks, const RingPlan& plan, const TensorAddresses& addresses, const SumItem& item) {
+  const Problem& problem = plan.problem;
+  const KvBlock& block = plan.blocks[item.block];
+  const std::int64_t head_dim = problem.head_dim;
+  const std::int64_t rows = block.rows_global.count();
+  const std::int64_t block_pitch = block.kv_heads.count * head_dim;
+  const auto* const source = reinterpret_cast<const float*>(address_of(addresses, item.from) + item.from_offset_bytes);
+  kernels::AddTask task;
+  task.heads = block.kv_heads.count;
+  task.head_dim = head_dim;
+  for (std::int64_t tensor = 0; tensor < 2; ++tensor) {
+    const float* const of_tensor = source + tensor * elements_of(problem, block);
+    if (item.to != BufferId::own_gradient) {
+      task.batch = problem.batch;
+      task.rows = rows;
+      task.src = of_tensor;
+      task.dst = reinterpret_cast<float*>(address_of(addresses, item.to) + item.to_offset_bytes) + tensor * elements_of(problem, block);
+      task.dst_batch_stride = rows * block_pitch;
+      task.dst_row_stride = block_pitch;
+      task.dst_head_stride = head_dim;
+      tasks.push_back(task);
+      continue;
+    }
+    const ShardPiece& piece = piece_at(plan.shard, item.to_rows[0]);
+    const std::int64_t pitch = problem.kv_heads * head_dim;
+    float* const target = reinterpret_cast<float*>(addresses.own_gradient + gradient_bytes(problem, resident_offset(problem, piece))) +
+                          tensor * problem.batch * piece.global.count * pitch;
+    // Several runs of rows interleave with the batch in the block, so each batch entry is a task.
+    task.batch = 1;
+    task.dst_head_stride = block.kv_heads.stride * head_dim;
+    std::int64_t packed = 0;
+    for (std::int64_t entry = 0; entry < problem.batch; ++entry) {
+      for (std::int64_t run = 0; run < item.to_rows.runs(); ++run) {
+        const Progression& local = item.to_rows.run(run);
+        task.rows = local.count;
+        task.src = of_tensor + packed * block_pitch;
+        task.dst = target + (entry * piece.global.count + local.first - piece.local_first) * pitch + block.kv_heads.first * head_dim;
+        task.dst_row_stride = local.stride * pitch;
+        tasks.push_back(task);
+        packed += local.count;
+      }
+    }
+  }
+}
+
 kernels::FinishTask finish_task(const RingPlan& plan, const TensorAddresses& addresses,
                                 std::span<const kernels::PartialPointers> partials) {
   kernels::FinishTask finish;
@@ -194,6 +271,8 @@ std::byte* address_of(const TensorAddresses& addresses, BufferId buffer) {
       return addresses.sends[1];
     case BufferId::extra:
       return addresses.extra;
+    case BufferId::own_gradient:
+      return addresses.own_gradient;
     case BufferId::resident:
       break;
   }
@@ -220,9 +299,9 @@ LoweredWork lower_work(const RingPlan& plan, const TensorAddresses& addresses, s
   ANNULUS_EXPECTS(std::ssize(partials) == plan.partials, "{} partials have an address, and the plan has {}", partials.size(),
                   plan.partials);
   LoweredWork lowered;
-  for (const Step& step : plan.steps) {
+  for (std::int64_t number = 0; number < plan.forward_steps; ++number) {
     std::vector<kernels::AttendTask>& tasks = lowered.attend.emplace_back();
-    for (const WorkItem& item : step.work) {
+    for (const WorkItem& item : plan.steps[number].work) {
       const kernels::AttendTask task =
           attend_task(plan, addresses, partials[static_cast<std::size_t>(item.partial)], accumulator_bytes, item);
       for (const ItemPart& part : parts_of(plan.problem, item)) { tasks.push_back(task_of_part(task, accumulator_bytes, part)); }
@@ -230,6 +309,40 @@ LoweredWork lower_work(const RingPlan& plan, const TensorAddresses& addresses, s
     }
   }
   lowered.finish = finish_task(plan, addresses, partials);
+  return lowered;
+}
+
+LoweredGradients lower_gradients(const RingPlan& plan, const TensorAddresses& addresses, std::span<const kernels::PartialPointers> partials,
+                                 std::int64_t accumulator_bytes) {
+  ANNULUS_EXPECTS(std::ssize(partials) == plan.partials && plan.routing.gradients, "a plan without gradients, or {} partials of {}",
+                  partials.size(), plan.partials);
+  const Problem& problem = plan.problem;
+  LoweredGradients lowered;
+  lowered.begin.forward = finish_task(plan, addresses, partials);
+  lowered.begin.dout = addresses.dout;
+  const std::int64_t own = buffer_bytes(plan, BufferId::own_gradient) / static_cast<std::int64_t>(sizeof(float));
+  auto* const own_gradient = reinterpret_cast<float*>(addresses.own_gradient);
+  const std::int64_t queries = problem.batch * plan.local_rows * problem.heads * problem.head_dim;
+  if (own > 0) {
+    lowered.clear_own.push_back({own_gradient, own});
+    lowered.round.push_back({problem.dtype, queries, accumulator_bytes, partials.front().acc, addresses.dq});
+    lowered.round.push_back({problem.dtype, own, static_cast<std::int64_t>(sizeof(float)), own_gradient, addresses.dkv});
+  }
+  for (const Step& step : plan.steps) {
+    std::vector<kernels::ClearTask>& clear = lowered.clear.emplace_back();
+    std::vector<kernels::GradientTask>& tasks = lowered.differentiate.emplace_back();
+    std::vector<kernels::AddTask>& add = lowered.add.emplace_back();
+    for (const BlockPlace& place : step.contributions) {
+      auto* const data = reinterpret_cast<float*>(address_of(addresses, place.buffer) + place.offset_bytes);
+      clear.push_back({data, 2 * elements_of(problem, plan.blocks[place.block])});
+    }
+    for (const SumItem& item : step.sums) { add_sum_tasks(add, plan, addresses, item); }
+    if (std::ssize(lowered.clear) <= plan.forward_steps) { continue; }
+    for (const WorkItem& item : step.work) {
+      const kernels::GradientTask task = gradient_task(plan, addresses, partials, accumulator_bytes, item);
+      for (const ItemPart& part : parts_of(problem, item)) { tasks.push_back(gradient_task_of_part(task, accumulator_bytes, part)); }
+    }
+  }
   return lowered;
 }
 

@@ -7,7 +7,7 @@
 namespace annulus {
 namespace {
 
-class ReferenceOperations final : public TaskOperations {
+class ReferenceOperations final : public TaskOperations, public GradientOperations {
  public:
   explicit ReferenceOperations(std::atomic<std::uint64_t>* progress) : progress_(progress) {}
   std::string describe() const override { return "reference: fp64, plain loops, 1 thread"; }
@@ -32,6 +32,28 @@ class ReferenceOperations final : public TaskOperations {
   void finish(Queue& /*queue*/, const kernels::FinishTask& task) override {
     check_task(task);
     kernels::reference::finish(task);
+  }
+
+  GradientOperations* gradients() override { return this; }
+  std::int64_t gradient_workspace_bytes(std::int64_t /*head_dim*/, DType /*dtype*/) const override { return 0; }
+  void begin_gradients(Queue& /*queue*/, const kernels::BeginGradientsTask& task) override {
+    check_task(task);
+    kernels::reference::begin_gradients(task);
+  }
+  void differentiate(Queue& /*queue*/, std::span<const kernels::GradientTask> tasks) override {
+    for (const auto& task : tasks) {
+      check_task(task);
+      kernels::reference::differentiate(task, progress_);
+    }
+  }
+  void clear(Queue& /*queue*/, std::span<const kernels::ClearTask> tasks) override {
+    for (const auto& task : tasks) { kernels::reference::clear(task); }
+  }
+  void add(Queue& /*queue*/, std::span<const kernels::AddTask> tasks) override {
+    for (const auto& task : tasks) { kernels::reference::add(task); }
+  }
+  void round(Queue& /*queue*/, std::span<const kernels::RoundTask> tasks) override {
+    for (const auto& task : tasks) { kernels::reference::round(task); }
   }
 
  private:

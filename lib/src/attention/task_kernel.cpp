@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "task_kernel.hpp"
 
+#include <annulus/core/error.hpp>
 #include <annulus/plan/cost.hpp>
 
 #include <algorithm>
+#include <span>
 #include <vector>
 
 namespace annulus {
@@ -17,12 +19,20 @@ class TaskAttention final : public PlannedAttention {
   void begin(Queue& queue) override;
   void attend(Queue& queue, std::int64_t step) override;
   void finish(Queue& queue) override;
+  void begin_gradients(Queue& queue) override;
+  void accumulate(Queue& queue, std::int64_t step) override;
+  void differentiate(Queue& queue, std::int64_t step) override;
+  void finish_gradients(Queue& queue) override;
 
  private:
+  /// @throws AssertionFailure if there are none
+  GradientOperations& gradients() const;
+
   TaskOperations& operations_;
   std::vector<Buffer> memory_;
   std::vector<kernels::PartialPointers> partials_;
   LoweredWork work_;
+  LoweredGradients backward_;
 };
 
 TaskAttention::TaskAttention(const RingPlan& plan, const TensorAddresses& addresses, TaskOperations& operations, Device& device)
@@ -38,6 +48,7 @@ TaskAttention::TaskAttention(const RingPlan& plan, const TensorAddresses& addres
     partials_.push_back(partial);
   }
   work_ = lower_work(plan, addresses, partials_, accumulator);
+  if (plan.routing.gradients) { backward_ = lower_gradients(plan, addresses, partials_, accumulator); }
 }
 
 void TaskAttention::warm_up(Queue& queue) {
@@ -58,6 +69,21 @@ void TaskAttention::warm_up(Queue& queue) {
     if (!part.empty()) { operations_.attend(queue, part); }
   }
   finish(queue);
+  if (backward_.round.empty()) { return; }
+  begin_gradients(queue);
+  for (const std::vector<kernels::GradientTask>& tasks : backward_.differentiate) {
+    if (tasks.empty()) { continue; }
+    kernels::GradientTask task = tasks.front();
+    task.attend.segments = std::min(task.attend.segments, kSegments);
+    task.attend.q_rows = std::min(task.attend.q_rows, kRows);
+    task.attend.k_rows = std::min(task.attend.k_rows, kRows);
+    gradients().differentiate(queue, std::span(&task, 1));
+    break;
+  }
+  for (const std::vector<kernels::AddTask>& tasks : backward_.add) {
+    if (!tasks.empty()) { gradients().add(queue, std::span(tasks).first(1)); }
+  }
+  finish_gradients(queue);
 }
 
 void TaskAttention::begin(Queue& queue) {
@@ -75,6 +101,35 @@ void TaskAttention::attend(Queue& queue, std::int64_t step) {
 
 void TaskAttention::finish(Queue& queue) {
   if (work_.finish.batch * work_.finish.rows > 0) { operations_.finish(queue, work_.finish); }
+}
+
+GradientOperations& TaskAttention::gradients() const {
+  GradientOperations* const operations = operations_.gradients();
+  ANNULUS_ASSERT(operations != nullptr, "{} has no backward pass", operations_.describe());
+  return *operations;
+}
+
+void TaskAttention::begin_gradients(Queue& queue) {
+  const kernels::FinishTask& all = backward_.begin.forward;
+  if (all.batch * all.rows == 0) { return; }
+  gradients().begin_gradients(queue, backward_.begin);
+  gradients().clear(queue, backward_.clear_own);
+}
+
+void TaskAttention::accumulate(Queue& queue, std::int64_t step) {
+  const std::vector<kernels::AddTask>& tasks = backward_.add[static_cast<std::size_t>(step)];
+  if (!tasks.empty()) { gradients().add(queue, tasks); }
+}
+
+void TaskAttention::differentiate(Queue& queue, std::int64_t step) {
+  const std::vector<kernels::ClearTask>& clear = backward_.clear[static_cast<std::size_t>(step)];
+  const std::vector<kernels::GradientTask>& tasks = backward_.differentiate[static_cast<std::size_t>(step)];
+  if (!clear.empty()) { gradients().clear(queue, clear); }
+  if (!tasks.empty()) { gradients().differentiate(queue, tasks); }
+}
+
+void TaskAttention::finish_gradients(Queue& queue) {
+  if (!backward_.round.empty()) { gradients().round(queue, backward_.round); }
 }
 
 }  // namespace

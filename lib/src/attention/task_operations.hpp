@@ -13,6 +13,20 @@
 
 namespace annulus {
 
+/// What a kernel that takes tasks does in a backward pass; rules as TaskOperations.
+class GradientOperations {
+ public:
+  virtual ~GradientOperations() = default;
+  /// Of what differentiate() takes at its first call, and keeps.
+  virtual std::int64_t gradient_workspace_bytes(std::int64_t head_dim, DType dtype) const = 0;
+  /// As the tasks say; several in the order given.
+  virtual void begin_gradients(Queue& queue, const kernels::BeginGradientsTask& task) = 0;
+  virtual void differentiate(Queue& queue, std::span<const kernels::GradientTask> tasks) = 0;
+  virtual void clear(Queue& queue, std::span<const kernels::ClearTask> tasks) = 0;
+  virtual void add(Queue& queue, std::span<const kernels::AddTask> tasks) = 0;
+  virtual void round(Queue& queue, std::span<const kernels::RoundTask> tasks) = 0;
+};
+
 /// The operations of a kernel that takes tasks of addresses, extents and strides: reference, cpu and cublas. Each is enqueued on a queue of
 /// the device that it was made for and may still be in flight at return; operations of one queue run in order. Tasks are read before the
 /// call returns, the memory that they name stays in use until the queue has passed.
@@ -36,6 +50,9 @@ class TaskOperations {
   virtual void attend(Queue& queue, std::span<const kernels::AttendTask> tasks) = 0;
   /// As FinishTask says.
   virtual void finish(Queue& queue, const kernels::FinishTask& task) = 0;
+
+  /// The operations of a backward pass, or null where there are none.
+  virtual GradientOperations* gradients() { return nullptr; }
 };
 
 /// Whether elements are those that tensor cores multiply with sums in fp32.

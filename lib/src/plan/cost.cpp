@@ -71,8 +71,10 @@ Int128 visible_pairs(const Problem& problem, const WorkItem& item) {
 PlanCost plan_cost(const RingPlan& plan) {
   PlanCost cost;
   std::map<std::int64_t, LinkBytes> links;
-  for (const Step& step : plan.steps) {
-    for (const WorkItem& item : step.work) { cost.pairs += visible_pairs(plan.problem, item); }
+  for (std::int64_t number = 0; number < std::ssize(plan.steps); ++number) {
+    const Step& step = plan.steps[number];
+    Int128& pairs = number < plan.forward_steps ? cost.pairs : cost.gradient_pairs;
+    for (const WorkItem& item : step.work) { pairs += visible_pairs(plan.problem, item); }
     for (const Message& message : step.sends) {
       links[message.peer].sent += message.bytes;
       cost.bytes_sent += message.bytes;
@@ -87,9 +89,14 @@ PlanCost plan_cost(const RingPlan& plan) {
     link.peer = peer;
     cost.links.push_back(link);
   }
-  cost.flops = 4.0 * static_cast<double>(plan.problem.head_dim) * static_cast<double>(cost.pairs);
+  cost.flops = 4.0 * static_cast<double>(plan.problem.head_dim) * static_cast<double>(cost.pairs) + gradient_flops(plan.problem, cost);
   cost.steps = static_cast<std::int64_t>(plan.steps.size());
   return cost;
+}
+
+double gradient_flops(const Problem& problem, const PlanCost& cost) {
+  // The scores again, dP, and what comes of them for dQ, dK and dV.
+  return 10.0 * static_cast<double>(problem.head_dim) * static_cast<double>(cost.gradient_pairs);
 }
 
 Int128 whole_partials_bytes(const Problem& problem, const PlanSizes& sizes, std::int64_t accumulator_bytes) {
@@ -107,6 +114,11 @@ MemoryPlan plan_memory(const Problem& problem, const PlanSizes& sizes, Int128 pa
   Int128 slots = 0;
   for (const std::int64_t bytes : sizes.slot_bytes) { slots += bytes; }
   for (const std::int64_t bytes : sizes.send_bytes) { slots += bytes; }
+  if (sizes.gradients) {
+    const std::int64_t resident = resident_bytes(problem, sizes.local_rows);
+    ANNULUS_EXPECTS(q_bytes <= kMost && resident <= kMost / 4, "rank {} needs more than 2^60 bytes for gradients", sizes.rank);
+    memory.gradients = 2 * q_bytes + resident + gradient_bytes(problem, resident);
+  }
   ANNULUS_EXPECTS(
       partials <= kMost && slots <= kMost && memory.inputs <= kMost && memory.outputs <= kMost,
       "rank {} needs {} bytes for inputs, {} for outputs, {} for partials and {} for messages; no more than 2^60 of each are planned for",
@@ -116,6 +128,8 @@ MemoryPlan plan_memory(const Problem& problem, const PlanSizes& sizes, Int128 pa
   return memory;
 }
 
-PlanSizes sizes_of(const RingPlan& plan) { return {plan.rank, plan.local_rows, plan.partials, plan.slot_bytes, plan.send_bytes}; }
+PlanSizes sizes_of(const RingPlan& plan) {
+  return {plan.rank, plan.local_rows, plan.partials, plan.slot_bytes, plan.send_bytes, plan.routing.gradients};
+}
 
 }  // namespace annulus

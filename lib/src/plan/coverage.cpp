@@ -4,6 +4,8 @@
 #include <annulus/core/error.hpp>
 #include <annulus/plan/item_parts.hpp>
 
+#include "gradient_flow.hpp"
+
 #include <algorithm>
 #include <map>
 #include <utility>
@@ -13,18 +15,17 @@ namespace annulus {
 
 namespace {
 
-/// What identifies a block to all ranks.
-struct BlockKey {
-  std::int64_t branch, head_class, segment, owner;
-  Rows<Global> rows;
-  Progression kv_heads;
-  std::int64_t bytes;
-  bool operator==(const BlockKey&) const = default;
-};
+using planning::BlockKey;
+using planning::global_row;
+using planning::key_of;
+using planning::step_or_empty;
 
-BlockKey key_of(const KvBlock& block) {
-  return {block.branch, block.head_class, block.segment, block.owner, block.rows_global, block.kv_heads, block.bytes};
-}
+/// What lies somewhere: K and V of a block, or its dK and dV.
+struct Content {
+  BlockKey block;
+  bool gradient = false;
+  std::int64_t bytes = 0;
+};
 
 /// A byte range of one buffer, and the step whose message holds it.
 struct Range {
@@ -34,15 +35,6 @@ struct Range {
   std::int64_t step = 0;
   bool overlaps(const Range& other) const { return buffer == other.buffer && begin < other.end && other.begin < end; }
 };
-
-/// The global row that a rank keeps as its local row, through whichever piece of its shard holds that; -1 if none does.
-std::int64_t global_row(const Shard& shard, std::int64_t local) {
-  for (const ShardPiece& piece : shard.pieces) {
-    const std::int64_t at = local - piece.local_first;
-    if (at >= 0 && at < piece.global.count) { return piece.global[at]; }
-  }
-  return -1;
-}
 
 /// The state of one rank's memory while its plan runs.
 class RankMemory {
@@ -64,7 +56,7 @@ class RankMemory {
     for (const PackItem& pack : step.packs) {
       const KvBlock& what = block(pack.block);
       if (pack.from == BufferId::resident) {
-        check_own_rows(pack);
+        check_own_rows(pack.block, pack.from_rows);
       } else {
         expect_content(pack.block, pack.from, pack.from_offset_bytes, number);
         refuse_overlap(range_of(pack.from, pack.from_offset_bytes, what.bytes), landing_, number);
@@ -75,7 +67,7 @@ class RankMemory {
       refuse_overlap(target, written, number);
       written.push_back(target);
       evict(target);
-      content_[{pack.to, pack.to_offset_bytes}] = key_of(what);
+      content_[{pack.to, pack.to_offset_bytes}] = {key_of(what), false, what.bytes};
     }
   }
 
@@ -89,6 +81,10 @@ class RankMemory {
           expect_own_piece(block(index), offset);
         }
         offset += block(index).bytes;
+      }
+      for (const std::int64_t index : message.gradients) {
+        expect_gradient(index, message.buffer, offset, number);
+        offset += bytes_of_gradient(index);
       }
       ANNULUS_ASSERT(offset == message.offset_bytes + message.bytes, "rank {} step {}: a message's blocks and bytes disagree", plan_.rank,
                      number);
@@ -116,8 +112,12 @@ class RankMemory {
     for (const Message& message : step.receives) {
       std::int64_t offset = message.offset_bytes;
       for (const std::int64_t index : message.blocks) {
-        content_[{message.buffer, offset}] = key_of(block(index));
+        content_[{message.buffer, offset}] = {key_of(block(index)), false, block(index).bytes};
         offset += block(index).bytes;
+      }
+      for (const std::int64_t index : message.gradients) {
+        content_[{message.buffer, offset}] = {key_of(block(index)), true, bytes_of_gradient(index)};
+        offset += bytes_of_gradient(index);
       }
     }
   }
@@ -135,6 +135,50 @@ class RankMemory {
     }
     ANNULUS_ASSERT(item.keys.offset_bytes == begin, "rank {} step {}: own keys are read from byte {}, and begin at {}", plan_.rank, number,
                    item.keys.offset_bytes, begin);
+  }
+
+  /// The step's dK and dV begin at 0, where nothing else is in use.
+  void begin_contributions(std::int64_t number, const Step& step) {
+    std::vector<Range> begun;
+    for (const BlockPlace& place : step.contributions) {
+      const Range target = range_of(place.buffer, place.offset_bytes, bytes_of_gradient(place.block));
+      ANNULUS_ASSERT(std::find(kSendBuffers.begin(), kSendBuffers.end(), place.buffer) != kSendBuffers.end(),
+                     "rank {} keeps dK and dV of another's block outside its send buffers", plan_.rank);
+      refuse_overlap(target, leaving_, number);
+      refuse_overlap(target, landing_, number);
+      refuse_overlap(target, begun, number);
+      begun.push_back(target);
+      evict(target);
+      content_[{place.buffer, place.offset_bytes}] = {key_of(block(place.block)), true, bytes_of_gradient(place.block)};
+    }
+  }
+
+  /// The dK and dV that `item` adds to are where it says, and those of its keys.
+  void add_gradient(const WorkItem& item, std::int64_t number) const {
+    ANNULUS_ASSERT(item.gradient.block == item.keys.block, "rank {} step {}: gradients of another block than the keys'", plan_.rank,
+                   number);
+    if (item.keys.block >= 0) {
+      expect_gradient(item.keys.block, item.gradient.buffer, item.gradient.offset_bytes, number);
+      return;
+    }
+    const std::int64_t expected = item.keys.offset_bytes / size_of(plan_.problem.dtype) * 4;
+    ANNULUS_ASSERT(item.gradient.buffer == BufferId::own_gradient && item.gradient.offset_bytes == expected,
+                   "rank {} step {}: dK and dV of own keys are added to at byte {}, and begin at {}", plan_.rank, number,
+                   item.gradient.offset_bytes, expected);
+  }
+
+  /// What came is there, and what it is added to.
+  void add_sums(std::int64_t number, const Step& step) {
+    for (const SumItem& sum : step.sums) {
+      expect_gradient(sum.block, sum.from, sum.from_offset_bytes, number);
+      refuse_overlap(range_of(sum.from, sum.from_offset_bytes, bytes_of_gradient(sum.block)), landing_, number);
+      if (sum.to == BufferId::own_gradient) {
+        check_own_rows(sum.block, sum.to_rows);
+        continue;
+      }
+      expect_gradient(sum.block, sum.to, sum.to_offset_bytes, number);
+      refuse_overlap(range_of(sum.to, sum.to_offset_bytes, bytes_of_gradient(sum.block)), leaving_, number);
+    }
   }
 
   /// At the end: no buffer for messages is larger than what was ever in use of it.
@@ -172,11 +216,20 @@ class RankMemory {
     }
     ANNULUS_ASSERT(false, "rank {} sends from byte {} of its own K and V, where no piece begins", plan_.rank, offset);
   }
-  void expect_content(std::int64_t index, BufferId buffer, std::int64_t offset, std::int64_t number) const {
+  bool holds(std::int64_t index, bool gradient, BufferId buffer, std::int64_t offset) const {
     const auto found = content_.find({buffer, offset});
-    ANNULUS_ASSERT(found != content_.end() && found->second == key_of(block(index)),
-                   "rank {} step {}: block {} is not where the plan reads it", plan_.rank, number, index);
+    return found != content_.end() && found->second.gradient == gradient && found->second.block == key_of(block(index));
   }
+  void expect_content(std::int64_t index, BufferId buffer, std::int64_t offset, std::int64_t number) const {
+    ANNULUS_ASSERT(holds(index, false, buffer, offset), "rank {} step {}: block {} is not where the plan reads it", plan_.rank, number,
+                   index);
+  }
+  void expect_gradient(std::int64_t index, BufferId buffer, std::int64_t offset, std::int64_t number) const {
+    ANNULUS_ASSERT(holds(index, true, buffer, offset), "rank {} step {}: dK and dV of block {} are not where the plan has them", plan_.rank,
+                   number, index);
+  }
+  /// dK and dV are fp32.
+  std::int64_t bytes_of_gradient(std::int64_t index) const { return block(index).bytes / size_of(plan_.problem.dtype) * 4; }
   Range range_of(BufferId buffer, std::int64_t offset, std::int64_t bytes) {
     ANNULUS_ASSERT(offset >= 0 && offset + bytes <= buffer_bytes(plan_, buffer), "rank {}: a range ends past its buffer", plan_.rank);
     std::int64_t& used = used_[buffer];
@@ -196,24 +249,24 @@ class RankMemory {
     }
   }
 
-  /// The rows that a pack takes from the shard are those of its block.
-  void check_own_rows(const PackItem& pack) const;
+  /// The rows of the shard that a pack takes, or a sum adds to, are those of the block.
+  void check_own_rows(std::int64_t index, const Rows<Local>& rows) const;
 
   const RingPlan& plan_;
   std::vector<Range> leaving_;  ///< being sent
   std::vector<Range> landing_;  ///< being received
-  std::map<std::pair<BufferId, std::int64_t>, BlockKey> content_;
+  std::map<std::pair<BufferId, std::int64_t>, Content> content_;
   std::map<BufferId, std::int64_t> used_;  ///< where the last range of a buffer ends
 };
 
-void RankMemory::check_own_rows(const PackItem& pack) const {
-  const KvBlock& what = block(pack.block);
-  ANNULUS_ASSERT(what.owner == plan_.rank, "rank {} packs a block of rank {} from its own rows", plan_.rank, what.owner);
-  ANNULUS_ASSERT(pack.from_rows.count() == what.rows_global.count(), "rank {} packs {} rows of a block of {}", plan_.rank,
-                 pack.from_rows.count(), what.rows_global.count());
+void RankMemory::check_own_rows(std::int64_t index, const Rows<Local>& rows) const {
+  const KvBlock& what = block(index);
+  ANNULUS_ASSERT(what.owner == plan_.rank, "rank {} takes a block of rank {} for its own rows", plan_.rank, what.owner);
+  ANNULUS_ASSERT(rows.count() == what.rows_global.count(), "rank {} takes {} rows for a block of {}", plan_.rank, rows.count(),
+                 what.rows_global.count());
   for (std::int64_t row = 0; row < what.rows_global.count(); ++row) {
-    ANNULUS_ASSERT(global_row(plan_.shard, pack.from_rows[row]) == what.rows_global[row], "rank {} packs local row {} as global row {}",
-                   plan_.rank, pack.from_rows[row], what.rows_global[row]);
+    ANNULUS_ASSERT(global_row(plan_.shard, rows[row]) == what.rows_global[row], "rank {} takes local row {} for global row {}", plan_.rank,
+                   rows[row], what.rows_global[row]);
   }
 }
 
@@ -490,8 +543,8 @@ void check_shards(std::span<const RingPlan> plans) {
 }
 
 /// An item's place in its segment must be what its rows say.
-void check_place(const RingPlan& plan, const PairCounter& pairs, const WorkItem& item) {
-  if (plan.routing.key_order != KeyOrder::cyclic || plan.problem.is_extra(item.k_global[0])) {
+void check_place(const RingPlan& plan, const PairCounter& pairs, const WorkItem& item, KeyOrder order) {
+  if (order != KeyOrder::cyclic || plan.problem.is_extra(item.k_global[0])) {
     ANNULUS_ASSERT(item.place == kernels::SegmentPlace{}, "rank {}: a place where there is no order of keys", plan.rank);
     return;
   }
@@ -564,10 +617,49 @@ class WaveCheck {
   List<std::int64_t> last_wave_;  ///< by partial, head and local row
 };
 
-const Step& step_or_empty(const RingPlan& plan, std::int64_t number) {
-  static const Step empty;
-  return number < std::ssize(plan.steps) ? plan.steps[number] : empty;
-}
+/// Items of one wave of the backward pass must touch disjoint rows of dQ, and of dK and dV, and waves must ascend.
+class GradientWaveCheck {
+ public:
+  explicit GradientWaveCheck(const RingPlan& plan) : plan_(plan) {}
+
+  /// The items of one step.
+  void differentiate(const Step& step) {
+    queries_.clear();
+    keys_.clear();
+    std::int64_t wave = 0;
+    for (const WorkItem& item : step.work) {
+      ANNULUS_ASSERT(item.wave >= wave, "rank {}: wave {} after wave {}", plan_.rank, item.wave, wave);
+      wave = item.wave;
+      ANNULUS_ASSERT(item.partial >= 0 && item.partial < plan_.partials, "rank {} has no partial {}", plan_.rank, item.partial);
+      for (std::int64_t s = 0; s < item.segments; ++s) {
+        const std::int64_t shift = s * item.segment_stride;
+        for (std::int64_t j = 0; j < item.heads.kv.count; ++j) {
+          for (std::int64_t i = 0; i < item.heads.q_per_kv; ++i) {
+            const std::int64_t head = item.heads.q_first + j * item.heads.kv.stride * plan_.problem.group_size() + i;
+            touch(queries_, head, item.q_global, shift, wave);
+          }
+          touch(keys_, item.heads.kv[j], item.k_global, shift, wave);
+        }
+      }
+    }
+  }
+
+ private:
+  /// Rows by head and global number, whose dK and dV lie in one place: a rank has a block of them once, or the rows themselves.
+  using Waves = std::map<std::pair<std::int64_t, std::int64_t>, std::int64_t>;
+  void touch(Waves& waves, std::int64_t head, const Rows<Global>& rows, std::int64_t shift, std::int64_t wave) const {
+    for (std::int64_t row = 0; row < rows.count(); ++row) {
+      const auto [found, is_new] = waves.try_emplace({head, rows[row] + shift}, wave);
+      ANNULUS_ASSERT(is_new || found->second < wave, "rank {}: two items of wave {} add to row {} of head {}", plan_.rank, wave,
+                     rows[row] + shift, head);
+      found->second = wave;
+    }
+  }
+
+  const RingPlan& plan_;
+  Waves queries_;
+  Waves keys_;
+};
 
 /// Message of `step` from or to `peer`, or null.
 const Message* find_message(const std::vector<Message>& messages, std::int64_t peer) {
@@ -581,11 +673,16 @@ void check_messages_fit(std::span<const RingPlan> plans, std::int64_t number) {
     for (const Message& sent : step.sends) {
       const RingPlan& peer = plans[sent.peer];
       const Message* received = find_message(step_or_empty(peer, number).receives, plan.rank);
-      ANNULUS_ASSERT(received != nullptr && received->bytes == sent.bytes && received->blocks.size() == sent.blocks.size(),
+      ANNULUS_ASSERT(received != nullptr && received->bytes == sent.bytes && received->blocks.size() == sent.blocks.size() &&
+                         received->gradients.size() == sent.gradients.size(),
                      "step {}: rank {} sends to {} what it does not expect", number, plan.rank, sent.peer);
       for (std::size_t i = 0; i < sent.blocks.size(); ++i) {
         ANNULUS_ASSERT(key_of(plan.blocks[sent.blocks[i]]) == key_of(peer.blocks[received->blocks[i]]),
                        "step {}: message {} -> {} differs in block {}", number, plan.rank, sent.peer, i);
+      }
+      for (std::size_t i = 0; i < sent.gradients.size(); ++i) {
+        ANNULUS_ASSERT(key_of(plan.blocks[sent.gradients[i]]) == key_of(peer.blocks[received->gradients[i]]),
+                       "step {}: message {} -> {} differs in dK and dV number {}", number, plan.rank, sent.peer, i);
       }
     }
     for (const Message& received : step.receives) {
@@ -596,29 +693,71 @@ void check_messages_fit(std::span<const RingPlan> plans, std::int64_t number) {
 }
 
 /// Turns ascend; each step's messages are packed, then posted, then waited for, once and in the order of the steps; a step with messages to
-/// wait for is attended after that; every rank finishes once, last.
+/// wait for is attended after that. In the backward pass, what a step's messages brought of gradients is added before the next step's are
+/// packed, and the step differentiated. Every rank finishes once, after all attending and before all differentiating, and where there are
+/// gradients finishes them last.
 void check_order(const RingPlan& plan) {
   const std::int64_t steps = std::ssize(plan.steps);
-  std::map<OpKind, std::int64_t> next{{OpKind::pack, 1}, {OpKind::post, 1}, {OpKind::wait, 1}, {OpKind::attend, 0}};
+  const std::int64_t forward = plan.forward_steps;
+  ANNULUS_ASSERT(plan.routing.gradients ? forward < steps : forward == steps, "rank {}: {} steps of {} are of the forward pass", plan.rank,
+                 forward, steps);
+  std::map<OpKind, std::int64_t> next{{OpKind::pack, 1},
+                                      {OpKind::post, 1},
+                                      {OpKind::wait, 1},
+                                      {OpKind::attend, 0},
+                                      {OpKind::accumulate, forward},
+                                      {OpKind::differentiate, forward}};
   bool finished = false;
+  bool ended = false;
   std::int64_t turn = 0;
   for (const Op& op : plan.ops) {
-    ANNULUS_ASSERT(op.turn >= turn && !finished, "rank {}: an op of turn {} comes after turn {} or after the end", plan.rank, op.turn,
-                   turn);
+    ANNULUS_ASSERT(op.turn >= turn && !ended, "rank {}: an op of turn {} comes after turn {} or after the end", plan.rank, op.turn, turn);
     turn = op.turn;
     if (op.kind == OpKind::finish) {
+      ANNULUS_ASSERT(!finished && next[OpKind::attend] == forward, "rank {} finishes after {} of {} steps", plan.rank, next[OpKind::attend],
+                     forward);
       finished = true;
+      ended = !plan.routing.gradients;
+      continue;
+    }
+    if (op.kind == OpKind::finish_gradients) {
+      ended = finished && next[OpKind::differentiate] == steps;
+      ANNULUS_ASSERT(ended && plan.routing.gradients, "rank {} finishes gradients too early", plan.rank);
       continue;
     }
     ANNULUS_ASSERT(op.step == next.at(op.kind) && op.step < steps, "rank {}: an op of step {} is out of order", plan.rank, op.step);
-    const bool ready = op.kind == OpKind::pack || (op.kind == OpKind::post && next[OpKind::pack] > op.step) ||
-                       (op.kind == OpKind::wait && next[OpKind::post] > op.step) ||
-                       (op.kind == OpKind::attend && next[OpKind::wait] > op.step);
+    const auto done = [&](OpKind kind) { return next[kind] > op.step; };
+    bool ready = true;
+    switch (op.kind) {
+      case OpKind::pack:
+        // What came in the step before is added to what leaves in this one.
+        ready = op.step <= forward || next[OpKind::accumulate] == op.step;
+        break;
+      case OpKind::post:
+        ready = done(OpKind::pack);
+        break;
+      case OpKind::wait:
+        ready = done(OpKind::post);
+        break;
+      case OpKind::attend:
+        ready = op.step < forward && done(OpKind::wait);
+        break;
+      case OpKind::accumulate:
+        ready = done(OpKind::wait) && next[OpKind::differentiate] == op.step;
+        break;
+      case OpKind::differentiate:
+        ready = finished && done(OpKind::accumulate);
+        break;
+      case OpKind::finish:
+      case OpKind::finish_gradients:
+        break;
+    }
     ANNULUS_ASSERT(ready, "rank {} step {}: an op comes before what it needs", plan.rank, op.step);
     ++next[op.kind];
   }
-  const bool complete = finished && next[OpKind::pack] == std::max<std::int64_t>(steps, 1) && next[OpKind::post] == next[OpKind::pack] &&
-                        next[OpKind::wait] == next[OpKind::pack] && next[OpKind::attend] == steps;
+  const bool complete = ended && next[OpKind::pack] == std::max<std::int64_t>(steps, 1) && next[OpKind::post] == next[OpKind::pack] &&
+                        next[OpKind::wait] == next[OpKind::pack] && next[OpKind::attend] == forward && next[OpKind::accumulate] == steps &&
+                        next[OpKind::differentiate] == steps;
   ANNULUS_ASSERT(complete, "rank {} leaves out a part of its {} steps", plan.rank, steps);
 }
 
@@ -638,16 +777,17 @@ void check_turns(std::span<const RingPlan> plans) {
   }
 }
 
-void check_blocks_used(const RingPlan& plan) {
+/// What comes between two steps is used between them.
+void check_blocks_used(const RingPlan& plan, std::int64_t first, std::int64_t end) {
   if (plan.routing.schedule == Schedule::ring_full) { return; }
   List<bool> used(plan.blocks.size(), false);
-  for (const Step& step : plan.steps) {
-    for (const WorkItem& item : step.work) {
+  for (std::int64_t number = first; number < end; ++number) {
+    for (const WorkItem& item : plan.steps[number].work) {
       if (item.keys.block >= 0) { used[item.keys.block] = true; }
     }
   }
-  for (const Step& step : plan.steps) {
-    for (const Message& message : step.receives) {
+  for (std::int64_t number = first; number < end; ++number) {
+    for (const Message& message : plan.steps[number].receives) {
       for (const std::int64_t index : message.blocks) {
         ANNULUS_ASSERT(used[index], "rank {} receives block {} and does not use it", plan.rank, index);
       }
@@ -667,14 +807,23 @@ Coverage prove_coverage(std::span<const RingPlan> plans) {
   for (std::int64_t entry = 0; entry < problem.batch; entry += alike) {
     pairs.emplace_back(problem, plans.front().pattern, plans.front().routing, entry);
   }
+  Routing as_it_comes = plans.front().routing;  // gradients have no order of keys
+  as_it_comes.key_order = KeyOrder::arrival;
+  std::vector<PairCounter> gradient_pairs;
+  for (std::int64_t entry = 0; plans.front().routing.gradients && entry < problem.batch; entry += alike) {
+    gradient_pairs.emplace_back(problem, plans.front().pattern, as_it_comes, entry);
+  }
   check_shards(plans);
   check_turns(plans);
   for (std::int64_t number = 0; number < coverage.steps; ++number) { check_messages_fit(plans, number); }
   for (const RingPlan& plan : plans) {
-    check_blocks_used(plan);
+    ANNULUS_ASSERT(plan.routing == plans.front().routing && plan.forward_steps >= 1, "rank {} plans for another routing", plan.rank);
     check_order(plan);
+    check_blocks_used(plan, 0, plan.forward_steps);
+    check_blocks_used(plan, plan.forward_steps, std::ssize(plan.steps));
     RankMemory memory(plan);
     WaveCheck waves(plan);
+    GradientWaveCheck gradient_waves(plan);
     for (const Op& op : plan.ops) {
       const Step& step = plan.steps[op.step];
       switch (op.kind) {
@@ -693,18 +842,35 @@ Coverage prove_coverage(std::span<const RingPlan> plans) {
           for (const WorkItem& item : step.work) {
             memory.read_keys(item, op.step);
             check_stored_rows(plan, item);
-            check_place(plan, pairs.front(), item);
+            check_place(plan, pairs.front(), item, plan.routing.key_order);
             for (PairCounter& of_entry : pairs) { of_entry.attend(item, plan.shard); }
           }
           break;
+        case OpKind::accumulate:
+          memory.add_sums(op.step, step);
+          break;
+        case OpKind::differentiate:
+          gradient_waves.differentiate(step);
+          memory.begin_contributions(op.step, step);
+          for (const WorkItem& item : step.work) {
+            memory.read_keys(item, op.step);
+            memory.add_gradient(item, op.step);
+            check_stored_rows(plan, item);
+            check_place(plan, gradient_pairs.front(), item, KeyOrder::arrival);
+            for (PairCounter& of_entry : gradient_pairs) { of_entry.attend(item, plan.shard); }
+          }
+          break;
         case OpKind::finish:
-          memory.check_nothing_open();
+        case OpKind::finish_gradients:
           break;
       }
     }
+    memory.check_nothing_open();
     memory.check_sizes();
   }
   for (const PairCounter& of_entry : pairs) { coverage.pairs += alike * of_entry.check(); }
+  for (const PairCounter& of_entry : gradient_pairs) { coverage.gradient_pairs += alike * of_entry.check(); }
+  if (!gradient_pairs.empty()) { planning::prove_gradient_flow(plans); }
   return coverage;
 }
 

@@ -329,8 +329,9 @@ std::vector<Stream> streams_of(const Setting& setting, Rings& rings) {
 /// How figures are come by.
 enum class Way { rings, walks, plans };
 
-Way way_of(PartitionKind partition, Schedule schedule) {
-  switch (schedule) {
+Way way_of(PartitionKind partition, const Routing& routing) {
+  if (routing.gradients) { return Way::plans; }
+  switch (routing.schedule) {
     case Schedule::direct:
     case Schedule::allgather:
       return Way::walks;
@@ -366,7 +367,7 @@ std::vector<Int128> pairs_of_ranks(const Problem& problem, const Pattern& patter
 void for_figures_of_some(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing,
                          std::span<const std::int64_t> ranks, const std::function<void(const PlanFigures&)>& visit) {
   Setting setting = planning::make_setting(problem, pattern, partition, routing, 0);
-  const Way way = way_of(partition.kind(), routing.schedule);
+  const Way way = way_of(partition.kind(), routing);
   Rings rings;
   planning::DirectFigures walks;
   for (const std::int64_t rank : ranks) {

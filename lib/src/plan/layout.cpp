@@ -13,11 +13,6 @@ namespace {
 
 std::int64_t aligned_end(const Message& message) { return aligned(message.offset_bytes + message.bytes); }
 
-Step& step_of(Layout& layout, std::int64_t number) {
-  if (std::ssize(layout.steps) <= number) { layout.steps.resize(number + 1); }
-  return layout.steps[number];
-}
-
 /// Where blocks lie that are neither resident rows nor received.
 void place_extra_keys(Layout& layout, const Setting& setting, const Routes& routes) {
   for (std::int64_t block = 0; block < std::ssize(routes.blocks); ++block) {
@@ -26,12 +21,6 @@ void place_extra_keys(Layout& layout, const Setting& setting, const Routes& rout
 }
 
 const KvBlock& block_of(const Routes& routes, std::int64_t index) { return routes.blocks[index]; }
-
-void append(Message& message, std::int64_t block, const Setting& setting, const Routes& routes) {
-  message.blocks.push_back(block);
-  message.bytes += block_of(routes, block).bytes;
-  require_message(message.bytes, message.offset_bytes, setting.rank, message.peer);
-}
 
 /// The last step in which queries meet something that came in a step, by the latter.
 std::map<std::int64_t, std::int64_t> last_uses(const Routes& routes) {
@@ -93,7 +82,7 @@ void send_packed(Message& message, std::int64_t number, const Setting& setting, 
     offset += what.bytes;
   }
   std::int64_t& size = layout.send_bytes[number % 2];
-  size = std::max(size, offset);
+  size = std::max(size, message.offset_bytes + message.bytes);
 }
 
 /// A message for every run of hops between the same ranks in the same step: begin(step), append_hop(message, hop) for each, end(message,
@@ -114,6 +103,25 @@ void for_each_message(const std::vector<Hop>& hops, Begin&& begin, Append&& appe
 void require_message(std::int64_t bytes, std::int64_t offset_bytes, std::int64_t rank, std::int64_t peer) {
   constexpr std::int64_t kMost = std::int64_t{1} << 60;
   ANNULUS_EXPECTS(bytes <= kMost - offset_bytes, "rank {} would exchange more than 2^60 bytes with rank {} in one step", rank, peer);
+}
+
+Step& step_of(Layout& layout, std::int64_t number) {
+  if (std::ssize(layout.steps) <= number) { layout.steps.resize(number + 1); }
+  return layout.steps[number];
+}
+
+void append_block(Message& message, std::int64_t block, const Setting& setting, const Routes& routes) {
+  message.blocks.push_back(block);
+  message.bytes += block_of(routes, block).bytes;
+  require_message(message.bytes, message.offset_bytes, setting.rank, message.peer);
+}
+
+std::int64_t end_of(const std::vector<Message>& messages) { return messages.empty() ? 0 : aligned_end(messages.back()); }
+
+void add_send(Message message, std::int64_t number, const Setting& setting, const Routes& routes, Layout& layout) {
+  const bool blocks_alone = message.gradients.empty();
+  if (!blocks_alone || !send_in_place(message, setting, routes, layout)) { send_packed(message, number, setting, routes, layout); }
+  step_of(layout, number).sends.push_back(std::move(message));
 }
 
 std::optional<std::int64_t> place_in_resident(const Setting& setting, const Rows<Global>& rows, std::int64_t kv_heads) {
@@ -148,12 +156,12 @@ Layout lay_out(const Setting& setting, const Routes& routes) {
         if (current.receives.empty()) { slot = slots.take(number, last_use.at(number)); }
         Message message;
         message.buffer = kSlots[slot];
-        message.offset_bytes = current.receives.empty() ? 0 : aligned_end(current.receives.back());
+        message.offset_bytes = end_of(current.receives);
         return message;
       },
       [&](Message& message, const Hop& hop) {
         layout.places[hop.block] = {hop.block, message.buffer, message.offset_bytes + message.bytes};
-        append(message, hop.block, setting, routes);
+        append_block(message, hop.block, setting, routes);
       },
       [&](Message message, std::int64_t number) {
         layout.slot_bytes[slot] = std::max(layout.slot_bytes[slot], message.offset_bytes + message.bytes);
@@ -161,11 +169,8 @@ Layout lay_out(const Setting& setting, const Routes& routes) {
       });
   for_each_message(
       routes.sends, [](std::int64_t /*number*/) { return Message{}; },
-      [&](Message& message, const Hop& hop) { append(message, hop.block, setting, routes); },
-      [&](Message message, std::int64_t number) {
-        if (!send_in_place(message, setting, routes, layout)) { send_packed(message, number, setting, routes, layout); }
-        step_of(layout, number).sends.push_back(std::move(message));
-      });
+      [&](Message& message, const Hop& hop) { append_block(message, hop.block, setting, routes); },
+      [&](Message message, std::int64_t number) { add_send(std::move(message), number, setting, routes, layout); });
   return layout;
 }
 

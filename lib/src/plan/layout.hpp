@@ -43,6 +43,19 @@ struct Layout {
   std::array<std::int64_t, kSendBuffers.size()> send_bytes{};
 };
 
+/// Of this number, which is made if there are fewer.
+Step& step_of(Layout& layout, std::int64_t number);
+
+/// Adds a block to the end of a message.
+void append_block(Message& message, std::int64_t block, const Setting& setting, const Routes& routes);
+
+/// Where the message that comes after these in a buffer begins.
+std::int64_t end_of(const std::vector<Message>& messages);
+
+/// Adds a message to the sends of a step: its blocks are sent from where they lie if that is one range and nothing else is in the message,
+/// else they are packed.
+void add_send(Message message, std::int64_t number, const Setting& setting, const Routes& routes, Layout& layout);
+
 /// Gathers each step's hops into messages: receives one after another in the slot that is free;
 /// sends straight from where their blocks lie if those are neighbours in one buffer, else packed into the step's send buffer.
 /// @throws InvalidArgument if more than 2^60 bytes were to travel in one step

@@ -130,6 +130,8 @@ Prediction of_slowest(const std::vector<std::int64_t>& ranks, const std::vector<
 
 Prediction predict(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing,
                    const Machine& machine, RankHome home, std::int64_t first_rank) {
+  ANNULUS_EXPECTS(!routing.gradients,
+                  "the time of a backward pass is not predicted: --gradients without --machine plans memory and traffic");
   const std::int64_t ranks = partition.ranks();
   const std::vector<std::int64_t> some = some_ranks(ranks);
   std::vector<RingPlan> plans;

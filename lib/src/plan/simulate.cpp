@@ -165,6 +165,10 @@ class Events {
       case OpKind::finish:
         clock.now_ms += planning::finish_ms(plan(rank), machine_);
         break;
+      case OpKind::accumulate:
+      case OpKind::differentiate:
+      case OpKind::finish_gradients:  // predict() refuses them
+        break;
     }
     proceed(rank);
   }
@@ -309,6 +313,9 @@ class Turns {
         now_ms_ += planning::attend_ms(step, plan, machine_);
         note_work(timing, step, begin_ms, now_ms_);
         return;
+      case OpKind::accumulate:
+      case OpKind::differentiate:
+      case OpKind::finish_gradients:  // predict() refuses them
       case OpKind::finish:
         break;
     }
@@ -404,6 +411,10 @@ Simulation simulate_among_equals(const RingPlan& plan, const std::vector<std::ve
         break;
       case OpKind::finish:
         now_ms += planning::finish_ms(plan, machine);
+        break;
+      case OpKind::accumulate:
+      case OpKind::differentiate:
+      case OpKind::finish_gradients:  // predict() refuses them
         break;
     }
   }

@@ -119,8 +119,8 @@ std::vector<WorkItem> make_items_along_curve(const Setting& setting, const WorkI
 }
 
 /// Appends the attention of `q_rows` (of one piece of the shard) to `k_rows` (of one piece, or of `block` if there is one).
-void add_items(std::vector<WorkItem>& work, const Setting& setting, const WorkItem& item, const Rows<Global>& q_rows,
-               const Rows<Global>& k_rows, const KvBlock* block) {
+void append_items(std::vector<WorkItem>& work, const Setting& setting, const WorkItem& item, const Rows<Global>& q_rows,
+                  const Rows<Global>& k_rows, const KvBlock* block) {
   for (std::int64_t run = 0; run < q_rows.runs(); ++run) {
     const bool along_curve = setting.routing.tile_order == TileOrder::hilbert;
     for (WorkItem& made : (along_curve ? make_items_along_curve : make_items)(setting, item, q_rows.run(run), k_rows, block)) {
@@ -141,7 +141,7 @@ void attend_whole_segments(std::vector<WorkItem>& work, const Setting& setting, 
     item.segments = (segments.count - 1 - lead) / period + 1;
     item.segment_stride = period * setting.branch(item.branch).segment_length;
     const Rows<Global> rows = setting.rows_of(item.branch, item.head_class, item.segment);
-    add_items(work, setting, item, rows, rows, nullptr);
+    append_items(work, setting, item, rows, rows, nullptr);
   }
 }
 
@@ -153,7 +153,7 @@ void attend_cut_segment(std::vector<WorkItem>& work, const Setting& setting, Wor
     for (const ShardPiece& k_piece : setting.shard.pieces) {
       // Keys of another piece have their turn in the walk.
       if (keeps_order && q_piece != k_piece) { continue; }
-      add_items(work, setting, item, intersect(rows, q_piece.global), intersect(rows, k_piece.global), nullptr);
+      append_items(work, setting, item, intersect(rows, q_piece.global), intersect(rows, k_piece.global), nullptr);
     }
   }
 }
@@ -176,7 +176,7 @@ void attend_block(std::vector<WorkItem>& work, const Setting& setting, const Wor
   const Rows<Global> rows = setting.rows_of(item.branch, item.head_class, item.segment);
   for (std::int64_t piece = 0; piece < std::ssize(setting.shard.pieces); ++piece) {
     if (q_piece >= 0 && piece != q_piece) { continue; }
-    add_items(work, setting, item, intersect(rows, setting.shard.pieces[static_cast<std::size_t>(piece)].global), k_rows, &block);
+    append_items(work, setting, item, intersect(rows, setting.shard.pieces[static_cast<std::size_t>(piece)].global), k_rows, &block);
   }
 }
 
@@ -194,8 +194,9 @@ void attend_extra_keys(std::vector<WorkItem>& work, const Setting& setting, Work
   }
 }
 
-void attend_used(std::vector<Step>& steps, const Setting& setting, const Routes& routes, const std::vector<BlockPlace>& places) {
-  for (const Use& use : routes.uses) {
+void attend_used(std::vector<Step>& steps, const Setting& setting, const Routes& routes, const std::vector<Use>& uses,
+                 const std::vector<BlockPlace>& places) {
+  for (const Use& use : uses) {
     std::vector<WorkItem>& work = steps[static_cast<std::size_t>(use.step)].work;
     WorkItem item;
     if (use.block < 0) {
@@ -204,7 +205,7 @@ void attend_used(std::vector<Step>& steps, const Setting& setting, const Routes&
       item.segment = use.segment;
       const Rows<Global> rows = setting.rows_of(item.branch, item.head_class, item.segment);
       const std::vector<ShardPiece>& pieces = setting.shard.pieces;
-      add_items(work, setting, item, intersect(rows, pieces[1].global), intersect(rows, pieces[0].global), nullptr);
+      append_items(work, setting, item, intersect(rows, pieces[1].global), intersect(rows, pieces[0].global), nullptr);
       continue;
     }
     const KvBlock& block = routes.blocks[static_cast<std::size_t>(use.block)];
@@ -288,10 +289,6 @@ void number_waves(std::vector<WorkItem>& work, const Shares& shares, TileOrder t
   std::stable_sort(work.begin(), work.end(), [](const WorkItem& a, const WorkItem& b) { return a.wave < b.wave; });
 }
 
-}  // namespace
-
-namespace {
-
 /// Those of the branches.
 std::int64_t branch_partials(const Setting& setting) {
   const bool for_each_branch = setting.routing.key_order == KeyOrder::cyclic && !one_branch_per_head(setting.pattern);
@@ -309,9 +306,13 @@ std::int64_t extra_partial_of(const Setting& setting) {
 
 std::int64_t partials_of(const Setting& setting) { return branch_partials(setting) + (extra_partial_of(setting) < 0 ? 0 : 1); }
 
+void add_items(const Setting& setting, const Routes& routes, std::int64_t first, const std::vector<Use>& uses, Layout& layout) {
+  attend_resident(layout.steps[first].work, setting);
+  attend_used(layout.steps, setting, routes, uses, layout.places);
+}
+
 void add_work(const Setting& setting, const Routes& routes, Layout& layout) {
-  attend_resident(layout.steps.front().work, setting);
-  attend_used(layout.steps, setting, routes, layout.places);
+  add_items(setting, routes, 0, routes.uses, layout);
   if (looks_up(setting)) { put_off_keys_above(layout.steps); }
   const bool one_for_all = branch_partials(setting) == 1;
   const std::int64_t extra = extra_partial_of(setting);

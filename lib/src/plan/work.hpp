@@ -19,4 +19,8 @@ std::int64_t extra_partial_of(const Setting& setting);
 /// KeyOrder::cyclic, own rows above a query's block follow the segment's last block.
 void add_work(const Setting& setting, const Routes& routes, Layout& layout);
 
+/// Adds to the step `first` of `layout` all work on keys of the rank's own rows, and to the steps that `uses` name that on blocks, which
+/// lie where layout.places says. Waves and partials are for others to number.
+void add_items(const Setting& setting, const Routes& routes, std::int64_t first, const std::vector<Use>& uses, Layout& layout);
+
 }  // namespace annulus::planning

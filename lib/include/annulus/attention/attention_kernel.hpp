@@ -31,6 +31,13 @@ class PlannedAttention {
   /// Makes all rows of O and LSE what they should be. A row that no branch covers gets O 0 and LSE -inf.
   virtual void finish(Queue& queue) = 0;
 
+  /// The backward pass of a plan with gradients, between finish() and the next begin(): what the steps need is made of the partials, each
+  /// step of it is first given what its messages brought and then differentiated, in ascending order, and dQ, dK and dV are rounded.
+  virtual void begin_gradients(Queue& queue);
+  virtual void accumulate(Queue& queue, std::int64_t step);
+  virtual void differentiate(Queue& queue, std::int64_t step);
+  virtual void finish_gradients(Queue& queue);
+
   /// From here to possible_flops() the clock cycles of the steps are counted, by kernels that know what a device can do in one; false: this
   /// one does not.
   virtual bool count_cycles(Queue& /*queue*/) { return false; }
@@ -49,6 +56,10 @@ class AttentionKernel {
   virtual bool rounds_probabilities(DType dtype) const = 0;
   /// Bytes of the device that all plans of such a problem share, at most; taken when the first of them attends.
   virtual std::int64_t workspace_bytes(std::int64_t head_dim, DType dtype) const = 0;
+  /// Whether it has a backward pass.
+  virtual bool has_gradients() const { return false; }
+  /// As workspace_bytes(), of a backward pass; the same memory serves both.
+  virtual std::int64_t gradient_workspace_bytes(std::int64_t /*head_dim*/, DType /*dtype*/) const { return 0; }
   /// Bytes of the device that one plan takes: the partials, and lists of its work.
   virtual Int128 plan_bytes(const RingPlan& plan) const = 0;
   /// Ready for this plan. All arguments, the memory and this must outlive it.
@@ -71,9 +82,9 @@ std::unique_ptr<AttentionKernel> make_attention_kernel(const KernelOptions& opti
 /// Why kernel fused cannot serve such a problem, whatever the device; empty if it can.
 std::string fused_obstacle(const Problem& problem);
 
-/// The kernel that `asked` means for a problem on backend cuda; `hopper`: every GPU in question is one.
+/// The kernel that `asked` means for a problem on backend cuda; `hopper`: every GPU in question is one. Kernel fused has no backward pass.
 /// @throws InvalidArgument with the reason if the kernel that is asked for cannot serve
-KernelKind resolve_kernel(KernelKind asked, const Problem& problem, std::int64_t tile_rows, bool hopper);
+KernelKind resolve_kernel(KernelKind asked, const Problem& problem, std::int64_t tile_rows, bool hopper, bool gradients = false);
 
 /// Rows of a block of the kernel, from which it keeps an order of keys (SegmentPlace); 0 if it keeps none. Known without a device.
 std::int64_t kernel_block_rows(BackendKind backend, KernelKind kernel, std::int64_t tile_rows);

@@ -32,7 +32,8 @@ class RingExecutor {
   /// Tells the transport where every step's messages will lie. Collective over the transport's ranks; once, before the first op.
   void connect();
 
-  /// Reads the rank's rows of Q, K and V, and the extra keys if it owns them. Returns when they are in place.
+  /// Reads the rank's rows of Q, K and V, of dO where the plan has gradients, and the extra keys if it owns them. Returns when they are in
+  /// place.
   void load(const TensorSource& source);
   /// The extra keys and their values alone; nothing on ranks that do not own them.
   void load_extra_keys(const TensorSource& source);
@@ -76,8 +77,10 @@ class RingExecutor {
   std::vector<StepTiming> timings();
   /// Returns when everything enqueued is done.
   void drain();
-  /// Milliseconds from begin() to the end of finish() on the queue; waits for it.
+  /// Milliseconds from begin() to the last op's end on the queue; waits for it.
   double total_ms() { return ms_since_begin_of(*this); }
+  /// Of them, those of the backward pass; 0 without gradients.
+  double backward_ms();
   /// The same from the begin() of another executor on the same queue.
   double ms_since_begin_of(const RingExecutor& other);
   /// As PlannedAttention's: around one attention.
@@ -90,6 +93,8 @@ class RingExecutor {
   void read_output(std::int64_t batch, std::int64_t first, std::int64_t count, void* rows);
   /// Rows of O as place_rows() takes rows of Q.
   void fetch_output(std::int64_t batch, std::span<const std::int64_t> numbers, std::byte* rows);
+  /// The same of dQ, dK or dV, that of `tensor`, [count, heads of the tensor, head_dim]; of a plan with gradients.
+  void read_gradient(Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count, void* rows);
   /// Local rows of LSE, [heads, count].
   void read_lse(std::int64_t batch, std::int64_t first, std::int64_t count, float* lse);
 
@@ -105,8 +110,10 @@ class RingExecutor {
   /// Gives the transport the steps that are ready.
   void post_ready();
   void wait(std::int64_t step);
-  void attend(std::int64_t step);
+  /// Attends, or in the backward pass differentiates.
+  void work(std::int64_t step);
   void finish();
+  void finish_gradients();
 
   std::shared_ptr<const RingPlan> owned_plan_;
   const RingPlan& plan_;
@@ -119,6 +126,10 @@ class RingExecutor {
   Buffer extra_;     ///< BufferId::extra
   Buffer out_;
   Buffer lse_;
+  Buffer dout_;
+  Buffer dq_;
+  Buffer dkv_;                 ///< laid out as resident
+  Buffer own_gradient_;        ///< BufferId::own_gradient
   std::vector<Buffer> slots_;  ///< by number
   std::vector<Buffer> sends_;
   std::vector<LoweredTransfers> transfers_;  ///< by step
@@ -126,6 +137,7 @@ class RingExecutor {
   std::vector<StepEvents> events_;
   std::shared_ptr<Event> begin_event_;
   std::shared_ptr<Event> first_post_event_;  ///< when step 1 was posted; the origin of the transports' timelines
+  std::shared_ptr<Event> backward_event_;    ///< when the forward pass was over
   std::shared_ptr<Event> end_event_;
   std::vector<std::int64_t> to_post_;  ///< steps that are ready, ascending
   std::shared_ptr<Event> last_mark_;   ///< null where work may have been enqueued since it

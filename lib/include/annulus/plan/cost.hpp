@@ -23,8 +23,9 @@ struct LinkBytes {
 };
 
 struct PlanCost {
-  Int128 pairs = 0;  ///< visible (query, key) pairs, all heads and batch entries
-  double flops = 0;  ///< 4 * head_dim * pairs
+  Int128 pairs = 0;           ///< visible (query, key) pairs, all heads and batch entries
+  Int128 gradient_pairs = 0;  ///< of them, those that the backward pass differentiates: all or none
+  double flops = 0;           ///< 4 * head_dim * pairs, and 10 * head_dim * gradient_pairs
   Int128 bytes_sent = 0;
   Int128 bytes_received = 0;
   std::int64_t messages_sent = 0;
@@ -34,6 +35,9 @@ struct PlanCost {
 };
 
 PlanCost plan_cost(const RingPlan& plan);
+
+/// Of the cost's FLOPs, those of the backward pass: 10 * head_dim * gradient_pairs.
+double gradient_flops(const Problem& problem, const PlanCost& cost);
 
 /// Bytes of the plan's partials for kernels that keep each for the whole shard, numbers of `accumulator_bytes` bytes: 4, or 8 for
 /// reference.
@@ -56,7 +60,7 @@ struct PlanFigures {
 };
 
 /// Calls visit(figures) for the plan of each rank, ascending. The plans themselves, which for thousands of ranks take minutes, are made
-/// only for rings of a zigzag partition: else what is alike among ranks and among steps is counted once.
+/// only for rings of a zigzag partition and for gradients: else what is alike among ranks and among steps is counted once.
 /// @throws InvalidArgument as make_plan
 void for_figures_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing,
                           const std::function<void(const PlanFigures&)>& visit);

@@ -25,7 +25,8 @@ enum class BufferId {
   slot_3,
   send_0,  ///< packed blocks sent for even steps
   send_1,
-  extra,  ///< on rank 0 the extra keys and their values: [2, batch, extra_keys, kv_heads, head_dim]
+  extra,         ///< on rank 0 the extra keys and their values: [2, batch, extra_keys, kv_heads, head_dim]
+  own_gradient,  ///< running dK and dV of the rank's own keys, fp32, laid out as resident
 };
 inline constexpr std::array<BufferId, 4> kSlots{BufferId::slot_0, BufferId::slot_1, BufferId::slot_2, BufferId::slot_3};
 inline constexpr std::array<BufferId, 2> kSendBuffers{BufferId::send_0, BufferId::send_1};
@@ -58,7 +59,8 @@ struct Message {
   BufferId buffer = BufferId::resident;
   std::int64_t offset_bytes = 0;
   std::int64_t bytes = 0;
-  std::vector<std::int64_t> blocks;  ///< in their order in memory; sender and receiver list the same rows
+  std::vector<std::int64_t> blocks;     ///< in their order in memory; sender and receiver list the same rows
+  std::vector<std::int64_t> gradients;  ///< blocks of which dK and dV follow, fp32, laid out as the block
   bool operator==(const Message&) const = default;
 };
 
@@ -73,7 +75,19 @@ struct PackItem {
   bool operator==(const PackItem&) const = default;
 };
 
-/// Where the keys of a work item lie.
+/// What came of the dK and dV of a block, and what it is added to: what this rank gave to them, which then goes on, or at home the rows'
+/// own.
+struct SumItem {
+  std::int64_t block = 0;
+  BufferId from = BufferId::slot_0;
+  std::int64_t from_offset_bytes = 0;
+  BufferId to = BufferId::own_gradient;
+  std::int64_t to_offset_bytes = 0;  ///< in a send buffer; unused for own_gradient
+  Rows<Local> to_rows;               ///< of one piece of the shard; empty where a whole block is added to
+  bool operator==(const SumItem&) const = default;
+};
+
+/// Where the keys of a work item lie, or their dK and dV.
 struct KeyPlace {
   std::int64_t block = -1;  ///< -1: the rank's resident rows
   BufferId buffer = BufferId::resident;
@@ -98,36 +112,45 @@ struct WorkItem {
   Rows<Local> k_local;    ///< of resident keys; empty if they are a block's
   Rows<Packed> k_packed;  ///< of keys in a block; empty if they are resident
   KeyPlace keys;
+  KeyPlace gradient;  ///< of a step of the backward pass: the running dK and dV of the keys
   kernels::Mask mask = kernels::Mask::none;
   kernels::SegmentPlace place;
   std::int64_t zero_keys = 0;  ///< keys of zeros that its query rows see besides; said by the item in which a row meets itself, once
   std::int64_t partial = 0;    ///< number of the running partial that it folds into
-  std::int64_t wave = 0;       ///< items of one step and wave touch disjoint rows of the partials; waves run in ascending order
+  /// Items of one step and wave touch disjoint rows of the partials, in the backward pass of dQ and of dK and dV; waves run in ascending
+  /// order.
+  std::int64_t wave = 0;
   bool operator==(const WorkItem&) const = default;
 };
 
-/// What one step moves and attends. When, is said by the ops.
+/// What one step moves, and attends or differentiates. When, is said by the ops.
 struct Step {
   std::vector<PackItem> packs;
   std::vector<Message> sends;
   std::vector<Message> receives;
   std::vector<WorkItem> work;  ///< by wave, ascending
+  /// Of the backward pass: where the work leaves what this rank gives to dK and dV of the blocks that it meets. 0 before it.
+  std::vector<BlockPlace> contributions;
+  std::vector<SumItem> sums;  ///< of dK and dV that the step's messages brought, in this order
   bool operator==(const Step&) const = default;
 };
 
 enum class OpKind {
-  pack,    ///< copies the step's blocks into the send buffer
-  post,    ///< starts the step's messages
-  wait,    ///< what comes after it sees what the step's messages brought
-  attend,  ///< the step's work, wave after wave
-  finish,  ///< combines the partials into O and LSE
+  pack,              ///< copies the step's blocks into the send buffer
+  post,              ///< starts the step's messages
+  wait,              ///< what comes after it sees what the step's messages brought
+  attend,            ///< the step's work, wave after wave
+  finish,            ///< combines the partials into O and LSE; with gradients to follow, makes of the partials what they are made from
+  accumulate,        ///< adds what the step's messages brought of dK and dV
+  differentiate,     ///< what the step's work gives to dQ, dK and dV
+  finish_gradients,  ///< rounds the running dQ, dK and dV
 };
 
 /// One instruction of a plan. Ranks that share a process run the ops of one turn rank after rank before any of the next turn, so that
 /// all have posted before one waits.
 struct Op {
   OpKind kind = OpKind::finish;
-  std::int64_t step = 0;  ///< unused by finish
+  std::int64_t step = 0;  ///< unused by finish and finish_gradients
   std::int64_t turn = 0;  ///< ascending in a plan
   bool operator==(const Op&) const = default;
 };
@@ -138,16 +161,18 @@ struct Routing {
   KeyOrder key_order = KeyOrder::arrival;  ///< cyclic or arrival
   std::int64_t block_rows = 0;             ///< the kernel's block, for KeyOrder::cyclic
   TileOrder tile_order = TileOrder::linear;
+  bool gradients = false;  ///< whether the backward pass follows the forward one
   bool operator==(const Routing&) const = default;
 };
 
 /// Bytes that the plan says one rank will allocate, by use. The kernel adds its workspace.
 struct MemoryPlan {
-  std::int64_t inputs = 0;    ///< Q, K, V
-  std::int64_t outputs = 0;   ///< O, LSE
-  std::int64_t partials = 0;  ///< acc, max, sum
-  std::int64_t slots = 0;     ///< receive slots and send buffers
-  std::int64_t total() const { return inputs + outputs + partials + slots; }
+  std::int64_t inputs = 0;     ///< Q, K, V
+  std::int64_t outputs = 0;    ///< O, LSE
+  std::int64_t partials = 0;   ///< acc, max, sum
+  std::int64_t slots = 0;      ///< receive slots and send buffers
+  std::int64_t gradients = 0;  ///< dO, the running dK and dV in fp32, dQ, dK and dV; the running dQ is where a partial was
+  std::int64_t total() const { return inputs + outputs + partials + slots + gradients; }
 };
 
 /// What decides how much memory a plan needs.
@@ -157,6 +182,7 @@ struct PlanSizes {
   std::int64_t partials = 1;  ///< running partials of each row: one for all branches, or one for each, and maybe one for extra keys
   std::array<std::int64_t, kSlots.size()> slot_bytes{};
   std::array<std::int64_t, kSendBuffers.size()> send_bytes{};
+  bool gradients = false;
   bool operator==(const PlanSizes&) const = default;
 };
 
@@ -170,6 +196,7 @@ struct RingPlan {
   std::int64_t local_rows = 0;
   List<KvBlock> blocks;
   List<Step> steps;                 ///< step 0 attends resident keys; at least one step
+  std::int64_t forward_steps = 1;   ///< those after them are of the backward pass, and the first of these is of resident keys
   std::vector<Op> ops;              ///< in the order in which they run
   std::int64_t partials = 1;        ///< running partials of each row: one for all branches, or one for each, and maybe one for extra keys
   std::int64_t extra_partial = -1;  ///< that of extra keys alone; -1: there are none, or they share that of all branches
@@ -197,6 +224,11 @@ bool keeps_key_order(PartitionKind partition, Schedule schedule, bool causal);
 ///
 /// TileOrder::hilbert cuts the attention of a run of queries to a run of keys into tiles, at most 8 along either, which are visited along a
 /// Hilbert curve, and neighbours on it that have no query row in common together. It keeps no order of keys.
+///
+/// With gradients, blocks travel a second time, by the same hops, one step of messages ahead of the work. What a rank gives to dK and dV of
+/// a block lies in the send buffer from the step that meets the block on; two steps later it goes where the block went, added to what came
+/// from the rank that had the block before, or home after the last one. (In the step between, that comes.) All ranks begin at the same
+/// step.
 /// @throws InvalidArgument if problem, pattern, partition and routing do not agree
 RingPlan make_plan(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing, std::int64_t rank);
 
@@ -205,6 +237,9 @@ std::int64_t block_bytes(const Problem& problem, std::int64_t rows, std::int64_t
 
 /// Bytes that a rank keeps of the extra keys and their values: all of them on rank 0.
 std::int64_t extra_bytes(const Problem& problem, std::int64_t rank);
+
+/// Bytes of dK and dV of what has so many bytes of K and V.
+std::int64_t gradient_bytes(const Problem& problem, std::int64_t kv_bytes);
 
 /// Bytes of the resident K and V of so many rows.
 std::int64_t resident_bytes(const Problem& problem, std::int64_t local_rows);

@@ -64,6 +64,7 @@ void route_segment(Routes& routes, const Setting& setting, std::int64_t branch, 
       if (!walk.needs(member, number)) { continue; }
       if (block < 0) { block = block_of(number); }
       routes.sends.push_back({block, step_of(member, number), member.rank});
+      routes.ends.push_back(routes.sends.back());
     }
   }
 }

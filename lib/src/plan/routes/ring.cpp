@@ -27,11 +27,13 @@ void pass_segment(Routes& routes, const Setting& setting, std::int64_t branch, s
       std::int64_t previous = member(owner).rank;
       std::optional<std::int64_t> next;
       bool passed_self = self_index == owner;
-      for (std::int64_t distance = 1; distance < size && !next; ++distance) {
+      Hop last;  // of the block's way
+      for (std::int64_t distance = 1; distance < size && (!next || self_index == owner); ++distance) {
         const std::int64_t index = (owner + distance) % size;
         if (!needs(index)) { continue; }
+        last = {0, last.step + 1, member(index).rank};
         if (passed_self) {
-          next = member(index).rank;
+          if (!next) { next = member(index).rank; }
         } else {
           ++arrival;
           passed_self = index == self_index;
@@ -43,6 +45,7 @@ void pass_segment(Routes& routes, const Setting& setting, std::int64_t branch, s
       const std::int64_t block = add_block(routes, setting.problem, {branch, head_class, segment, member(owner).rank, owned, kv_heads, 0});
       if (self_index != owner) { routes.receives.push_back({block, arrival, previous}); }
       if (next) { routes.sends.push_back({block, arrival + 1, *next}); }
+      if (self_index == owner) { routes.ends.push_back({block, last.step, last.peer}); }
     }
   }
 }

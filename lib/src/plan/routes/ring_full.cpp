@@ -15,6 +15,7 @@ Routes ring_full_routes(const Setting& setting) {
           add_block(routes, setting.problem, {-1, -1, -1, owner, Rows<Global>(piece.global), range(0, setting.problem.kv_heads), 0});
       if (distance > 0) { routes.receives.push_back({block, distance, left}); }
       if (distance + 1 < ranks) { routes.sends.push_back({block, distance + 1, right}); }
+      if (distance == 0) { routes.ends.push_back({block, ranks - 1, left}); }
     }
   }
   return routes;

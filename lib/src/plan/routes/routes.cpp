@@ -57,6 +57,7 @@ Routes routes_of(const Setting& setting, Schedule schedule) {
   Routes routes = unsorted_routes(setting, schedule);
   sort_hops(routes.receives);
   sort_hops(routes.sends);
+  sort_hops(routes.ends);
   // A block is met as it comes, unless the schedule says more.
   if (routes.uses.empty()) {
     for (const Hop& hop : routes.receives) { routes.uses.push_back({hop.step, hop.block}); }

@@ -32,6 +32,7 @@ struct Routes {
   std::vector<Hop> receives;  ///< by step, peer and block
   std::vector<Hop> sends;     ///< the same
   std::vector<Use> uses;      ///< by step; those of one step in the order in which rows meet them
+  std::vector<Hop> ends;      ///< of own blocks: which ranks give them to nobody, and when they get them; by step, peer and block
 };
 
 /// Schedule ring: each block passes along the cyclic order of the ranks that need it.
