@@ -252,6 +252,10 @@ ExitCode execute_bench(const Invocation& invocation, const Communicator& comm, S
       table.print_header(invocation.config.repetitions);  // now that the row has turned out to be possible
     }
     table.print(invocation.rows[index], report);
+    if (report.backward_ms > 0) {
+      say("# backward pass alone: {:.3f} ms, {:.4f} TFLOP/s/rank (10 x head-dim x visible pairs)\n", report.backward_ms,
+          report.backward_tflops_per_rank);
+    }
   }
   files.finish(comm);
   json_rows.finish();

@@ -226,7 +226,7 @@ int run_main(int argc, char** argv) {
       if (config.layer) {
         examine_layer_input(config.input, config.given.contains("heads") ? std::optional(config.problem.heads) : std::nullopt);
       } else {
-        examine_input(config.input);
+        examine_input(config.input, config.gradients ? InputUse::gradients : InputUse::forward);
       }
     }
   } catch (const CLI::Success& wanted) {

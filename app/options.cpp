@@ -322,6 +322,9 @@ std::vector<Option> make_options() {
       "extra-keys", Scope::problem,
       "keys besides the sequence's that every query sees, causal or not, whatever its branches; by default the input's /k_extra, else none",
       kShaping, 0, kMaxExtraKeys, [](Config& c) -> auto& { return c.problem.extra_keys; }, 0));
+  all.push_back(boolean("gradients", Scope::problem,
+                        "also what a loss changes by with Q, K and V, from /do of the input, or a generated dO where it has none",
+                        kPlanning, [](Config& c) -> auto& { return c.gradients; }));
   all.push_back(integer("seed", Scope::problem, "of generated input, sampled rows and random cases", kShaping, 0, kMax,
                         [](Config& c) -> auto& { return c.seed; }));
 

@@ -165,8 +165,8 @@ void say_rank(const RankOfJob& rank) {
   const MemoryPlan& memory = rank.memory;
   const PlanCost& cost = rank.figures->cost;
   say("{:>6} {:>10} {:>6} {:>12} {:>12} {:>12} {:>12} {:>14} {:>14} {:>6} {:>10.3f}\n", rank.rank, rank.figures->sizes.local_rows,
-      cost.steps, human_bytes(rank.memory_total), human_bytes(memory.inputs + memory.outputs), human_bytes(memory.partials),
-      human_bytes(memory.slots), cost.bytes_sent, cost.bytes_received, cost.links.size(), rank.flops / 1e9);
+      cost.steps, human_bytes(rank.memory_total), human_bytes(memory.inputs + memory.outputs + memory.gradients),
+      human_bytes(memory.partials), human_bytes(memory.slots), cost.bytes_sent, cost.bytes_received, cost.links.size(), rank.flops / 1e9);
 }
 
 void say_steps(const Prediction& prediction) {

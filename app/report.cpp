@@ -98,6 +98,13 @@ Json to_json(const Layer& layer) {
           {"zero-tokens", layer.zero_tokens}};
 }
 
+namespace {
+
+/// "dq", as the dataset is named.
+std::string gradient_name(Tensor tensor) { return tensor == Tensor::q ? "dq" : (tensor == Tensor::k ? "dk" : "dv"); }
+
+}  // namespace
+
 Json to_json(const CaseReport& report) {
   Json json{{"name", report.name}, {"passed", report.verdict.passed}};
   json["rows"] = report.rows_checked;
@@ -109,6 +116,13 @@ Json to_json(const CaseReport& report) {
   json["worst"] = report.sums.worst;
   json["max_lse_error"] = report.sums.max_lse_error;
   json["uncovered"] = report.sums.uncovered;
+  for (const GradientReport& gradient : report.gradients) {
+    json["gradients"][gradient_name(gradient.tensor)] = {
+        {"rms_error", gradient.verdict.rms_error}, {"plain_rms_error", gradient.verdict.plain_rms_error},
+        {"ratio", gradient.verdict.ratio},         {"limit", gradient.verdict.limit},
+        {"max_error", gradient.sums.max_error},    {"worst", gradient.sums.worst}};
+  }
+  if (!report.gradients.empty()) { json["gradients"]["kv_heads"] = report.gradient_kv_heads; }
   if (!report.flags.empty()) { json["flags"] = report.flags; }
   if (!report.verdict.passed) { json["reason"] = report.verdict.reason; }
   return json;
@@ -116,10 +130,15 @@ Json to_json(const CaseReport& report) {
 
 std::string line_of(const CaseReport& report) {
   const Verdict& verdict = report.verdict;
-  return fmt::format("{} {} | rows {}/{} | rms {:.2e} (limit {:.2e}, {:.2f} x plain) | max {:.2e} at [{},{},{},{}] | lse {:.1e}{}",
+  std::string gradients;
+  for (const GradientReport& gradient : report.gradients) {
+    gradients += fmt::format(" | {} {:.1e} (limit {:.1e}, {:.2f} x plain)", gradient_name(gradient.tensor), gradient.verdict.rms_error,
+                             gradient.verdict.limit, gradient.verdict.ratio);
+  }
+  return fmt::format("{} {} | rows {}/{} | rms {:.2e} (limit {:.2e}, {:.2f} x plain) | max {:.2e} at [{},{},{},{}] | lse {:.1e}{}{}",
                      verdict.passed ? "PASS" : "FAIL", report.name, report.rows_checked, report.rows_total, verdict.rms_error,
                      verdict.limit, verdict.ratio, report.sums.max_error, report.sums.worst[0], report.sums.worst[1], report.sums.worst[2],
-                     report.sums.worst[3], report.sums.max_lse_error,
+                     report.sums.worst[3], report.sums.max_lse_error, gradients,
                      verdict.passed ? "" : "\n     " + verdict.reason + "\n     " + report.flags);
 }
 

@@ -87,6 +87,7 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
   }
   layer_flops = comm.sum(layer_flops);
   const Session::LayerMs layer_ms = session.layer_ms();
+  const double backward_ms = session.backward_ms();
   flops = comm.sum(flops) + layer_flops;
   received = comm.sum(received);
   const RowCounts counts = count_rows(session);
@@ -114,6 +115,7 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
     json["bytes_received"] = received;
     json["uncovered"] = counts.uncovered;
     json["non_finite"] = counts.non_finite;
+    if (resolved.config.gradients) { json["backward_ms"] = backward_ms; }
     if (resolved.layer) {
       json["layer"] = to_json(*resolved.config.layer);
       json["layer"]["flops"] = layer_flops;
@@ -136,6 +138,7 @@ ExitCode execute_run(const Invocation& invocation, const Communicator& comm) {
     say("layer: {:.3f} ms for q, k and v, {:.3f} ms for y (slowest rank), {:.4g} GFLOP over all ranks\n", layer_ms.project, layer_ms.finish,
         layer_flops / 1e9);
   }
+  if (resolved.config.gradients) { say("backward pass: {:.3f} ms of it (slowest rank)\n", backward_ms); }
   say("time {:.3f} ms (slowest rank), {:.4g} TFLOP/s over all ranks{}\n", ms, flops / ms / 1e9,
       resolved.config.share_gpu ? "; ranks share a GPU, so times mean nothing" : "");
   say("received {} bytes, as planned; rows that see no key: {} (batch, head, row)\n", received, counts.uncovered);

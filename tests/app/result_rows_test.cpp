@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What stands in the file that users get: every row of /o and /lse of `annulus run`, read back.
+// What stands in the file that users get: every row of /o, /lse and the gradients of `annulus run`, read back.
 #include <annulus/io/source.hpp>
 #include <annulus/kernels/dtype.hpp>
 #include <annulus/verify/compare.hpp>
@@ -90,6 +90,14 @@ std::vector<Case> cases() {
   return all;
 }
 
+std::vector<RowId> all_rows(const Problem& problem) {
+  std::vector<RowId> all;
+  for (std::int64_t index = 0; index < problem.batch * problem.seq_len; ++index) {
+    all.push_back({index / problem.seq_len, index % problem.seq_len});
+  }
+  return all;
+}
+
 /// The file's rows, in the order of (batch, row).
 struct Rows {
   std::vector<std::uint8_t> out;  ///< [row][head][head_dim] in the problem's dtype
@@ -150,10 +158,7 @@ double rounding_of(DType dtype) {
 TEST_CASE("every row of /o and /lse is the oracle's and one rank's, from 1 to 4 ranks and their grids") {
   for (const Case& each : cases()) {
     const Problem& problem = each.problem;
-    std::vector<RowId> all;
-    for (std::int64_t index = 0; index < problem.batch * problem.seq_len; ++index) {
-      all.push_back({index / problem.seq_len, index % problem.seq_len});
-    }
+    const std::vector<RowId> all = all_rows(problem);
     const OracleRows oracle = oracle_rows(*make_generator(problem, kSeed), problem, each.pattern, all, PlainProbabilities::kept, 1);
     Rows alone;
     for (std::int64_t ranks = 1; ranks <= 4; ++ranks) {
@@ -182,5 +187,99 @@ TEST_CASE("every row of /o and /lse is the oracle's and one rank's, from 1 to 4 
         CHECK(largest_difference(problem, rows, alone) <= rounding_of(problem.dtype));
       }
     }
+  }
+}
+
+namespace {
+
+/// That the gradients in a file are what differentiating the definition gives.
+void expect_gradients(const std::string& path, const Problem& problem, const GradientRows& oracle) {
+  const std::vector<RowId> all = all_rows(problem);
+  const RawDataset dq(path, "/dq");
+  const RawDataset dk(path, "/dk");
+  const RawDataset dv(path, "/dv");
+  const auto size = [](std::int64_t extent) { return static_cast<hsize_t>(extent); };
+  CHECK(dq.extents == std::vector<hsize_t>{size(problem.batch), size(problem.seq_len), size(problem.heads), size(problem.head_dim)});
+  REQUIRE(dk.extents == std::vector<hsize_t>{size(problem.batch), size(problem.seq_len), size(problem.kv_heads), size(problem.head_dim)});
+  REQUIRE(dv.extents == dk.extents);
+  const GradientSums sums =
+      compare_gradients(problem, all, {0, problem.kv_heads}, {dq.bytes.data(), dk.bytes.data(), dv.bytes.data()}, oracle);
+  CHECK(sums.dq.count == problem.batch * problem.seq_len * problem.heads * problem.head_dim);
+  CHECK(sums.dk.count == problem.batch * problem.seq_len * problem.kv_heads * problem.head_dim);
+  for (const Tensor tensor : {Tensor::q, Tensor::k, Tensor::v}) {
+    const Verdict verdict = judge_gradient(problem, sums, tensor);
+    INFO("gradient number " << static_cast<int>(tensor) << ": " << verdict.reason);
+    CHECK(verdict.passed);
+  }
+}
+
+void write_values(hid_t file, const char* name, const TensorSource& source, Tensor tensor) {
+  const Problem& problem = source.problem();
+  const std::int64_t bytes = row_bytes(problem, tensor);
+  std::vector<std::byte> rows(static_cast<std::size_t>(problem.batch * problem.seq_len * bytes));
+  for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
+    source.read(tensor, batch, 0, problem.seq_len, problem.dtype, rows.data() + batch * problem.seq_len * bytes);
+  }
+  const hsize_t extents[4] = {static_cast<hsize_t>(problem.batch), static_cast<hsize_t>(problem.seq_len),
+                              static_cast<hsize_t>(heads_of(problem, tensor)), static_cast<hsize_t>(problem.head_dim)};
+  const hid_t space = H5Screate_simple(4, extents, nullptr);
+  const hid_t dataset = H5Dcreate2(file, name, H5T_IEEE_F32LE, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+  REQUIRE(H5Dwrite(dataset, H5T_IEEE_F32LE, H5S_ALL, H5S_ALL, H5P_DEFAULT, rows.data()) >= 0);
+  H5Dclose(dataset);
+  H5Sclose(space);
+}
+
+}  // namespace
+
+TEST_CASE("every row of /dq, /dk and /dv is the oracle's, from 1 to 4 ranks and their grids") {
+  for (const Case& each : cases()) {
+    const Problem& problem = each.problem;
+    const GradientRows oracle = oracle_gradients(*make_generator(problem, kSeed), problem, each.pattern, all_rows(problem),
+                                                 {0, problem.kv_heads}, PlainProbabilities::kept, 1);
+    for (std::int64_t ranks = 1; ranks <= 4; ++ranks) {
+      std::vector<std::string> grids{"seq=" + std::to_string(ranks)};
+      if (ranks == 4) { grids.emplace_back(problem.kv_heads >= 2 ? "heads=2" : "batch=2"); }
+      for (const std::string& grid : grids) {
+        INFO(each.name << " on " << ranks << " ranks, grid " << grid);
+        const TemporaryFolder folder;
+        const std::string path = folder / "out.h5";
+        std::vector<std::string> command{ANNULUS_LAUNCH, std::to_string(ranks), ANNULUS_PROGRAM, "run", "--gradients", "--output", path};
+        command.insert(command.end(), {"--grid", grid});
+        command.insert(command.end(), each.flags.begin(), each.flags.end());
+        const ProcessResult result = run_process(command, 60);
+        INFO(result.err);
+        REQUIRE(result.exit_code == 0);
+        expect_gradients(path, problem, oracle);
+      }
+    }
+  }
+}
+
+TEST_CASE("gradients are taken from /do of the input, which has the shape of /q") {
+  const Problem problem{2, 23, 2, 1, 8, DType::fp32, true, 0.25};
+  const auto source = make_generator(problem, 5);
+  const TemporaryFolder folder;
+  const std::string input = folder / "in.h5";
+  const std::string output = folder / "out.h5";
+  for (const Tensor of_dout : {Tensor::dout, Tensor::k}) {
+    const hid_t file = H5Fcreate(input.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+    write_values(file, "/q", *source, Tensor::q);
+    write_values(file, "/k", *source, Tensor::k);
+    write_values(file, "/v", *source, Tensor::v);
+    write_values(file, "/do", *source, of_dout);
+    H5Fclose(file);
+    // Another seed than the values have: none of them is generated.
+    const ProcessResult result = run_process({ANNULUS_LAUNCH, "2", ANNULUS_PROGRAM, "run", "--gradients", "--causal", "--scale", "0.25",
+                                              "--seed", "9", "--input", input, "--output", output},
+                                             60);
+    INFO(result.err);
+    if (of_dout == Tensor::k) {
+      CHECK(result.exit_code == 2);
+      CHECK(result.err.find("/do is fp32 [2, 23, 1, 8] and /q fp32 [2, 23, 2, 8]; they must be alike") != std::string::npos);
+      continue;
+    }
+    REQUIRE(result.exit_code == 0);
+    expect_gradients(output, problem,
+                     oracle_gradients(*source, problem, dense_pattern(23), all_rows(problem), {0, 1}, PlainProbabilities::kept, 1));
   }
 }

@@ -96,9 +96,13 @@ std::optional<BenchReport> bench(const Config& config, const Communicator& comm,
   report.input = resolved.input().describe();
 
   std::vector<std::vector<std::vector<StepTiming>>> repetitions;
-  report.samples_ms =
-      time_runs(session, config.warmup, config.repetitions, Passing::on, stop, [&] { repetitions.push_back(session.local_timings()); });
+  std::vector<double> backward;
+  report.samples_ms = time_runs(session, config.warmup, config.repetitions, Passing::on, stop, [&] {
+    repetitions.push_back(session.local_timings());
+    backward.push_back(session.backward_ms());
+  });
   if (stop.cause() != StopCause::none) { return std::nullopt; }
+  report.backward_ms = median(backward);
   report.median_ms = median(report.samples_ms);
   report.min_ms = *std::min_element(report.samples_ms.begin(), report.samples_ms.end());
   report.p95_ms = percentile(report.samples_ms, 95.0);
@@ -113,14 +117,20 @@ std::optional<BenchReport> bench(const Config& config, const Communicator& comm,
     report.overlap_efficiency = report.blocks_alone_ms / report.median_ms;
   }
   double layer_flops = 0;
+  double backward_flops = 0;
   for (const auto& executor : session.executors()) {
     const PlanCost cost = plan_cost(executor->plan());
     report.flops += cost.flops;
+    backward_flops += gradient_flops(executor->plan().problem, cost);
     report.bytes_received += static_cast<std::int64_t>(cost.bytes_received);  // of memory that is there
     const RingPlan& plan = executor->plan();
     if (resolved.layer) { layer_flops += layer_cost_of(resolved.config, *resolved.layer, plan.problem, plan.local_rows).flops; }
   }
   report.bytes_received = comm.sum(report.bytes_received);
+  backward_flops = comm.sum(backward_flops);
+  if (report.backward_ms > 0) {
+    report.backward_tflops_per_rank = backward_flops / report.backward_ms / 1e9 / static_cast<double>(session.ranks());
+  }
   const double attention_flops = comm.sum(report.flops);
   report.flops = attention_flops + comm.sum(layer_flops);
   report.tflops_per_rank = report.flops / report.median_ms / 1e9 / static_cast<double>(session.ranks());

@@ -22,6 +22,8 @@ constexpr std::array kFigures{
     Figure{"p95_ms", [](const Report& r) -> FigureValue { return r.p95_ms; }, "p95", 10},
     Figure{"repetitions", [](const Report& r) -> FigureValue { return std::ssize(r.samples_ms); }, {}, 0},
     Figure{"flops", [](const Report& r) -> FigureValue { return r.flops; }, {}, 0},
+    Figure{"backward_ms", [](const Report& r) -> FigureValue { return r.backward_ms; }, {}, 0},
+    Figure{"backward_tflops_per_rank", [](const Report& r) -> FigureValue { return r.backward_tflops_per_rank; }, {}, 0},
     Figure{"tflops_per_rank", [](const Report& r) -> FigureValue { return r.tflops_per_rank; }, "TFLOP/s/rank", 12, 4},
     Figure{"communication_ms", [](const Report& r) -> FigureValue { return r.run.communication_ms; }, "comm", 10},
     Figure{"exposed_ms", [](const Report& r) -> FigureValue { return r.run.exposed_ms; }, "exposed", 10},

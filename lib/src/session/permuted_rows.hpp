@@ -2,9 +2,11 @@
 // A session whose sequence is permuted: how its rows come from the input and go to the result.
 #pragma once
 
+#include <annulus/io/result_file.hpp>
 #include <annulus/plan/plan.hpp>
 #include <annulus/session/session.hpp>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -14,19 +16,23 @@
 
 namespace annulus {
 
-/// Bytes of a row of O and of its LSE, all heads.
-std::int64_t result_row_bytes(const Problem& problem);
+/// What a result holds of gradients, in this order.
+inline constexpr std::array<Tensor, 3> kGradients{Tensor::q, Tensor::k, Tensor::v};
 
-/// Neighbouring rows of O and LSE of one batch entry.
+/// Bytes of a row of O and of its LSE, all heads, and of its gradients where there are some.
+std::int64_t result_row_bytes(const Problem& problem, ResultTensors tensors);
+
+/// Neighbouring rows of O and LSE, and of gradients, of one batch entry.
 struct ResultRows {
   std::int64_t batch = 0;
   std::int64_t first = 0;
   std::int64_t count = 0;
-  std::vector<std::byte> output;  ///< [count, heads, head_dim]
-  std::vector<float> lse;         ///< [heads, count]
+  std::vector<std::byte> output;                                    ///< [count, heads, head_dim]
+  std::vector<float> lse;                                           ///< [heads, count]
+  std::array<std::vector<std::byte>, kGradients.size()> gradients;  ///< [count, heads of the tensor, head_dim]; none without gradients
 
   /// Makes room for them.
-  void resize(const Problem& problem);
+  void resize(const Problem& problem, ResultTensors tensors);
 };
 
 /// Reads the Q, K and V of a ring, each of its processes a contiguous range of the input, and brings the rows to the ranks that own their
@@ -43,5 +49,8 @@ void collect_permuted(const Session& session, std::int64_t ring, const std::func
 /// Host memory that both take at most on this process, which runs these plans.
 /// @param problem  of a ring @param comm  of its processes
 std::int64_t permuted_bytes(const Problem& problem, const Communicator& comm, std::span<const std::shared_ptr<const RingPlan>> plans);
+
+/// What the results of a session are.
+ResultTensors result_tensors(const Config& config);
 
 }  // namespace annulus

@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <optional>
 #include <set>
 #include <span>
 
@@ -25,6 +26,7 @@ namespace {
 constexpr std::int64_t kResultChunkBytes = std::int64_t{4} << 20;
 constexpr int kOutputTag = 11;
 constexpr int kLseTag = 12;
+constexpr int kGradientTag = 13;  // and those after it, one for each tensor
 
 /// Rows of a rank, by their numbers in the plan.
 struct Chunk : ResultRows {
@@ -33,6 +35,9 @@ struct Chunk : ResultRows {
   void read(RingExecutor& executor) {
     executor.read_output(batch, local_first, count, output.data());
     executor.read_lse(batch, local_first, count, lse.data());
+    for (std::size_t index = 0; index < kGradients.size(); ++index) {
+      if (!gradients[index].empty()) { executor.read_gradient(kGradients[index], batch, local_first, count, gradients[index].data()); }
+    }
   }
 
   /// Makes the output that of a layer, whose rows are this long.
@@ -50,7 +55,8 @@ std::int64_t layer_row_bytes(const Session& session) {
 /// @param problem  of the rank's ring
 template <class Visit>
 void for_each_chunk(const Session& session, const Problem& problem, std::int64_t rank, Visit&& visit) {
-  const std::int64_t most = std::max<std::int64_t>(1, kResultChunkBytes / result_row_bytes(problem));
+  const ResultTensors tensors = result_tensors(session.resolved().config);
+  const std::int64_t most = std::max<std::int64_t>(1, kResultChunkBytes / result_row_bytes(problem, tensors));
   Chunk chunk;
   for (const ShardPiece& piece : session.partition().shard(rank % session.grid().seq).pieces) {
     ANNULUS_ASSERT(piece.global.stride == 1, "rank {} owns rows with stride {}", rank, piece.global.stride);
@@ -59,7 +65,7 @@ void for_each_chunk(const Session& session, const Problem& problem, std::int64_t
         chunk.first = piece.global.first + done;
         chunk.local_first = piece.local_first + done;
         chunk.count = std::min(most, piece.global.count - done);
-        chunk.resize(problem);
+        chunk.resize(problem, tensors);
         visit(chunk);
       }
     }
@@ -92,6 +98,21 @@ class RowCounter {
         if ((uncovered || std::isfinite(lse)) && (all_finite || output_is_finite(chunk, i * heads + in_cell))) { continue; }
         add_non_finite(batch, head, chunk.first, i);
       }
+    }
+    for (std::size_t index = 0; index < kGradients.size(); ++index) { look_at_gradient(chunk, kGradients[index], index, cell); }
+  }
+
+  /// Rows of a gradient, of which those that O or another gradient made known count no more.
+  void look_at_gradient(const Chunk& chunk, Tensor tensor, std::size_t index, const GridCell& cell) {
+    const std::vector<std::byte>& rows = chunk.gradients[index];
+    const std::int64_t bytes = row_bytes(cell.problem, tensor);
+    const std::int64_t elements = bytes / size_of(problem_.dtype);
+    if (rows.empty() || !first_non_finite(problem_.dtype, rows.data(), chunk.count * elements)) { return; }
+    for (std::int64_t i = 0; i < chunk.count; ++i) {
+      const std::optional<std::int64_t> first = first_non_finite(problem_.dtype, rows.data() + i * bytes, elements);
+      if (!first || known_.contains(i)) { continue; }
+      const std::int64_t group = tensor == Tensor::q ? 1 : cell.problem.group_size();
+      add_non_finite(cell.first_batch + chunk.batch, cell.first_head + *first / problem_.head_dim * group, chunk.first, i);
     }
   }
 
@@ -195,7 +216,7 @@ std::unique_ptr<ResultFile> create_result(const ResolvedConfig& resolved, const 
     const std::int64_t steps = resolved.ranks == 1 ? 1 : 2 * resolved.ranks;  // at least
     constexpr auto kStepBytes = static_cast<std::int64_t>(kStepNumbers.size() * sizeof(double));
     file = std::make_unique<ResultFile>(config.output, config.force, config.problem, steps * kStepBytes,
-                                        config.layer ? config.layer->embed : 0);
+                                        config.layer ? config.layer->embed : 0, result_tensors(config));
   });
   return file;
 }
@@ -232,6 +253,7 @@ void write_result(const Session& session, ResultFile* file, const std::vector<st
       write();
     } catch (...) { failure = std::current_exception(); }
   };
+  const bool gradients = session.resolved().config.gradients;
   // Takes rows of a cell from `process`, which has them, to the file.
   const auto pass = [&](std::int64_t process, const GridCell& cell, ResultRows& rows) {
     comm.watchdog().progress();
@@ -239,16 +261,27 @@ void write_result(const Session& session, ResultFile* file, const std::vector<st
       if (comm.rank() != process) { return; }
       comm.send(rows.output, 0, kOutputTag);
       comm.send(std::as_bytes(std::span(rows.lse)), 0, kLseTag);
+      for (std::size_t index = 0; index < kGradients.size() && gradients; ++index) {
+        comm.send(rows.gradients[index], 0, kGradientTag + static_cast<int>(index));
+      }
       return;
     }
     if (process != 0) {
       comm.receive(rows.output, process, kOutputTag);
       comm.receive(std::as_writable_bytes(std::span(rows.lse)), process, kLseTag);
+      for (std::size_t index = 0; index < kGradients.size() && gradients; ++index) {
+        comm.receive(rows.gradients[index], process, kGradientTag + static_cast<int>(index));
+      }
     }
     guarded([&] {
       const ResultBox box{cell.first_batch + rows.batch, rows.first, rows.count, cell.first_head, cell.problem.heads};
       file->write_output(box, rows.output.data());
       file->write_lse(box, rows.lse.data());
+      for (std::size_t index = 0; index < kGradients.size() && gradients; ++index) {
+        const Tensor tensor = kGradients[index];
+        const ResultBox of_keys{box.batch, box.first, box.count, cell.first_kv_head, cell.problem.kv_heads};
+        file->write_gradient(tensor, tensor == Tensor::q ? box : of_keys, rows.gradients[index].data());
+      }
     });
   };
   for (std::int64_t ring = 0; ring < session.grid().rings(); ++ring) {

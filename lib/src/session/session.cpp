@@ -81,10 +81,11 @@ std::shared_ptr<const TensorSource> open_source(Config& config) {
     fill_defaults(config);
     return make_generator(config.problem, config.seed, generator_threads(config));
   }
-  std::shared_ptr<const TensorSource> source = open_input(config.input);
+  std::unique_ptr<TensorSource> source = open_input(config.input, config.gradients ? InputUse::gradients : InputUse::forward);
   take_problem(config, source->problem());
   take_extent(config, "extra-keys", config.problem.extra_keys, source->problem().extra_keys);
   fill_defaults(config);
+  if (config.gradients) { source = with_generated_dout(std::move(source), config.seed, generator_threads(config)); }
   return source;
 }
 
@@ -129,13 +130,23 @@ std::shared_ptr<const LayerSource> open_layer_source(Config& config) {
   return source;
 }
 
+/// What has no backward pass yet is refused, with what has one.
+void require_gradients(const Config& config) {
+  if (!config.gradients) { return; }
+  ANNULUS_EXPECTS(!config.layer, "--gradients: a layer has no backward pass; attention alone, of /q, /k and /v, has one");
+}
+
 /// Opens what `resolved.config` computes with, and fills in what that says.
 void open_input_of(ResolvedConfig& resolved) {
+  require_gradients(resolved.config);
   if (resolved.config.layer) {
     resolved.layer = open_layer_source(resolved.config);
   } else {
     resolved.source = open_source(resolved.config);
   }
+  // An input may bring them.
+  ANNULUS_EXPECTS(!resolved.config.gradients || resolved.config.problem.extra_keys == 0,
+                  "--gradients: extra keys have no backward pass; --extra-keys 0, or an input without /k_extra, has one");
 }
 
 /// Nothing else tells [batch, heads, seq, head_dim] from the layout that is read. Once in a process, for its first configuration.
@@ -185,7 +196,7 @@ namespace {
 /// Fills in the kernel of backend cuda. `hopper`: of every process's GPUs.
 void choose_kernel(Config& config, bool hopper) {
   if (config.backend == BackendKind::cuda) {
-    config.kernel = resolve_kernel(config.kernel, config.problem, config.tile_rows, hopper);
+    config.kernel = resolve_kernel(config.kernel, config.problem, config.tile_rows, hopper, config.gradients);
     return;
   }
   ANNULUS_EXPECTS(config.kernel == KernelKind::automatic, "--kernel {} is one of backend cuda, and this is backend {}",
@@ -201,6 +212,14 @@ void fill_in_ways(Config& config, std::int64_t ranks) {
   GridChoice choice = choose_grid(asked, config.problem, config.pattern, config.partition, config.schedule, ranks);
   config.places = choice.grid;
   config.grid_reason = std::move(choice.reason);
+  // Of a KV head that several rings have, each would have a part of dK and dV.
+  if (config.gradients && config.places.heads > config.problem.kv_heads) {
+    ANNULUS_EXPECTS(config.grid.automatic, "--gradients: --grid {} gives a KV head to several rings; heads may be at most the {} KV heads",
+                    to_string(config.grid), config.problem.kv_heads);
+    choice = choose_grid(Grid(), config.problem, config.pattern, config.partition, config.schedule, ranks);
+    config.places = choice.grid;
+    config.grid_reason = "gradients keep a KV head in one ring";
+  }
   Ways ways =
       choose_ways(cell_of(config.problem, config.places, 0).problem, config.pattern, config.partition, config.schedule, config.places.seq);
   config.partition = ways.partition;
@@ -229,8 +248,10 @@ Routing routing_of(const Config& config) {
                              : config.tile_rows > 0
                                  ? fmt::format("backend {} with --tile-rows {}", to_string(config.backend), config.tile_rows)
                                  : fmt::format("backend {}", to_string(config.backend));
-  return choose_routing(config.partition, config.schedule, config.problem.causal, config.key_order, config.tile_order,
-                        kernel_block_rows(config.backend, config.kernel, config.tile_rows), kernel);
+  Routing routing = choose_routing(config.partition, config.schedule, config.problem.causal, config.key_order, config.tile_order,
+                                   kernel_block_rows(config.backend, config.kernel, config.tile_rows), kernel);
+  routing.gradients = config.gradients;
+  return routing;
 }
 
 std::int64_t default_threads(const Communicator& comm) {
@@ -326,6 +347,7 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   together(comm, [&] {
     device_ = make_device(options);
     kernel_ = make_attention_kernel({config.kernel, options.threads, config.tile_rows, &comm.watchdog().progress_counter()}, *device_);
+    ANNULUS_EXPECTS(!config.gradients || kernel_->has_gradients(), "--gradients: {} has no backward pass", kernel_->describe());
     queue_ = device_->make_queue();
   });
   // Transports come before the look at the free memory: they take some of it.
@@ -339,13 +361,18 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   }
   together(comm, [&] {
     predicted_bytes_ = kernel_->workspace_bytes(config.problem.head_dim, config.problem.dtype);
+    if (config.gradients) {
+      predicted_bytes_ = std::max(predicted_bytes_, kernel_->gradient_workspace_bytes(config.problem.head_dim, config.problem.dtype));
+    }
     for (const auto& plan : plans) { predicted_bytes_ += plan_memory(plan->problem, sizes_of(*plan), kernel_->plan_bytes(*plan)).total(); }
     std::int64_t reading = 0;
     if (resolved.layer) {
       predicted_bytes_ += layer_bytes(plans);
       reading += weight_reading_bytes(*resolved.layer, config.problem.dtype);
     } else {
-      for (const Tensor tensor : tensors_of(config.problem)) {
+      std::vector<Tensor> read(tensors_of(config.problem).begin(), tensors_of(config.problem).end());
+      if (config.gradients) { read.push_back(Tensor::dout); }
+      for (const Tensor tensor : read) {
         if (const auto bands = resolved.source->bands(tensor)) { reading += bands->bytes() + bands->decoding_bytes(); }
         if (comm.host_size() > 1 && !is_permuted()) { reading += host_load_bytes(*resolved.source, tensor); }
       }
@@ -402,6 +429,11 @@ const LocalRing* Session::local_ring(std::int64_t number) const {
 
 const Problem& Session::problem() const { return resolved_.config.problem; }
 const Pattern& Session::pattern() const { return resolved_.config.pattern; }
+std::vector<Tensor> Session::tensors() const {
+  std::vector<Tensor> all(kSequenceTensors.begin(), kSequenceTensors.end());
+  if (resolved_.config.gradients) { all.push_back(Tensor::dout); }
+  return all;
+}
 bool Session::is_permuted() const { return pattern().order != SequenceOrder::linear; }
 
 std::int64_t Session::layer_bytes(std::span<const std::shared_ptr<const RingPlan>> plans) const {
@@ -476,7 +508,7 @@ void Session::load_ranges() {
       boxes.push_back({cell.first_batch, cell.problem.batch, partition_.shard(rank % grid().seq)});
     }
     std::exception_ptr failure;
-    for (const Tensor tensor : kSequenceTensors) {
+    for (const Tensor tensor : tensors()) {
       // Where rows lie in chunks that are decoded whole, the ranks of a host decode each of them once for all.
       const bool shared = comm_.host_size() > 1 && source.bands(tensor).has_value();
       try {
@@ -524,6 +556,12 @@ double Session::slowest_ms() {
   } else {
     slowest = executors_.front()->total_ms();
   }
+  return comm_.max(slowest);
+}
+
+double Session::backward_ms() {
+  double slowest = 0;
+  for (const auto& executor : executors_) { slowest = std::max(slowest, executor->backward_ms()); }
   return comm_.max(slowest);
 }
 

@@ -25,8 +25,10 @@ struct BenchReport {
   double median_ms = 0;
   double min_ms = 0;
   double p95_ms = 0;
-  double blocks_alone_ms = 0;  ///< median of the same blocks without passing; 0 for one rank
-  double flops = 0;            ///< 4 * head_dim * visible pairs, all ranks
+  double blocks_alone_ms = 0;           ///< median of the same blocks without passing; 0 for one rank
+  double flops = 0;                     ///< 4 * head_dim * visible pairs, all ranks; with gradients 10 * head_dim * visible pairs more
+  double backward_ms = 0;               ///< median of the backward passes alone; 0 without gradients
+  double backward_tflops_per_rank = 0;  ///< 10 * head_dim * visible pairs in that time
   double tflops_per_rank = 0;
   double overlap_efficiency = 0;  ///< blocks_alone_ms / median_ms; 0 for one rank
   double fma_peak_gflops = 0;     ///< fp32 FMA peak of this process's threads, after the runs; cpu backend only

@@ -24,6 +24,8 @@ struct Config {
 
   Pattern pattern;  ///< no branches: dense
 
+  bool gradients = false;  ///< of a loss, from dO
+
   std::optional<Layer> layer;  ///< around the attention; extents that are 0 are filled in
 
   Grid grid;  ///< as asked for

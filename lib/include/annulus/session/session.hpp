@@ -93,6 +93,8 @@ class Session {
   /// Of the sequence among the ranks of a ring.
   const Partition& partition() const { return partition_; }
   const Grid& grid() const { return resolved_.config.places; }
+  /// What is read of the input that has a row for each token.
+  std::vector<Tensor> tensors() const;
   /// Whether positions of the plan are not rows of the input.
   bool is_permuted() const;
   const ResolvedConfig& resolved() const { return resolved_; }
@@ -115,7 +117,9 @@ class Session {
 
   /// Milliseconds of the last run, of the slowest rank. Collective.
   double slowest_ms();
-  /// Of them, those that the layer took before and after the attention. Collective.
+  /// Of them, those of the backward pass, of the rank on which it took longest; 0 without gradients. Collective.
+  double backward_ms();
+  /// Of all, those that the layer took before and after the attention. Collective.
   struct LayerMs {
     double project = 0;
     double finish = 0;
