@@ -186,9 +186,14 @@ class JsonRows {
 };
 
 /// The machine of --machine, on rank 0; null on others and where none is named. Collective.
-std::optional<Machine> machine_of(const Config& config, const Communicator& comm) {
+std::optional<Machine> machine_of(const Invocation& invocation, const Communicator& comm) {
+  const Config& config = invocation.config;
   std::optional<Machine> machine;
   together(comm, [&] {
+    // Before the first row: a time that cannot be predicted is no reason to lose those that were measured.
+    const bool any_gradients = std::ranges::any_of(invocation.rows, [](const BenchRow& row) { return row.config.gradients; });
+    ANNULUS_EXPECTS(config.machine.empty() || !any_gradients,
+                    "--machine predicts no time of a backward pass, and --gradients asks for one");
     if (comm.rank() == 0 && !config.machine.empty()) { machine = read_machine(config.machine); }
   });
   return machine;
@@ -222,7 +227,7 @@ ExitCode execute_bench(const Invocation& invocation, const Communicator& comm, S
   if (!invocation.config.calibrate.empty()) { return execute_calibration(invocation, comm); }
   const bool sweeping = !invocation.config.sweep.empty();
   const bool prints = comm.rank() == 0 && !invocation.json;
-  const std::optional<Machine> machine = machine_of(invocation.config, comm);
+  const std::optional<Machine> machine = machine_of(invocation, comm);
   std::vector<BenchReport> reports;
   BenchFiles files(invocation, comm);
   PlanCache plans(invocation.config.plan_cache);

@@ -133,6 +133,7 @@ BlockRates rates_of(const toml::table& table, const std::string& path) {
   keys.text("dtype", dtype);
   keys.integer("head-dim", rates.head_dim);
   keys.text("mask", mask);
+  keys.integer("dilation-rate", rates.dilation_rate);
   const std::vector<std::int64_t> rows = keys.integers("rows");
   const std::vector<double> gflops = keys.reals("gflops");
   keys.refuse_others();
@@ -187,8 +188,8 @@ Machine read_machine(const std::string& path) {
   keys.real("launch-gap-us", machine.launch_gap_us);
   keys.integer("lanes", machine.lanes);
   keys.integer("tile-rows", machine.tile_rows);
-  for (const auto& [name, place] : {std::pair{"copy", &machine.copy}, std::pair{"link-inside", &machine.link_inside},
-                                    std::pair{"link-between", &machine.link_between}}) {
+  for (const auto& [name, place] : {std::pair{"copy", &machine.copy}, std::pair{"partials", &machine.partials},
+                                    std::pair{"link-inside", &machine.link_inside}, std::pair{"link-between", &machine.link_between}}) {
     keys.with(name, [&, name = name, place = place](const toml::node& node) { *place = transfers_of(table_of(node, keys, name), path); });
   }
   keys.with("block-rates", [&](const toml::node& node) {
@@ -214,8 +215,8 @@ std::string to_toml(const Machine& machine) {
   add("launch-gap-us", real_in_toml(machine.launch_gap_us));
   add("lanes", fmt::format("{}", machine.lanes));
   add("tile-rows", fmt::format("{}", machine.tile_rows));
-  for (const auto& [name, table] : {std::pair{"copy", &machine.copy}, std::pair{"link-inside", &machine.link_inside},
-                                    std::pair{"link-between", &machine.link_between}}) {
+  for (const auto& [name, table] : {std::pair{"copy", &machine.copy}, std::pair{"partials", &machine.partials},
+                                    std::pair{"link-inside", &machine.link_inside}, std::pair{"link-between", &machine.link_between}}) {
     if (table->times().empty()) { continue; }
     text += fmt::format("\n[{}]\n", name);
     add("bytes", list_in_toml(table->times(), [](const TransferTime& time) { return time.bytes; }));
@@ -227,6 +228,7 @@ std::string to_toml(const Machine& machine) {
     add("head-dim", fmt::format("{}", rates.head_dim));
     const auto named = std::find_if(kMaskNames.begin(), kMaskNames.end(), [&](const auto& each) { return each.first == rates.mask; });
     add("mask", toml_string(std::string(named->second)));
+    if (rates.dilation_rate != 1) { add("dilation-rate", fmt::format("{}", rates.dilation_rate)); }
     add("rows", list_in_toml(rates.rates, [](const BlockRates::Rate& rate) { return rate.rows; }));
     add("gflops", list_in_toml(rates.rates, [](const BlockRates::Rate& rate) { return real_in_toml(rate.gflops); }));
   }

@@ -290,8 +290,9 @@ Plan plan_of(Config asked, std::int64_t ranks, const Machine* machine, const std
   plan.resolved = resolve_without_job(asked);
   if (machine != nullptr) {
     // Before anything is printed: there is no use in a machine that knows nothing of the dtype.
+    ANNULUS_EXPECTS(!plan.resolved.config.gradients, "--machine predicts no time of a backward pass, and --gradients asks for one");
     const Problem& problem = plan.resolved.config.problem;
-    static_cast<void>(machine->flops_per_s(problem.dtype, problem.head_dim, kernels::Mask::none, 1));
+    static_cast<void>(machine->flops_per_s(problem.dtype, problem.head_dim, kernels::Mask::none, 1, 1));
   }
   begin(plan.resolved);
   plan.job = plan_job(plan.resolved, machine, visit);

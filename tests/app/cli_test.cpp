@@ -516,6 +516,9 @@ TEST_CASE("wrong machine files and numbers of ranks are refused with the place")
   expect_refusal({"plan", "--machine", folder / "absent.toml"}, "absent.toml");
   write_text(machine, good);
   expect_refusal({"plan", "--seq-len", "64", "--dtype", "bf16", "--machine", machine}, "has no block rates of bf16");
+  for (const char* command : {"plan", "bench"}) {
+    expect_refusal({command, "--seq-len", "64", "--gradients", "--machine", machine}, "--machine predicts no time of a backward pass");
+  }
   expect_refusal({"plan", "--ranks", "4,...,16"}, "fewer than two numbers before the dots");
   expect_refusal({"plan", "--ranks", "1,2,...,9"}, "does not come to 9");
   expect_refusal({"plan", "--ranks", "4,2,...,8"}, "does not ascend");

@@ -54,7 +54,7 @@ Machine machine_of(std::int64_t rows, double transfer) {
   machine.copy = TransferTable({{std::int64_t{1} << 40, 1e-9}});
   machine.link_inside = TransferTable({{2 * rows * kHeadDim * 2, 1e3 * kUnitMs * transfer}});
   const double flops = 4.0 * static_cast<double>(kHeadDim) * static_cast<double>(rows * rows);
-  machine.block_rates = {{DType::bf16, kHeadDim, kernels::Mask::none, {{1, flops / (kUnitMs * 1e-3) / 1e9}}}};
+  machine.block_rates = {{DType::bf16, kHeadDim, kernels::Mask::none, 1, {{1, flops / (kUnitMs * 1e-3) / 1e9}}}};
   return machine;
 }
 
@@ -157,6 +157,14 @@ TEST_CASE("a wave costs a launch gap, and as long as the lanes that have a tile 
   CHECK(simulate(plans, machine).total_ms == Approx(1.75 * kUnitMs));
 }
 
+TEST_CASE("partials take what the machine's times of them say") {
+  const std::int64_t rows = 64;
+  const std::vector<RingPlan> plans = plans_of(problem_of(rows, false), PartitionKind::contiguous, Routing{Schedule::ring}, 1);
+  Machine machine = machine_of(rows, 1.0);
+  machine.partials = TransferTable({{rows * (kHeadDim + 2) * 4, 3e3 * kUnitMs}});
+  CHECK(simulate(plans, machine).total_ms == Approx(4 * kUnitMs));
+}
+
 TEST_CASE("ranks of two hosts use the link between them, and a machine of one host refuses them") {
   const std::int64_t rows = 64;
   const std::vector<RingPlan> plans = plans_of(problem_of(2 * rows, false), PartitionKind::contiguous, Routing{Schedule::ring}, 2);
@@ -172,17 +180,19 @@ TEST_CASE("ranks of two hosts use the link between them, and a machine of one ho
 
 TEST_CASE("rates and times between those of a machine are between them") {
   Machine machine = machine_of(64, 0.5);
-  machine.block_rates = {{DType::bf16, 64, kernels::Mask::none, {{64, 10.0}, {256, 30.0}}},
-                         {DType::bf16, 128, kernels::Mask::none, {{64, 20.0}}}};
+  machine.block_rates = {{DType::bf16, 64, kernels::Mask::none, 1, {{64, 10.0}, {256, 30.0}}},
+                         {DType::bf16, 128, kernels::Mask::none, 1, {{64, 20.0}}},
+                         {DType::bf16, 128, kernels::Mask::none, 4, {{64, 15.0}}}};
   const auto rate = [&](std::int64_t head_dim, double rows) {
-    return machine.flops_per_s(DType::bf16, head_dim, kernels::Mask::causal, rows) / 1e9;
+    return machine.flops_per_s(DType::bf16, head_dim, kernels::Mask::causal, 1, rows) / 1e9;
   };
   CHECK(rate(64, 64) == Approx(10));
   CHECK(rate(64, 128) == Approx(20));
   CHECK(rate(64, 1e6) == Approx(30));
   CHECK(rate(64, 16) == Approx(2.5));
   CHECK(rate(120, 64) == Approx(20));
-  CHECK_THROWS_AS(machine.flops_per_s(DType::fp32, 64, kernels::Mask::none, 64), InvalidArgument);
+  CHECK(machine.flops_per_s(DType::bf16, 128, kernels::Mask::none, 8, 64) == Approx(15e9));
+  CHECK_THROWS_AS(machine.flops_per_s(DType::fp32, 64, kernels::Mask::none, 1, 64), InvalidArgument);
 
   const TransferTable table({{100, 10.0}, {200, 12.0}});
   CHECK(table.us(0) == 0);

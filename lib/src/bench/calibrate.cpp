@@ -36,8 +36,9 @@ double slowest_median_ms(const Communicator& comm, const std::function<double()>
   return median(samples);
 }
 
-/// A configuration in which every rank attends segments of its own, `segments` of so many rows, and nothing travels.
-Config whole_segments(const Config& asked, std::int64_t ranks, std::int64_t rows, std::int64_t segments, kernels::Mask mask) {
+/// A configuration in which every rank attends segments of its own, `segments` of `rows` rows that lie `rate` apart, and nothing travels.
+Config whole_segments(const Config& asked, std::int64_t ranks, std::int64_t rows, std::int64_t segments, kernels::Mask mask,
+                      std::int64_t rate = 1) {
   Config config = asked;
   config.input.clear();
   config.layer.reset();
@@ -48,8 +49,8 @@ Config whole_segments(const Config& asked, std::int64_t ranks, std::int64_t rows
   config.pattern = Pattern();
   config.problem.batch = 1;
   config.problem.kv_lengths.clear();
-  config.problem.seq_len = ranks * segments * rows;
-  config.pattern.branches = {{rows, 1}};
+  config.problem.seq_len = ranks * segments * rows * rate;
+  config.pattern.branches = {{rows * rate, rate}};
   switch (mask) {
     case kernels::Mask::none:
       config.problem.causal = false;
@@ -65,6 +66,8 @@ Config whole_segments(const Config& asked, std::int64_t ranks, std::int64_t rows
 struct Work {
   double ms = 0;
   double flops = 0;
+  double partial_bytes = 0;
+  double partials_ms = 0;  ///< what the run took besides
 };
 
 Work time_work(const Config& config, const Communicator& comm) {
@@ -76,7 +79,13 @@ Work time_work(const Config& config, const Communicator& comm) {
     session.run();
     return session.local_timings().front().front().compute_ms;
   });
-  work.flops = plan_cost(session.executors().front()->plan()).flops;
+  work.partials_ms = slowest_median_ms(comm, [&] {
+    session.run();
+    return session.slowest_ms() - session.local_timings().front().front().compute_ms;
+  });
+  const RingPlan& plan = session.executors().front()->plan();
+  work.flops = plan_cost(plan).flops;
+  work.partial_bytes = static_cast<double>(whole_partials_bytes(plan.problem, sizes_of(plan), 4));
   return work;
 }
 
@@ -240,18 +249,28 @@ Machine calibrate(const Config& asked, const Communicator& comm) {
   const std::int64_t least_tokens = asked.backend == BackendKind::cuda ? 65536 : 4096;
   const std::int64_t most_rows = asked.backend == BackendKind::cuda ? 65536 : 8192;
   ResolvedConfig resolved;
-  for (const kernels::Mask mask : kernels::kMasks) {
+  std::vector<TransferTime> partials;
+  constexpr std::int64_t kDilated = 4;
+  for (const auto& [mask, rate] : {std::pair{kernels::Mask::none, std::int64_t{1}}, std::pair{kernels::Mask::causal, std::int64_t{1}},
+                                   std::pair{kernels::Mask::none, kDilated}, std::pair{kernels::Mask::causal, kDilated}}) {
     BlockRates rates;
     rates.mask = mask;
-    for (std::int64_t rows = 32; rows <= most_rows; rows *= 2) {
+    rates.dilation_rate = rate;
+    for (std::int64_t rows = 32; rows <= (rate == 1 ? most_rows : most_rows / 4); rows *= 2) {
       const std::int64_t segments = std::max<std::int64_t>(1, least_tokens / rows);
-      const Config config = whole_segments(asked, comm.size(), rows, segments, mask);
+      const Config config = whole_segments(asked, comm.size(), rows, segments, mask, rate);
       const Work work = time_work(config, comm);
       const double ms = std::max(work.ms - machine.launch_gap_us / kUsPerMs, 1e-6);
       rates.rates.push_back({rows, work.flops / ms / 1e6});
     }
     machine.block_rates.push_back(std::move(rates));
   }
+
+  for (std::int64_t tokens = 1024; tokens <= 16 * least_tokens; tokens *= 4) {
+    const Work work = time_work(whole_segments(asked, comm.size(), 32, tokens / 32, kernels::Mask::none), comm);
+    partials.push_back({static_cast<std::int64_t>(work.partial_bytes), us_of(work.partials_ms)});
+  }
+  machine.partials = table_of(std::move(partials));
 
   resolved = resolve(whole_segments(asked, comm.size(), least_tokens, 1, kernels::Mask::none), comm);
   Session session(resolved, comm);

@@ -68,13 +68,14 @@ const TransferTable& Machine::link(std::int64_t rank, std::int64_t peer) const {
   return table;
 }
 
-double Machine::flops_per_s(DType dtype, std::int64_t head_dim, kernels::Mask mask, double rows) const {
+double Machine::flops_per_s(DType dtype, std::int64_t head_dim, kernels::Mask mask, std::int64_t dilation_rate, double rows) const {
   const BlockRates* best = nullptr;
-  std::pair<bool, double> best_distance;
+  std::tuple<bool, double, double> best_distance;
+  const auto between = [](std::int64_t a, std::int64_t b) { return std::abs(std::log(static_cast<double>(a) / static_cast<double>(b))); };
   for (const BlockRates& table : block_rates) {
     if (table.dtype != dtype) { continue; }
-    const double distance = std::abs(std::log(static_cast<double>(table.head_dim) / static_cast<double>(head_dim)));
-    const std::pair<bool, double> found{table.mask != mask, distance};
+    const std::tuple<bool, double, double> found{table.mask != mask, between(table.head_dim, head_dim),
+                                                 between(table.dilation_rate, dilation_rate)};
     if (best == nullptr || found < best_distance) {
       best = &table;
       best_distance = found;
@@ -94,12 +95,14 @@ void validate(const Machine& machine) {
   ANNULUS_EXPECTS(!machine.copy.times().empty(), "times of copies are missing");
   ANNULUS_EXPECTS(machine.ranks_per_host == 1 || !machine.link_inside.times().empty(), "times of the link inside a host are missing");
   ANNULUS_EXPECTS(!machine.block_rates.empty(), "block rates are missing");
-  std::set<std::tuple<DType, std::int64_t, kernels::Mask>> known;
+  std::set<std::tuple<DType, std::int64_t, kernels::Mask, std::int64_t>> known;
   for (const BlockRates& table : machine.block_rates) {
+    ANNULUS_EXPECTS(table.dilation_rate >= 1, "dilation-rate {} of block rates is below 1", table.dilation_rate);
     ANNULUS_EXPECTS(table.head_dim >= 1 && !table.rates.empty(), "block rates of head-dim {} with {} numbers of rows", table.head_dim,
                     table.rates.size());
-    ANNULUS_EXPECTS(known.insert({table.dtype, table.head_dim, table.mask}).second,
-                    "block rates of {}, head-dim {} and mask {} stand twice", to_string(table.dtype), table.head_dim, name_of(table.mask));
+    ANNULUS_EXPECTS(known.insert({table.dtype, table.head_dim, table.mask, table.dilation_rate}).second,
+                    "block rates of {}, head-dim {}, mask {} and dilation-rate {} stand twice", to_string(table.dtype), table.head_dim,
+                    name_of(table.mask), table.dilation_rate);
     for (std::size_t i = 0; i < table.rates.size(); ++i) {
       const BlockRates::Rate& rate = table.rates[i];
       ANNULUS_EXPECTS(rate.rows >= 1 && std::isfinite(rate.gflops) && rate.gflops > 0, "{} rows at {} GFLOP/s: neither may be 0 or less",

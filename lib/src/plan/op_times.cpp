@@ -20,7 +20,7 @@ double item_ms(const WorkItem& item, const RingPlan& plan, const Machine& machin
   const double rows = 2 * q_rows * k_rows / (q_rows + k_rows);
   const Problem& problem = plan.problem;
   const double flops = 4.0 * static_cast<double>(problem.head_dim) * static_cast<double>(visible_pairs(problem, item));
-  return 1e3 * flops / machine.flops_per_s(problem.dtype, problem.head_dim, item.mask, rows);
+  return 1e3 * flops / machine.flops_per_s(problem.dtype, problem.head_dim, item.mask, item.q_global.only().stride, rows);
 }
 
 std::int64_t tiles_of(const WorkItem& item, const RingPlan& plan, const Machine& machine) {
@@ -30,7 +30,10 @@ std::int64_t tiles_of(const WorkItem& item, const RingPlan& plan, const Machine&
 
 }  // namespace
 
-double begin_ms(const RingPlan& plan, const Machine& machine) { return kMsPerUs * machine.copy.us(partial_bytes(plan) / 2); }
+double begin_ms(const RingPlan& plan, const Machine& machine) {
+  if (!machine.partials.times().empty()) { return 0; }  // with finish
+  return kMsPerUs * machine.copy.us(partial_bytes(plan) / 2);
+}
 
 double pack_ms(const Step& step, const RingPlan& plan, const Machine& machine) {
   double ms = 0;
@@ -56,6 +59,7 @@ double attend_ms(const Step& step, const RingPlan& plan, const Machine& machine)
 }
 
 double finish_ms(const RingPlan& plan, const Machine& machine) {
+  if (!machine.partials.times().empty()) { return kMsPerUs * machine.partials.us(partial_bytes(plan)); }
   const auto outputs = static_cast<double>(plan_memory(plan.problem, sizes_of(plan), 0).outputs);
   return kMsPerUs * machine.copy.us((partial_bytes(plan) + outputs) / 2);
 }

@@ -9,7 +9,7 @@ namespace annulus::planning {
 // What the ops of a plan take on a machine, in milliseconds. A copy of n bytes reads and writes n; what only reads or only writes takes
 // half.
 
-/// Partials made empty.
+/// Partials made empty; nothing where the machine has times of partials, which hold that.
 double begin_ms(const RingPlan& plan, const Machine& machine);
 
 double pack_ms(const Step& step, const RingPlan& plan, const Machine& machine);
@@ -19,7 +19,7 @@ double pack_ms(const Step& step, const RingPlan& plan, const Machine& machine);
 /// arithmetic grows with rows of either kind alike.
 double attend_ms(const Step& step, const RingPlan& plan, const Machine& machine);
 
-/// Partials read, O and LSE written.
+/// Partials read, O and LSE written; by the machine's times of partials if it has any.
 double finish_ms(const RingPlan& plan, const Machine& machine);
 
 }  // namespace annulus::planning

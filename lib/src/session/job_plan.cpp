@@ -209,7 +209,7 @@ std::int64_t longest_seq_len(const Config& asked, const ResolvedConfig& resolved
     longer.problem.kv_lengths.clear();
     try {
       return memory_of_some(resolved_as(std::move(longer), way)) <= machine.memory_bytes;
-    } catch (const InvalidArgument&) { return false; }
+    } catch (const Error&) { return false; }  // what plans or a kernel's records cannot count does not fit either
   };
   // Memory is nearly in proportion to the length, so the bracket that doubling finds is cut where the proportion says first.
   std::int64_t below = 0;

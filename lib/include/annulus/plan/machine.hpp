@@ -60,7 +60,8 @@ struct BlockRates {
   DType dtype = DType::fp32;
   std::int64_t head_dim = 0;
   kernels::Mask mask = kernels::Mask::none;
-  std::vector<Rate> rates;  ///< by rows, ascending
+  std::int64_t dilation_rate = 1;  ///< rows of a block lie so far apart in memory
+  std::vector<Rate> rates;         ///< by rows, ascending
   bool operator==(const BlockRates&) const = default;
 };
 
@@ -74,6 +75,7 @@ struct Machine {
   std::int64_t lanes = 1;      ///< tiles that a rank works on at once: threads, or multiprocessors of a GPU
   std::int64_t tile_rows = 1;  ///< query rows of a tile
   TransferTable copy;          ///< inside a rank's memory
+  TransferTable partials;      ///< making partials of so many bytes empty, and O and LSE of them; empty: half of copies of them
   TransferTable link_inside;   ///< from rank to rank of one host
   TransferTable link_between;  ///< from host to host; empty: there is one host
   std::vector<BlockRates> block_rates;
@@ -83,10 +85,10 @@ struct Machine {
   /// @throws InvalidArgument if they are on two hosts and the machine has one
   const TransferTable& link(std::int64_t rank, std::int64_t peer) const;
   /// Floating point operations a second of work with rows of `head_dim` elements, `rows` of them: of a table of the dtype, the one whose
-  /// head_dim is nearest. Between two numbers of rows it is linear in their logarithms, below the least in proportion, above the largest
-  /// the largest's. Work under a causal mask takes the rates without one where the machine has no others.
+  /// head_dim is nearest, then whose dilation rate is. Between two numbers of rows it is linear in their logarithms, below the least in
+  /// proportion, above the largest the largest's. Work under a causal mask takes the rates without one where the machine has no others.
   /// @throws InvalidArgument if the machine has no rates of the dtype
-  double flops_per_s(DType dtype, std::int64_t head_dim, kernels::Mask mask, double rows) const;
+  double flops_per_s(DType dtype, std::int64_t head_dim, kernels::Mask mask, std::int64_t dilation_rate, double rows) const;
 };
 
 /// @throws InvalidArgument that says what is missing, not positive or out of order
