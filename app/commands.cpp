@@ -20,7 +20,7 @@ bool can_stop(Command command) {
 ExitCode execute(const Invocation& invocation, const Communicator& comm, StopRequest& stop) {
   switch (invocation.command) {
     case Command::run:
-      return execute_run(invocation, comm);
+      return execute_run(invocation, comm, stop);
     case Command::check:
       return execute_check(invocation, comm, stop);
     case Command::bench:

@@ -33,7 +33,7 @@ ExitCode execute(const Invocation& invocation, const Communicator& comm, StopReq
 // One for each command, in a file of its name. Collective, but for those that take no communicator.
 
 /// One attention; prints its timings, and writes the result where there is an --output.
-ExitCode execute_run(const Invocation& invocation, const Communicator& comm);
+ExitCode execute_run(const Invocation& invocation, const Communicator& comm, StopRequest& stop);
 /// Compares with the oracle, case after case.
 ExitCode execute_check(const Invocation& invocation, const Communicator& comm, StopRequest& stop);
 /// Checks and times every row of `invocation`, prints a table or JSON, and writes CSV and HDF5.

@@ -385,12 +385,17 @@ std::vector<Option> make_options() {
                         &Config::timeout_s));
   all.push_back(
       seconds("max-time", Scope::job,
-              "seconds from its start after which the job begins nothing more (no repetition, row or case), keeps what it has and "
+              "seconds from its start after which the job begins nothing more (no repetition, row, case or part), keeps what it has and "
               "ends with exit code 4; 0: no limit",
-              {Command::check, Command::bench}, &Config::max_time_s));
+              kComputing, &Config::max_time_s));
+  all.push_back(integer(
+      "part-batch", Scope::job,
+      "batch entries that are computed at a time, each part in the output before the next begins; by default all, or as many as fit",
+      {Command::run}, 1, kMax, [](Config& c) -> auto& { return c.part_batch; }, 0));
   all.push_back(boolean("resume", Scope::job,
-                        "go on with the rows that an earlier job has left in --output, if there is one: its table must be the same",
-                        {Command::bench}, [](Config& c) -> auto& { return c.resume; }));
+                        "go on with the parts of a batch, or the rows of a table, that an earlier job has left in --output, if it left any: "
+                        "its settings must be the same",
+                        {Command::run, Command::bench}, [](Config& c) -> auto& { return c.resume; }));
 
   all.push_back(path("input", Scope::files, "HDF5 file with /q, /k and /v, or with /x and weights for a layer; by default generated",
                      {Command::run, Command::check, Command::bench, Command::plan}, [](Config& c) -> auto& { return c.input; }));

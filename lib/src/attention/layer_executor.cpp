@@ -132,9 +132,8 @@ const float* LayerResources::vector(Weight which) const { return reinterpret_cas
 
 std::int64_t LayerResources::length(Weight which) const { return source_.elements(which); }
 
-LayerExecutor::LayerExecutor(const LayerResources& resources, RingExecutor& ring, std::int64_t first_batch, Device& device, Queue& queue,
-                             Watchdog& watchdog)
-    : resources_(resources), ring_(ring), first_batch_(first_batch), device_(device), queue_(queue), watchdog_(watchdog) {
+LayerExecutor::LayerExecutor(const LayerResources& resources, RingExecutor& ring, Device& device, Queue& queue, Watchdog& watchdog)
+    : resources_(resources), ring_(ring), device_(device), queue_(queue), watchdog_(watchdog) {
   const Problem& problem = ring.plan().problem;
   const auto bytes = [&](std::int64_t features) { return problem.batch * ring.plan().local_rows * features * size_of(problem.dtype); };
   for (const Activation which : activations_of(resources.source())) {
@@ -172,7 +171,7 @@ std::byte* LayerExecutor::output_rows(const Chunk& chunk) const {
   return output_.get() + (chunk.batch * plan.local_rows + chunk.local) * resources_.layer().embed * size_of(plan.problem.dtype);
 }
 
-void LayerExecutor::load() {
+void LayerExecutor::load(std::int64_t first_batch) {
   const DType dtype = ring_.plan().problem.dtype;
   for (const Activation which : activations_of(resources_.source())) {
     const std::int64_t row_bytes = features_of(resources_.layer(), which) * size_of(dtype);
@@ -180,7 +179,7 @@ void LayerExecutor::load() {
       read_staged(
           device_, queue_, watchdog_, activation_rows(which, piece), piece.count, row_bytes,
           [&](std::int64_t done, std::int64_t rows, std::byte* out) {
-            resources_.source().read(which, first_batch_ + piece.batch, piece.global + done, rows, dtype, out);
+            resources_.source().read(which, first_batch + piece.batch, piece.global + done, rows, dtype, out);
           },
           [](std::int64_t /*done*/, std::int64_t most) { return most; });
     });

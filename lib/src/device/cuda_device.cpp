@@ -212,6 +212,7 @@ class CudaDevice final : public Device {
     if (bytes == 0) { return {}; }
     const DeviceGuard guard(number_);
     void* data = nullptr;
+    const std::uint64_t reserved = reserved_bytes();
     cudaError_t status = try_allocate(&data, bytes, use);
     if (status == cudaErrorMemoryAllocation) {
       // What the pool keeps may be what is missing.
@@ -225,6 +226,7 @@ class CudaDevice final : public Device {
     check_cuda(status, from_driver(use) ? "cudaMalloc" : "cudaMallocFromPoolAsync");
     if (!from_driver(use)) { streams_->publish_allocation(); }
     if (from_driver(use)) { driver_bytes_ += bytes; }
+    ++(from_driver(use) || reserved_bytes() > reserved ? memory_.taken : memory_.reused);
     memory_.in_use += bytes;
     memory_.high_water = std::max(memory_.high_water, memory_.in_use);
     return Buffer(this, static_cast<std::byte*>(data), bytes, use);
@@ -256,11 +258,9 @@ class CudaDevice final : public Device {
     const DeviceGuard guard(number_);
     std::size_t free_bytes = 0;
     std::size_t total_bytes = 0;
-    std::uint64_t reserved = 0;
     ANNULUS_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
-    ANNULUS_CUDA(cudaMemPoolGetAttribute(pool_->get(), cudaMemPoolAttrReservedMemCurrent, &reserved));
     MemoryReport report = memory_;
-    report.device_own = checked_narrow<std::int64_t>(reserved) + driver_bytes_;
+    report.device_own = checked_narrow<std::int64_t>(reserved_bytes()) + driver_bytes_;
     report.device_others = checked_narrow<std::int64_t>(total_bytes - free_bytes) - report.device_own;
     return report;
   }
@@ -268,12 +268,10 @@ class CudaDevice final : public Device {
     const DeviceGuard guard(number_);
     std::size_t free_bytes = 0;
     std::size_t total_bytes = 0;
-    std::uint64_t reserved = 0;
     std::uint64_t used = 0;
     ANNULUS_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
-    ANNULUS_CUDA(cudaMemPoolGetAttribute(pool_->get(), cudaMemPoolAttrReservedMemCurrent, &reserved));
     ANNULUS_CUDA(cudaMemPoolGetAttribute(pool_->get(), cudaMemPoolAttrUsedMemCurrent, &used));
-    const std::int64_t available = checked_narrow<std::int64_t>(free_bytes) + checked_narrow<std::int64_t>(reserved - used);
+    const std::int64_t available = checked_narrow<std::int64_t>(free_bytes) + checked_narrow<std::int64_t>(reserved_bytes() - used);
     return std::max<std::int64_t>(0, available - std::min(kMostLibraryBytes, info_.total_bytes / 50));
   }
   void reset_high_water() override { memory_.high_water = memory_.in_use; }
@@ -306,6 +304,13 @@ class CudaDevice final : public Device {
  private:
   /// The driver's and the libraries' own: code loaded on first use, cuBLAS handles, graphs.
   static constexpr std::int64_t kMostLibraryBytes = std::int64_t{1} << 30;
+
+  /// By the pool, in use or kept.
+  std::uint64_t reserved_bytes() const {
+    std::uint64_t reserved = 0;
+    ANNULUS_CUDA(cudaMemPoolGetAttribute(pool_->get(), cudaMemPoolAttrReservedMemCurrent, &reserved));
+    return reserved;
+  }
 
   bool from_driver(MemoryUse use) const { return use == MemoryUse::slot || options_.memory_pool == MemoryPooling::off; }
 

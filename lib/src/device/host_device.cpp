@@ -74,6 +74,7 @@ Buffer HostDevice::allocate(std::int64_t bytes, MemoryUse use) {
     throw RuntimeFailure(fmt::format("backend {}: cannot allocate {} bytes of host memory: {} are available, this rank holds {}",
                                      to_string(kind_), bytes, available_host_memory(), in_use_.load()));
   }
+  ++taken_;
   const std::int64_t now = in_use_.fetch_add(bytes) + bytes;
   std::int64_t high = high_water_.load();
   while (high < now && !high_water_.compare_exchange_weak(high, now)) {}
@@ -86,7 +87,13 @@ void HostDevice::deallocate(std::byte* data, std::int64_t bytes, MemoryUse /*use
   in_use_.fetch_sub(bytes);
 }
 
-MemoryReport HostDevice::memory() const { return {in_use_.load(), high_water_.load()}; }
+MemoryReport HostDevice::memory() const {
+  MemoryReport report;
+  report.in_use = in_use_.load();
+  report.high_water = high_water_.load();
+  report.taken = taken_.load();
+  return report;
+}
 
 std::int64_t HostDevice::available_bytes() const { return available_host_memory(); }
 

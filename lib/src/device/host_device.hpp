@@ -43,6 +43,7 @@ class HostDevice final : public Device {
   int threads_;
   std::atomic<std::int64_t> in_use_ = 0;
   std::atomic<std::int64_t> high_water_ = 0;
+  std::atomic<std::int64_t> taken_ = 0;
 };
 
 }  // namespace annulus

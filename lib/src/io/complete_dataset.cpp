@@ -106,7 +106,7 @@ void require_chunks(const DatasetPlace& place, hid_t creation, const SourceFiles
     refuse_unreadable(place.what);
   }
   // HDF5 creates no such dataset, and of a chunk that decodes to less than its extent it hands out whatever lay in memory.
-  const std::vector<hsize_t> most = extents_of(place.dataset, Extents::largest);
+  const std::vector<hsize_t> most = extents_of(place.dataset, WhichExtents::largest);
   for (std::size_t axis = 0; axis < chunk.size(); ++axis) {
     ANNULUS_EXPECTS(chunk[axis] <= most[axis], "{} is damaged: its chunks are {}, and it can never be larger than {}", place.what,
                     shape_text(chunk), shape_text(most));
@@ -127,11 +127,11 @@ void require_chunks(const DatasetPlace& place, hid_t creation, const SourceFiles
 
 }  // namespace
 
-std::vector<hsize_t> extents_of(hid_t dataset, Extents which) {
+std::vector<hsize_t> extents_of(hid_t dataset, WhichExtents which) {
   const Hdf5Handle space(check_h5(H5Dget_space(dataset), "H5Dget_space"));
   const int rank = check_h5(H5Sget_simple_extent_ndims(space.get()), "H5Sget_simple_extent_ndims");
   std::vector<hsize_t> extents(static_cast<std::size_t>(rank));
-  const bool largest = which == Extents::largest;
+  const bool largest = which == WhichExtents::largest;
   if (rank > 0) {
     check_h5(H5Sget_simple_extent_dims(space.get(), largest ? nullptr : extents.data(), largest ? extents.data() : nullptr),
              "H5Sget_simple_extent_dims");

@@ -29,10 +29,10 @@ void require_complete(const DatasetPlace& place, SourceFiles& files);
 inline constexpr std::size_t kMostFilterSettings = 256;
 
 /// Those that a dataset has, or the largest it may ever grow to (H5S_UNLIMITED: any).
-enum class Extents { current, largest };
+enum class WhichExtents { current, largest };
 
 /// The extents of a dataset; none for a scalar.
-std::vector<hsize_t> extents_of(hid_t dataset, Extents which = Extents::current);
+std::vector<hsize_t> extents_of(hid_t dataset, WhichExtents which = WhichExtents::current);
 
 /// "[1, 8192, 9, 64]"
 std::string shape_text(const std::vector<hsize_t>& extents);

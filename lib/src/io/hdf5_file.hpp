@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 
 namespace annulus {
 
@@ -14,6 +15,8 @@ class Hdf5File {
  public:
   /// @throws RuntimeFailure if the file cannot be created
   explicit Hdf5File(UnfinishedPath& place);
+  /// Opens the file that `place` goes on with. @throws InvalidArgument if it is none of HDF5's
+  static Hdf5File open(UnfinishedPath& place);
   Hdf5File(const Hdf5File&) = delete;
   Hdf5File& operator=(const Hdf5File&) = delete;
 
@@ -24,10 +27,16 @@ class Hdf5File {
   /// before hours of work. @throws RuntimeFailure if there is no room
   void reserve_allocated(std::int64_t more) const;
 
+  /// Writes what HDF5 holds back, and sends it to the disk. @throws RuntimeFailure if the disk refuses
+  void sync() const;
+
   /// Closes and publishes. @throws RuntimeFailure if the disk refuses, or as UnfinishedPath::publish()
   void commit();
 
  private:
+  Hdf5File(UnfinishedPath& place, Hdf5Handle file) : place_(place), file_(std::move(file)) {}
+  void flush() const;
+
   UnfinishedPath& place_;
   Hdf5Handle file_;
 };

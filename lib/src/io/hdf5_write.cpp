@@ -3,6 +3,8 @@
 
 #include <annulus/core/error.hpp>
 
+#include "complete_dataset.hpp"
+
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -10,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <numeric>
+#include <type_traits>
 #include <variant>
 
 namespace annulus {
@@ -41,14 +44,46 @@ void write_values(const Hdf5File& file, const std::string& name, const Extents& 
 void write_values(const Hdf5File& file, const std::string& name, const Extents& extents, const std::vector<double>& values) {
   write_dataset(file, name, H5T_IEEE_F64LE, extents, values.data());
 }
+/// Strings one after another, each in `bytes` bytes, of which the last one is zero.
+std::string elements_of(const std::vector<std::string>& values, std::size_t bytes) {
+  std::string elements(values.size() * bytes, '\0');
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const std::size_t length = std::min(values[i].size(), bytes - 1);
+    elements.replace(i * bytes, length, values[i], 0, length);
+  }
+  return elements;
+}
+
 /// Strings of the longest one's length.
 void write_values(const Hdf5File& file, const std::string& name, const Extents& extents, const std::vector<std::string>& values) {
   std::size_t longest = 0;
   for (const std::string& text : values) { longest = std::max(longest, text.size()); }
-  std::string elements(values.size() * (longest + 1), '\0');
-  for (std::size_t i = 0; i < values.size(); ++i) { elements.replace(i * (longest + 1), values[i].size(), values[i]); }
-  write_dataset(file, name, make_string_type(longest).get(), extents, elements.data());
+  write_dataset(file, name, make_string_type(longest).get(), extents, elements_of(values, longest + 1).data());
 }
+
+/// A dataset of an open file, with its type and extents.
+struct OpenColumn {
+  OpenColumn(hid_t file, const std::string& what, const std::string& name) : dataset(H5Dopen2(file, name.c_str(), H5P_DEFAULT)) {
+    ANNULUS_EXPECTS(dataset, "{}: there is no {}", what, name);
+    type = Hdf5Handle(check_h5(H5Dget_type(dataset.get()), "H5Dget_type"));
+    extents = extents_of(dataset.get());
+  }
+
+  /// Of extents from this one on.
+  std::size_t elements(std::size_t from) const {
+    return std::accumulate(extents.begin() + static_cast<std::ptrdiff_t>(from), extents.end(), std::size_t{1}, std::multiplies<>());
+  }
+  std::size_t element_bytes() const { return H5Tget_size(type.get()); }
+  H5T_class_t type_class() const { return H5Tget_class(type.get()); }
+
+  Hdf5Handle dataset;
+  Hdf5Handle type;
+  Extents extents;
+};
+
+constexpr H5T_class_t class_of(const std::vector<std::int64_t>& /*values*/) { return H5T_INTEGER; }
+constexpr H5T_class_t class_of(const std::vector<double>& /*values*/) { return H5T_FLOAT; }
+constexpr H5T_class_t class_of(const std::vector<std::string>& /*values*/) { return H5T_STRING; }
 
 }  // namespace
 
@@ -65,7 +100,9 @@ Hdf5Handle create_dataset(hid_t file, const std::string& name, hid_t type, const
 void write_block(const Hdf5File& file, const Hdf5Handle& dataset, hid_t type, const Extents& start, const Extents& extent,
                  const void* elements) {
   const Hdf5Handle space(check_h5(H5Dget_space(dataset.get()), "H5Dget_space"));
-  check_h5(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, start.data(), nullptr, extent.data(), nullptr), "H5Sselect_hyperslab");
+  if (!extent.empty()) {
+    check_h5(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, start.data(), nullptr, extent.data(), nullptr), "H5Sselect_hyperslab");
+  }
   const Hdf5Handle memory = make_space(extent);
   if (H5Dwrite(dataset.get(), type, memory.get(), space.get(), H5P_DEFAULT, elements) < 0) {
     throw RuntimeFailure(fmt::format("{} cannot be written: {}", file.describe(), innermost_hdf5_error()));
@@ -89,6 +126,73 @@ void write_dataset(const Hdf5File& file, const std::string& name, hid_t type, co
 
 void write_string(const Hdf5File& file, const std::string& name, const std::string& text) {
   write_dataset(file, name, make_string_type(text.size()).get(), {}, text.c_str());
+}
+
+namespace {
+
+/// Writes `values` to dataset[start .. start + extent), which must be as many.
+void write_part(const Hdf5File& file, const std::string& name, const OpenColumn& column, const Extents& start, const Extents& extent,
+                const ColumnValues& values) {
+  const std::size_t count = std::accumulate(extent.begin(), extent.end(), std::size_t{1}, std::multiplies<>());
+  std::visit(
+      [&](const auto& some) {
+        ANNULUS_EXPECTS(some.size() == count && class_of(some) == column.type_class(), "{}: {} takes {} values of its type, not these {}",
+                        file.describe(), name, count, some.size());
+        if (some.empty()) { return; }
+        if constexpr (std::is_same_v<decltype(some), const std::vector<std::string>&>) {
+          write_block(file, column.dataset, column.type.get(), start, extent, elements_of(some, column.element_bytes()).data());
+        } else {
+          write_block(file, column.dataset, column.type.get(), start, extent, some.data());
+        }
+      },
+      values);
+}
+
+}  // namespace
+
+void write_row(const Hdf5File& file, const std::string& name, std::int64_t index, const ColumnValues& values) {
+  const OpenColumn column(file.get(), file.describe(), name);
+  ANNULUS_EXPECTS(!column.extents.empty(), "{}: {} has no rows", file.describe(), name);
+  Extents start(column.extents.size());
+  Extents extent = column.extents;
+  start.front() = static_cast<hsize_t>(index);
+  extent.front() = 1;
+  write_part(file, name, column, start, extent, values);
+}
+
+void write_again(const Hdf5File& file, const std::string& name, const ColumnValues& values) {
+  const OpenColumn column(file.get(), file.describe(), name);
+  write_part(file, name, column, Extents(column.extents.size()), column.extents, values);
+}
+
+ColumnValues read_column(hid_t file, const std::string& what, const std::string& name) {
+  const OpenColumn column(file, what, name);
+  const auto read = [&](void* elements) {
+    if (H5Dread(column.dataset.get(), column.type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, elements) < 0) {
+      throw RuntimeFailure(fmt::format("{}: {} cannot be read: {}", what, name, innermost_hdf5_error()));
+    }
+  };
+  const std::size_t count = column.elements(0);
+  if (column.type_class() == H5T_INTEGER && column.element_bytes() == sizeof(std::int64_t)) {
+    std::vector<std::int64_t> values(count);
+    if (count > 0) { read(values.data()); }
+    return values;
+  }
+  if (column.type_class() == H5T_FLOAT && column.element_bytes() == sizeof(double)) {
+    std::vector<double> values(count);
+    if (count > 0) { read(values.data()); }
+    return values;
+  }
+  ANNULUS_EXPECTS(column.type_class() == H5T_STRING && H5Tis_variable_str(column.type.get()) == 0, "{}: {} is of another type", what, name);
+  const std::size_t bytes = column.element_bytes();
+  std::string elements(count * bytes, '\0');
+  if (count > 0) { read(elements.data()); }
+  std::vector<std::string> values;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::string element = elements.substr(i * bytes, bytes);
+    values.push_back(element.substr(0, element.find('\0')));
+  }
+  return values;
 }
 
 void write_columns(const Hdf5File& file, const std::string& folder, const Extents& extents, std::span<const NamedColumn> columns) {

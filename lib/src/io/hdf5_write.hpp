@@ -7,6 +7,7 @@
 #include "hdf5_file.hpp"
 #include "hdf5_handle.hpp"
 
+#include <cstdint>
 #include <span>
 #include <string>
 #include <vector>
@@ -31,6 +32,18 @@ void write_dataset(const Hdf5File& file, const std::string& name, hid_t type, co
 
 /// A scalar UTF-8 string of fixed length, zero terminated.
 void write_string(const Hdf5File& file, const std::string& name, const std::string& text);
+
+/// Element `index`, or the row of elements [index, ...], of a dataset that write_columns() made. A string that is longer than the dataset's
+/// is cut.
+/// @throws InvalidArgument if the values are of another type or not as many
+void write_row(const Hdf5File& file, const std::string& name, std::int64_t index, const ColumnValues& values);
+
+/// All elements of a dataset that is there. @throws as write_row()
+void write_again(const Hdf5File& file, const std::string& name, const ColumnValues& values);
+
+/// A dataset of an open file as write_columns() or write_string() make them, all its elements.
+/// @param what  the file, for messages @throws InvalidArgument if there is none, or of another type
+ColumnValues read_column(hid_t file, const std::string& what, const std::string& name);
 
 /// <folder>/<name> for each column: of these extents, which hold all its values, int64, fp64 or UTF-8 strings of the longest one's length.
 void write_columns(const Hdf5File& file, const std::string& folder, const Extents& extents, std::span<const NamedColumn> columns);

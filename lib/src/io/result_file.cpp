@@ -4,14 +4,17 @@
 #include <annulus/core/error.hpp>
 #include <annulus/io/source.hpp>
 
+#include "complete_dataset.hpp"
 #include "hdf5_file.hpp"
 #include "hdf5_handle.hpp"
+#include "hdf5_open.hpp"
 #include "hdf5_types.hpp"
 #include "hdf5_write.hpp"
 
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <filesystem>
 #include <memory>
 #include <vector>
 
@@ -31,6 +34,17 @@ void write_attribute(const Hdf5File& file, const char* name, hid_t type, const v
 
 hsize_t extent_of(std::int64_t value) { return static_cast<hsize_t>(value); }
 
+/// /rows/first_non_finite has its place where there is one, or may be later.
+void make_counts(const Hdf5File& file, const RowCounts& counts, bool later = false) {
+  write_dataset(file, "/rows/uncovered", H5T_STD_I64LE, {}, &counts.uncovered);
+  write_dataset(file, "/rows/non_finite", H5T_STD_I64LE, {}, &counts.non_finite);
+  if (!counts.zero_key_shares.empty()) {
+    write_dataset(file, "/rows/zero_key_shares", H5T_IEEE_F64LE, {counts.zero_key_shares.size()}, counts.zero_key_shares.data());
+  }
+  if (counts.non_finite == 0 && !later) { return; }
+  write_dataset(file, "/rows/first_non_finite", H5T_STD_I64LE, {counts.first_non_finite.size()}, counts.first_non_finite.data());
+}
+
 }  // namespace
 
 struct ResultFile::Impl {
@@ -39,20 +53,61 @@ struct ResultFile::Impl {
     const Hdf5Lock lock;
     output_type = make_hdf5_type(problem.dtype);
     lse_type = make_hdf5_type(DType::fp32);
-    Extents extents{extent_of(problem.batch), extent_of(problem.seq_len), extent_of(problem.heads), extent_of(problem.head_dim)};
-    if (embed > 0) { extents = {extent_of(problem.batch), extent_of(problem.seq_len), extent_of(embed)}; }
-    output = create_dataset(file.get(), output_name(), output_type.get(), extents);
-    lse = create_dataset(file.get(), "/lse", lse_type.get(),
-                         {extent_of(problem.batch), extent_of(problem.heads), extent_of(problem.seq_len)});
+    output = create_dataset(file.get(), output_name(), output_type.get(), output_extents());
+    lse = create_dataset(file.get(), "/lse", lse_type.get(), lse_extents());
     if (tensors == ResultTensors::gradients) {
       for (Gradient& gradient : gradients) {
-        gradient.dataset = create_dataset(file.get(), gradient.name, output_type.get(),
-                                          {extent_of(problem.batch), extent_of(problem.seq_len),
-                                           extent_of(heads_of(problem, gradient.tensor)), extent_of(problem.head_dim)});
-        gradient.row_heads_left = problem.batch * problem.seq_len * heads_of(problem, gradient.tensor);
+        gradient.dataset = create_dataset(file.get(), gradient.name, output_type.get(), extents_of(gradient));
+        gradient.row_heads_left = problem.batch * row_heads(gradient);
       }
     }
     file.reserve_allocated(kTailBytes + table_bytes);
+  }
+
+  /// Opens an unfinished result.
+  Impl(const std::string& path, bool force, const ResumableFile& unfinished, const Problem& wanted, std::int64_t features,
+       ResultTensors tensors)
+      : problem(wanted), embed(features), resumed(true), place(path, force, unfinished), file(Hdf5File::open(place)) {
+    const Hdf5Lock lock;
+    output_type = make_hdf5_type(problem.dtype);
+    lse_type = make_hdf5_type(DType::fp32);
+    output = open_rows(output_name(), output_type, output_extents());
+    lse = open_rows("/lse", lse_type, lse_extents());
+    if (tensors == ResultTensors::gradients) {
+      for (Gradient& gradient : gradients) {
+        gradient.dataset = open_rows(gradient.name, output_type, extents_of(gradient));
+        gradient.row_heads_left = problem.batch * row_heads(gradient);
+      }
+    }
+  }
+
+  /// What the loss changes by with one of the inputs.
+  struct Gradient {
+    Tensor tensor;
+    const char* name;
+    Hdf5Handle dataset;
+    std::int64_t row_heads_left = 0;
+  };
+
+  Extents extents_of(const Gradient& gradient) const {
+    return {extent_of(problem.batch), extent_of(problem.seq_len), extent_of(heads_of(problem, gradient.tensor)), extent_of(problem.head_dim)};
+  }
+  /// Of a batch entry.
+  std::int64_t row_heads(const Gradient& gradient) const { return problem.seq_len * heads_of(problem, gradient.tensor); }
+
+  Extents output_extents() const {
+    if (embed > 0) { return {extent_of(problem.batch), extent_of(problem.seq_len), extent_of(embed)}; }
+    return {extent_of(problem.batch), extent_of(problem.seq_len), extent_of(problem.heads), extent_of(problem.head_dim)};
+  }
+  Extents lse_extents() const { return {extent_of(problem.batch), extent_of(problem.heads), extent_of(problem.seq_len)}; }
+
+  Hdf5Handle open_rows(const std::string& name, const Hdf5Handle& type, const Extents& extents) const {
+    Hdf5Handle dataset(H5Dopen2(file.get(), name.c_str(), H5P_DEFAULT));
+    ANNULUS_EXPECTS(dataset && annulus::extents_of(dataset.get()) == extents, "{}: {} in '{}' is not that of this problem", file.describe(), name,
+                    place.temporary());
+    const Hdf5Handle stored(check_h5(H5Dget_type(dataset.get()), "H5Dget_type"));
+    ANNULUS_EXPECTS(H5Tequal(stored.get(), type.get()) > 0, "{}: {} in '{}' is of another dtype", file.describe(), name, place.temporary());
+    return dataset;
   }
 
   const char* output_name() const { return embed > 0 ? "/y" : "/o"; }
@@ -65,16 +120,9 @@ struct ResultFile::Impl {
         box.batch, box.first_head, box.first_head + box.heads, dataset, problem.batch, problem.seq_len, heads);
   }
 
-  /// What the loss changes by with one of the inputs.
-  struct Gradient {
-    Tensor tensor;
-    const char* name;
-    Hdf5Handle dataset;
-    std::int64_t row_heads_left = 0;
-  };
-
   Problem problem;
   std::int64_t embed;  ///< of /y, or 0
+  bool resumed = false;
   UnfinishedPath place;
   Hdf5File file;
   Hdf5Handle output_type;
@@ -84,12 +132,41 @@ struct ResultFile::Impl {
   std::array<Gradient, 3> gradients{{{Tensor::q, "/dq", {}}, {Tensor::k, "/dk", {}}, {Tensor::v, "/dv", {}}}};
   std::int64_t output_row_heads = 0;  ///< heads of rows that are written so far, over all batch entries
   std::int64_t lse_row_heads = 0;
+
+  void close() {
+    const Hdf5Lock lock;
+    for (Gradient& gradient : gradients) {
+      if (gradient.dataset) { close_dataset(file, gradient.dataset); }
+    }
+    close_dataset(file, output);
+    close_dataset(file, lse);
+    file.commit();
+  }
 };
+
+ColumnValues read_result(const std::string& path, const std::string& column) {
+  const Hdf5Lock lock;
+  const std::string what = fmt::format("result file '{}'", path);
+  const ReadableFile file(what, path);
+  return read_column(file.get(), what, column);
+}
+
+std::string unfinished_result_path(const std::string& path) { return path + ".unfinished"; }
 
 ResultFile::ResultFile(const std::string& path, bool force, const Problem& problem, std::int64_t table_bytes, std::int64_t embed,
                        ResultTensors tensors) {
   validate(problem);
   impl_ = before_work([&] { return std::make_unique<Impl>(path, force, problem, table_bytes, embed, tensors); });
+}
+
+ResultFile::ResultFile(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+std::unique_ptr<ResultFile> ResultFile::resume(const std::string& path, bool force, const Problem& problem, std::int64_t embed,
+                                               ResultTensors tensors) {
+  validate(problem);
+  const ResumableFile unfinished{unfinished_result_path(path)};
+  return std::unique_ptr<ResultFile>(
+      new ResultFile(before_work([&] { return std::make_unique<Impl>(path, force, unfinished, problem, embed, tensors); })));
 }
 
 ResultFile::~ResultFile() = default;
@@ -140,19 +217,41 @@ void ResultFile::write_columns(const std::string& folder, std::span<const std::i
 
 void ResultFile::write_counts(const RowCounts& counts) {
   const Hdf5Lock lock;
-  write_dataset(impl_->file, "/rows/uncovered", H5T_STD_I64LE, {}, &counts.uncovered);
-  write_dataset(impl_->file, "/rows/non_finite", H5T_STD_I64LE, {}, &counts.non_finite);
-  if (!counts.zero_key_shares.empty()) {
-    write_dataset(impl_->file, "/rows/zero_key_shares", H5T_IEEE_F64LE, {counts.zero_key_shares.size()}, counts.zero_key_shares.data());
+  if (impl_->resumed) {
+    write_again(impl_->file, "/rows/uncovered", std::vector{counts.uncovered});
+    write_again(impl_->file, "/rows/non_finite", std::vector{counts.non_finite});
+    write_again(impl_->file, "/rows/first_non_finite", std::vector(counts.first_non_finite.begin(), counts.first_non_finite.end()));
+    if (!counts.zero_key_shares.empty()) { write_again(impl_->file, "/rows/zero_key_shares", counts.zero_key_shares); }
+    return;
   }
-  if (counts.non_finite == 0) { return; }
-  write_dataset(impl_->file, "/rows/first_non_finite", H5T_STD_I64LE, {counts.first_non_finite.size()}, counts.first_non_finite.data());
+  make_counts(impl_->file, counts);
 }
 
 void ResultFile::write_provenance(const std::vector<std::pair<std::string, std::string>>& entries) {
   const Hdf5Lock lock;
   for (const auto& [name, value] : entries) { write_string(impl_->file, "/provenance/" + name, value); }
 }
+
+void ResultFile::write_row(const std::string& column, std::int64_t index, const ColumnValues& values) {
+  const Hdf5Lock lock;
+  annulus::write_row(impl_->file, column, index, values);
+}
+
+ColumnValues ResultFile::read_column(const std::string& column) const {
+  const Hdf5Lock lock;
+  return annulus::read_column(impl_->file.get(), impl_->file.describe(), column);
+}
+
+void ResultFile::count_written(std::int64_t entries) {
+  const std::int64_t row_heads = entries * impl_->problem.seq_len * impl_->problem.heads;
+  impl_->output_row_heads += row_heads;
+  impl_->lse_row_heads += row_heads;
+  for (Impl::Gradient& gradient : impl_->gradients) {
+    if (gradient.dataset) { gradient.row_heads_left -= entries * impl_->row_heads(gradient); }
+  }
+}
+
+void ResultFile::sync() { impl_->file.sync(); }
 
 void ResultFile::commit() {
   const std::int64_t row_heads = impl_->problem.batch * impl_->problem.seq_len * impl_->problem.heads;
@@ -163,13 +262,32 @@ void ResultFile::commit() {
     ANNULUS_EXPECTS(gradient.row_heads_left == 0, "{} is incomplete: {} heads of rows of {} were not written", impl_->file.describe(),
                     gradient.row_heads_left, gradient.name);
   }
-  const Hdf5Lock lock;
-  for (Impl::Gradient& gradient : impl_->gradients) {
-    if (gradient.dataset) { close_dataset(impl_->file, gradient.dataset); }
+  impl_->close();
+}
+
+void ResultFile::create_resumable(const std::string& path, bool force, const Problem& problem, std::int64_t embed,
+                                  ResultTensors tensors, std::span<const ColumnTable> tables, std::int64_t zero_key_branches,
+                                  const std::vector<std::pair<std::string, std::string>>& provenance) {
+  validate(problem);
+  check_result_path(path, force);
+  const std::string unfinished = unfinished_result_path(path);
+  if (std::filesystem::exists(unfinished)) {
+    ANNULUS_EXPECTS(force, "'{}' was left by a run that did not end: --resume goes on with it, --force begins anew", unfinished);
+    const UnfinishedPath not_in_use(path, force, ResumableFile{unfinished});
   }
-  close_dataset(impl_->file, impl_->output);
-  close_dataset(impl_->file, impl_->lse);
-  impl_->file.commit();
+  before_work([&] {
+    Impl impl(unfinished, force, problem, 0, embed, tensors);
+    const Hdf5Lock lock;
+    for (const ColumnTable& table : tables) {
+      annulus::write_columns(impl.file, table.folder, Extents(table.extents.begin(), table.extents.end()), table.columns);
+    }
+    RowCounts none;
+    none.zero_key_shares.resize(static_cast<std::size_t>(zero_key_branches));
+    make_counts(impl.file, none, true);
+    for (const auto& [name, value] : provenance) { write_string(impl.file, "/provenance/" + name, value); }
+    impl.file.reserve_allocated(0);
+    impl.close();
+  });
 }
 
 void write_generated_input(const std::string& path, bool force, const Problem& problem, std::uint64_t seed, int threads) {

@@ -87,9 +87,28 @@ UnfinishedPath::UnfinishedPath(const std::string& path, bool force)
   ANNULUS_EXPECTS(error == 0, "{}: '{}' cannot be created: {}", describe(), temporary_, system_message(error));
 }
 
+UnfinishedPath::UnfinishedPath(const std::string& path, bool force, const ResumableFile& file)
+    : shown_path_(path), force_(force), place_(resolve_result_place(path, force)), temporary_(file.path), resumable_(true) {
+  const HeldSignals held;
+  descriptor_ = ::open(temporary_.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+  ANNULUS_EXPECTS(descriptor_ >= 0, "{}: '{}' cannot be opened: {}", describe(), temporary_, system_message(errno));
+  struct flock whole{};
+  whole.l_type = F_WRLCK;
+  const bool in_use = ::fcntl(descriptor_, F_OFD_SETLK, &whole) != 0 && (errno == EAGAIN || errno == EACCES);
+  struct stat status{};
+  const bool is_regular = ::fstat(descriptor_, &status) == 0 && S_ISREG(status.st_mode);
+  if (in_use || !is_regular) {
+    close_if_open(descriptor_);
+    throw InvalidArgument(fmt::format("{}: '{}' is {}", describe(), temporary_, in_use ? "being written by another run" : "no file"));
+  }
+  file_ = {status.st_dev, status.st_ino};
+  slot_ = enter_unfinished(temporary_, file_);
+  mark_resumable(slot_);
+}
+
 UnfinishedPath::~UnfinishedPath() {
   if (slot_ >= 0) {
-    unlink_own(temporary_.c_str(), file_);
+    if (!resumable_) { unlink_own(temporary_.c_str(), file_); }
     leave_unfinished(slot_);
   }
   for (const int descriptor : {descriptor_, lost_descriptor_, published_descriptor_}) { close_if_open(descriptor); }
@@ -167,6 +186,12 @@ void UnfinishedPath::take_name() {
   if (error != 0) {
     throw RuntimeFailure(fmt::format("{} can be given no name in its folder: {}; nor be copied to '{}': {}", describe(),
                                      system_message(refused), temporary_, system_message(error)));
+  }
+}
+
+void UnfinishedPath::sync() const {
+  if (const int error = sync_file(descriptor_); error != 0) {
+    throw RuntimeFailure(fmt::format("{} cannot be synced: {}", describe(), system_message(error)));
   }
 }
 

@@ -13,6 +13,11 @@
 
 namespace annulus {
 
+/// A file that an earlier process left to be gone on with.
+struct ResumableFile {
+  std::string path;
+};
+
 /// A result that is being written: a temporary file in the folder of its place, which publish() turns into the result. It is created
 /// exclusively as .<name>.partial-<16 random digits>, and nothing but what was created is ever removed: by the destructor without
 /// publish(), and by remove_unfinished_results(). After lose_name() it has no name until publish(), so that no end of the process, kill -9
@@ -22,9 +27,16 @@ class UnfinishedPath {
   /// Creates the temporary file, empty. A symbolic link at `path` is followed, so that its target is what is replaced.
   /// @throws InvalidArgument as check_result_path(), or if the file cannot be created
   UnfinishedPath(const std::string& path, bool force);
+  /// Goes on with `file`, which is never removed: publish() turns it into the result, and until then every end of the process leaves it.
+  /// No other process can go on with it meanwhile, where the file system has locks.
+  /// @throws InvalidArgument as check_result_path(), or if the file cannot be opened or is in use
+  UnfinishedPath(const std::string& path, bool force, const ResumableFile& file);
   ~UnfinishedPath();
   UnfinishedPath(const UnfinishedPath&) = delete;
   UnfinishedPath& operator=(const UnfinishedPath&) = delete;
+
+  /// Sends what is written to the disk. @throws RuntimeFailure
+  void sync() const;
 
   /// While it has a name.
   const std::string& temporary() const noexcept { return temporary_; }
@@ -66,6 +78,7 @@ class UnfinishedPath {
   bool force_;
   ResultPlace place_;
   std::string temporary_;
+  bool resumable_ = false;
   int descriptor_ = -1;
   int lost_descriptor_ =
       -1;          ///< of the file that had the name: while it is open its inode, by which HDF5 tells files apart, is nobody else's

@@ -17,15 +17,18 @@ namespace annulus {
 
 namespace {
 
+/// What becomes of a file if the process ends.
+enum class Fate { removed, complete, resumable };
+
 struct Slot {
   std::atomic<pid_t> owner{0};  ///< 0: free; kClaimed: being filled; else the process that writes the file (a forked child does not)
-  std::atomic<bool> complete{false};
+  std::atomic<Fate> fate{Fate::removed};
   FileId file;
   std::array<char, PATH_MAX> path{};
 };
 constexpr pid_t kClaimed = -1;
 std::array<Slot, 8> slots;
-static_assert(std::atomic<pid_t>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
+static_assert(std::atomic<pid_t>::is_always_lock_free && std::atomic<Fate>::is_always_lock_free);
 
 /// write() to standard error; where that fails, nothing can be said.
 void say(const char* text) noexcept {
@@ -41,7 +44,7 @@ int enter_unfinished(const std::string& path, FileId file) {
     if (!slots[n].owner.compare_exchange_strong(free_slot, kClaimed)) { continue; }
     std::memcpy(slots[n].path.data(), path.c_str(), path.size() + 1);
     slots[n].file = file;
-    slots[n].complete.store(false);
+    slots[n].fate.store(Fate::removed);
     slots[n].owner.store(::getpid());
     return static_cast<int>(n);
   }
@@ -49,7 +52,9 @@ int enter_unfinished(const std::string& path, FileId file) {
   return -1;
 }
 
-void mark_complete(int place) noexcept { slots[static_cast<std::size_t>(place)].complete.store(true); }
+void mark_complete(int place) noexcept { slots[static_cast<std::size_t>(place)].fate.store(Fate::complete); }
+
+void mark_resumable(int place) noexcept { slots[static_cast<std::size_t>(place)].fate.store(Fate::resumable); }
 
 void leave_unfinished(int place) noexcept { slots[static_cast<std::size_t>(place)].owner.store(0); }
 
@@ -66,10 +71,12 @@ void remove_unfinished_results() noexcept {
   const int saved_errno = errno;
   for (const Slot& slot : slots) {
     if (slot.owner.load() != ::getpid()) { continue; }
-    if (!slot.complete.load()) {
+    const Fate fate = slot.fate.load();
+    if (fate == Fate::removed) {
       unlink_own(slot.path.data(), slot.file);
     } else if (is_file(slot.path.data(), slot.file)) {
-      say("annulus: interrupted while the result was put in its place; the complete result is kept as '");
+      say(fate == Fate::complete ? "annulus: interrupted while the result was put in its place; the complete result is kept as '"
+                                 : "annulus: interrupted between parts; --resume goes on with '");
       say(slot.path.data());
       say("'\n");
     }

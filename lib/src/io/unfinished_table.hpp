@@ -22,6 +22,9 @@ int enter_unfinished(const std::string& path, FileId file);
 /// Says that the file is complete: remove_unfinished_results() then leaves it and names it on standard error.
 void mark_complete(int place) noexcept;
 
+/// Says that a later process goes on with the file: remove_unfinished_results() then leaves it, too, and names it.
+void mark_resumable(int place) noexcept;
+
 /// Takes an entry out; its file is nobody's to remove any more.
 void leave_unfinished(int place) noexcept;
 

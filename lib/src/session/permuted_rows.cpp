@@ -148,7 +148,7 @@ void load_permuted(const Session& session, const LocalRing& ring) {
 void collect_permuted(const Session& session, std::int64_t ring, const std::function<void(std::int64_t process, ResultRows& rows)>& take) {
   const LocalRing* const here = session.local_ring(ring);
   const bool takes_part = here != nullptr;
-  const Problem problem = cell_of(session.problem(), session.grid(), ring).problem;
+  const Problem problem = session.cell(ring).problem;
   const Communicator& comm = session.ring_comm();
   const ResultTensors tensors = result_tensors(session.resolved().config);
   const std::int64_t bytes = result_row_bytes(problem, tensors);

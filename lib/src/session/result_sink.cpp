@@ -241,8 +241,7 @@ RowCounts count_rows(const Session& session) {
   return counter.total(session.comm());
 }
 
-void write_result(const Session& session, ResultFile* file, const std::vector<std::vector<StepTiming>>& timings, const RowCounts& counts,
-                  const std::vector<std::pair<std::string, std::string>>& provenance) {
+void write_rows(const Session& session, ResultFile* file, const std::function<void()>& then) {
   const Communicator& comm = session.comm();
   ANNULUS_EXPECTS((file != nullptr) == (comm.rank() == 0), "rank {} {} a result file", comm.rank(), file != nullptr ? "has" : "lacks");
   // A failing disk must not leave the others sending for ever: rank 0 notes the failure, takes what comes and tells all at the end.
@@ -285,7 +284,7 @@ void write_result(const Session& session, ResultFile* file, const std::vector<st
     });
   };
   for (std::int64_t ring = 0; ring < session.grid().rings(); ++ring) {
-    const GridCell cell = cell_of(session.problem(), session.grid(), ring);
+    const GridCell cell = session.cell(ring);
     const std::int64_t first_rank = ring * session.grid().seq;
     const auto process_of = [&](std::int64_t rank) { return comm.size() == 1 ? 0 : first_rank + rank; };
     if (session.is_permuted()) {
@@ -305,16 +304,19 @@ void write_result(const Session& session, ResultFile* file, const std::vector<st
       });
     }
   }
-  if (comm.rank() == 0) {
-    guarded([&] {
-      const StepColumns steps = step_columns(timings);
-      file->write_columns("/timings", std::array{steps.ranks, steps.steps}, steps.columns);
-      file->write_counts(counts);
-      file->write_provenance(provenance);
-      file->commit();
-    });
-  }
+  if (comm.rank() == 0) { guarded(then); }
   comm.agree(failure);
+}
+
+void write_result(const Session& session, ResultFile* file, const std::vector<std::vector<StepTiming>>& timings, const RowCounts& counts,
+                  const std::vector<std::pair<std::string, std::string>>& provenance) {
+  write_rows(session, file, [&] {
+    const StepColumns steps = step_columns(timings);
+    file->write_columns("/timings", std::array{steps.ranks, steps.steps}, steps.columns);
+    file->write_counts(counts);
+    file->write_provenance(provenance);
+    file->commit();
+  });
 }
 
 }  // namespace annulus

@@ -2,7 +2,6 @@
 #include "same_problem.hpp"
 
 #include <annulus/core/error.hpp>
-#include <annulus/job/agreement.hpp>
 #include <annulus/kernels/cpu.hpp>
 
 #include <fmt/ranges.h>
@@ -46,7 +45,8 @@ void add_facts(const Layer& layer, const LayerSource& source, std::vector<Fact>&
   }
 }
 
-/// What shapes the plan or the numbers, by the names of the options. Threads and the timeout do neither, and nodes may differ in them.
+}  // namespace
+
 std::vector<Fact> facts_of(const ResolvedConfig& resolved) {
   const Config& config = resolved.config;
   const Problem& problem = config.problem;
@@ -93,6 +93,8 @@ std::vector<Fact> facts_of(const ResolvedConfig& resolved) {
   if (config.backend == BackendKind::cpu) { facts.push_back({"instruction set and product library", kernels::cpu::describe()}); }
   return facts;
 }
+
+namespace {
 
 /// Compares what several files hold by a sample that the ranks of each file share, so that a chunk is read by one of them.
 void require_same_values(const ResolvedConfig& resolved, const Communicator& comm) {

@@ -317,9 +317,17 @@ TransportKind transport_of_rings(TransportKind asked, const Communicator& comm, 
 
 }  // namespace
 
-Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const TransportDecorator& decorate, PlanCache* cache)
+GridCell part_of_batch(const Problem& whole, std::int64_t parts, std::int64_t index) {
+  Grid grid;
+  grid.batch = parts;
+  return cell_of(whole, grid, index);
+}
+
+Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const TransportDecorator& decorate, PlanCache* cache,
+                 std::optional<GridCell> part)
     : resolved_(resolved),
       comm_(comm),
+      part_(part ? std::move(*part) : part_of_batch(resolved.config.problem, 1, 0)),
       ring_comm_(resolved.config.places.rings() == 1 || comm.size() == 1 ? comm.share()
                                                                          : comm.split(comm.rank() / resolved.config.places.seq)),
       partition_(resolved.config.partition, resolved.config.problem.seq_len, resolved.config.places.seq) {
@@ -330,7 +338,7 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
   together(comm, [&] {
     for (std::int64_t rank = loopback ? 0 : comm.rank(); rank < (loopback ? resolved.ranks : comm.rank() + 1); ++rank) {
       const std::int64_t ring = ring_of(rank);
-      if (rings_.empty() || rings_.back().number != ring) { rings_.push_back({ring, cell_of(config.problem, grid(), ring), {}, {}}); }
+      if (rings_.empty() || rings_.back().number != ring) { rings_.push_back({ring, cell(ring), {}, {}}); }
       plans.push_back((cache != nullptr ? *cache : own_cache)
                           .plan(rings_.back().cell.problem, config.pattern, partition_, routing_of(config), rank % grid().seq));
     }
@@ -359,7 +367,8 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
     const TransportKind kind = transport_of_rings(config.transport, comm, ring_comm_, *device_);
     together(comm, [&] { transports_.push_back(make_transport(kind, ring_comm_, *device_, config.share_gpu)); });
   }
-  together(comm, [&] {
+  double times = 0;
+  const auto require_memory = [&] {
     predicted_bytes_ = kernel_->workspace_bytes(config.problem.head_dim, config.problem.dtype);
     if (config.gradients) {
       predicted_bytes_ = std::max(predicted_bytes_, kernel_->gradient_workspace_bytes(config.problem.head_dim, config.problem.dtype));
@@ -383,14 +392,26 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
       predicted_bytes_ += reading;
     } else {
       const std::int64_t free = available_host_memory() / comm.host_size();
+      times = static_cast<double>(reading) / static_cast<double>(std::max<std::int64_t>(1, free));
       ANNULUS_EXPECTS(reading <= free,
                       "rank {} on {} needs {} bytes of host memory to read {} in chunks and to move its rows, and {} are free", comm.rank(),
                       comm.host(), reading, resolved.input().describe(), free);
     }
     const std::int64_t available = device_->available_bytes() / sharing;
+    times = std::max(times, static_cast<double>(predicted_bytes_) / static_cast<double>(std::max<std::int64_t>(1, available)));
     ANNULUS_EXPECTS(predicted_bytes_ <= available, "rank {} on {} needs {} bytes by plan and {} are free ({} of them for each of {} ranks)",
                     comm.rank(), comm.host(), predicted_bytes_, available * sharing, available, sharing);
-  });
+  };
+  try {
+    together(comm, require_memory);
+  } catch (const InvalidArgument& error) {
+    if (times > 1) { throw MemoryShortage({error.code(), error.what(), true}, times); }
+    throw;
+  } catch (const AgreedError& error) {
+    const double most = comm.max(times);
+    if (most > 1) { throw MemoryShortage(error, most); }
+    throw;
+  }
   if (decorate) {
     for (auto& transport : transports_) { transport = decorate(std::move(transport)); }
   }
@@ -427,6 +448,19 @@ const LocalRing* Session::local_ring(std::int64_t number) const {
   return found == rings_.end() ? nullptr : &*found;
 }
 
+GridCell Session::cell(std::int64_t ring) const {
+  GridCell cell = cell_of(part_.problem, grid(), ring);
+  cell.first_batch += part_.first_batch;
+  return cell;
+}
+
+bool Session::move_to(const GridCell& part) {
+  if (!(part.problem == part_.problem)) { return false; }
+  part_ = part;
+  for (LocalRing& ring : rings_) { ring.cell = cell(ring.number); }
+  return true;
+}
+
 const Problem& Session::problem() const { return resolved_.config.problem; }
 const Pattern& Session::pattern() const { return resolved_.config.pattern; }
 std::vector<Tensor> Session::tensors() const {
@@ -455,8 +489,7 @@ void Session::make_layers() {
                                                       checked_narrow<int>(resolved_.config.threads), *device_, *queue_);
   for (const LocalRing& ring : rings_) {
     for (const auto& executor : ring.executors) {
-      layers_.push_back(
-          std::make_unique<LayerExecutor>(*layer_resources_, *executor, ring.cell.first_batch, *device_, *queue_, comm_.watchdog()));
+      layers_.push_back(std::make_unique<LayerExecutor>(*layer_resources_, *executor, *device_, *queue_, comm_.watchdog()));
     }
   }
   const std::size_t each = layers_.size() / rings_.size();
@@ -466,9 +499,11 @@ void Session::make_layers() {
 void Session::load_layer() {
   together(comm_, [&] {
     layer_resources_->load();
-    for (const auto& layer : layers_) {
-      layer->load();
-      layer->project();  // warm_up() attends
+    for (const LocalRing& ring : rings_) {
+      for (const auto& layer : ring.layers) {
+        layer->load(ring.cell.first_batch);
+        layer->project();  // warm_up() attends
+      }
     }
   });
 }
@@ -504,7 +539,7 @@ void Session::load_ranges() {
     const TensorSource& source = *resolved_.source;
     std::vector<HostBox> boxes;
     for (const std::int64_t rank : comm_.host_ranks()) {
-      const GridCell cell = cell_of(problem(), grid(), ring_of(rank));
+      const GridCell cell = this->cell(ring_of(rank));
       boxes.push_back({cell.first_batch, cell.problem.batch, partition_.shard(rank % grid().seq)});
     }
     std::exception_ptr failure;

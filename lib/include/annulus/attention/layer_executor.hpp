@@ -68,12 +68,11 @@ class LayerResources {
 /// Around one rank's executor. Everything is enqueued on the queue; all arguments must outlive it.
 class LayerExecutor {
  public:
-  /// @param first_batch of the source's batch entries, with which the ring's begin
-  LayerExecutor(const LayerResources& resources, RingExecutor& ring, std::int64_t first_batch, Device& device, Queue& queue,
-                Watchdog& watchdog);
+  LayerExecutor(const LayerResources& resources, RingExecutor& ring, Device& device, Queue& queue, Watchdog& watchdog);
 
-  /// Reads the rank's rows of x, and places the appended keys if it owns them. Returns when they are in place.
-  void load();
+  /// Reads the rank's rows of x, and places the appended keys if it owns them; the ring's batch entries are the source's from `first_batch`
+  /// on. Returns when they are in place.
+  void load(std::int64_t first_batch);
 
   /// Makes Q, K and V of x, where the ring's plan keeps them.
   void project();
@@ -121,7 +120,6 @@ class LayerExecutor {
 
   const LayerResources& resources_;
   RingExecutor& ring_;
-  std::int64_t first_batch_;
   Device& device_;
   Queue& queue_;
   Watchdog& watchdog_;

@@ -45,6 +45,8 @@ struct Config {
   double timeout_s = 300.0;      ///< 0: never
   double max_time_s = 0.0;       ///< after which nothing more is begun; 0: no limit
 
+  std::int64_t part_batch = 0;  ///< run: batch entries that are computed at a time; 0: all, or as many as fit
+
   std::string input;   ///< HDF5 file; empty: generated
   std::string output;  ///< HDF5 file; empty: none
   bool force = false;

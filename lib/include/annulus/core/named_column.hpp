@@ -8,10 +8,12 @@
 
 namespace annulus {
 
+using ColumnValues = std::variant<std::vector<std::int64_t>, std::vector<double>, std::vector<std::string>>;
+
 /// Values by the name that files and tables give them.
 struct NamedColumn {
   std::string name;
-  std::variant<std::vector<std::int64_t>, std::vector<double>, std::vector<std::string>> values;
+  ColumnValues values;
 };
 
 }  // namespace annulus

@@ -85,6 +85,8 @@ class Event {
 struct MemoryReport {
   std::int64_t in_use = 0;
   std::int64_t high_water = 0;     ///< largest in_use since the last reset_high_water()
+  std::int64_t reused = 0;         ///< allocations for which a pool had kept memory
+  std::int64_t taken = 0;          ///< those for which memory was taken from the system
   std::int64_t device_own = 0;     ///< taken from the device for all this, with what a pool keeps; 0 where there is no device
   std::int64_t device_others = 0;  ///< taken from the device by contexts, libraries and other processes
 };

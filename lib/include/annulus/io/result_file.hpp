@@ -43,6 +43,20 @@ enum class ResultTensors {
   gradients,  ///< and dQ, dK and dV
 };
 
+/// Columns that stand in a folder of a file, all of these extents.
+struct ColumnTable {
+  std::string folder;
+  std::vector<std::int64_t> extents;
+  std::vector<NamedColumn> columns;
+};
+
+/// Where a result stands that is written in several runs of the program, beside the place that it takes when it is complete.
+std::string unfinished_result_path(const std::string& path);
+
+/// A column, or a scalar, of a result that is there, complete or not.
+/// @throws InvalidArgument if it is no readable HDF5 file or has no such column
+ColumnValues read_result(const std::string& path, const std::string& column);
+
 /// One HDF5 result file, written by one process: /o [batch, seq, heads, head_dim] in the problem's dtype (of a layer /y [batch, seq, embed]
 /// instead), /lse [batch, head, seq] fp32, with gradients /dq, /dk and /dv in the shapes of Q, K and V,
 /// tables of named columns, /rows/{uncovered, non_finite, first_non_finite} int64, /rows/zero_key_shares [branch] fp64, /provenance/*
@@ -61,6 +75,19 @@ class ResultFile {
   /// @throws InvalidArgument if `path` exists and not `force`, it cannot be created or replaced, or there is no room
   ResultFile(const std::string& path, bool force, const Problem& problem, std::int64_t table_bytes = 0, std::int64_t embed = 0,
              ResultTensors tensors = ResultTensors::output);
+  /// Puts a file at unfinished_result_path(path) that has a place for all that a result holds: rows, `tables`, whose values stand there
+  /// until others are written, /rows with none counted, and provenance. From then on values alone are written and none of HDF5's own
+  /// tables, so that whatever ends a process leaves a file that another can go on with.
+  /// @param zero_key_branches  of /rows/zero_key_shares, or 0
+  /// @throws InvalidArgument as above, or if the unfinished file is in use, or exists and not `force`
+  static void create_resumable(const std::string& path, bool force, const Problem& problem, std::int64_t embed,
+                               ResultTensors tensors, std::span<const ColumnTable> tables, std::int64_t zero_key_branches,
+                               const std::vector<std::pair<std::string, std::string>>& provenance);
+  /// Goes on with the file that create_resumable() left. Whatever ends the process leaves it, and no other process can go on with it
+  /// meanwhile. Rows, rows of columns and counts may be written; commit() requires that every row was written or said to be there.
+  /// @throws InvalidArgument as above, or if there is no such file, it is in use, or of another problem
+  static std::unique_ptr<ResultFile> resume(const std::string& path, bool force, const Problem& problem, std::int64_t embed = 0,
+                                            ResultTensors tensors = ResultTensors::output);
   ~ResultFile();
   ResultFile(const ResultFile&) = delete;
   ResultFile& operator=(const ResultFile&) = delete;
@@ -80,12 +107,21 @@ class ResultFile {
   void write_counts(const RowCounts& counts);
   /// Name and value pairs under /provenance, in order; each a scalar UTF-8 string dataset.
   void write_provenance(const std::vector<std::pair<std::string, std::string>>& entries);
+  /// Of a file that is gone on with: a column's element or row `index`, and a whole column.
+  /// @throws InvalidArgument if there is no such column or it is of another type
+  void write_row(const std::string& column, std::int64_t index, const ColumnValues& values);
+  ColumnValues read_column(const std::string& column) const;
+  /// Says that all rows of so many batch entries were written before.
+  void count_written(std::int64_t entries);
+  /// What was written is on the disk when this returns. @throws RuntimeFailure
+  void sync();
   /// Flushes, syncs file and folder, renames into place. @throws RuntimeFailure if the disk refuses, or the complete file cannot take its
   /// place (another program took it, and not `force`): it is then kept, and named
   void commit();
 
  private:
   struct Impl;
+  explicit ResultFile(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
 

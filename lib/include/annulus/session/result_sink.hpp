@@ -5,6 +5,7 @@
 #include <annulus/io/result_file.hpp>
 #include <annulus/session/session.hpp>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -19,6 +20,10 @@ std::unique_ptr<ResultFile> create_result(const ResolvedConfig& resolved, const 
 
 /// Looks through O, LSE and y of the last run. The same on all ranks. Collective.
 RowCounts count_rows(const Session& session);
+
+/// Streams the session's rows of O, or y where there is a layer, and LSE of all ranks into `file` through rank 0, which then calls `then`.
+/// Collective. @param file  on rank 0, null on the others @throws AgreedError if the disk refuses, or `then` throws
+void write_rows(const Session& session, ResultFile* file, const std::function<void()>& then);
 
 /// Streams O, or y where there is a layer, and LSE of all ranks into `file` through rank 0, with everything else that a result has (of the
 /// timings /timings/* [rank, step], the numbers of StepTiming), and commits it. Collective; complete or absent. @param file as

@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -63,6 +64,20 @@ std::int64_t default_threads(const Communicator& comm);
 /// Puts something around a rank's transport, to observe or disturb it.
 using TransportDecorator = std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>;
 
+/// Part `index` of `parts` of a problem's batch, all heads and rows of neighbouring batch entries, as even as entries allow.
+GridCell part_of_batch(const Problem& whole, std::int64_t parts, std::int64_t index);
+
+/// A rank's memory would not suffice.
+class MemoryShortage : public AgreedError {
+ public:
+  MemoryShortage(const AgreedError& refusal, double times) : AgreedError(refusal), times_(times) {}
+  /// What the plan needs of what is free, on the rank that lacks most.
+  double times() const noexcept { return times_; }
+
+ private:
+  double times_;
+};
+
 /// The ranks of one ring that run in this process: one of them, or in a job of one process all.
 struct LocalRing {
   std::int64_t number = 0;
@@ -71,15 +86,20 @@ struct LocalRing {
   std::span<const std::unique_ptr<LayerExecutor>> layers;    ///< by executor; none without a layer
 };
 
-/// The ranks of this process, ready to run: device, kernel, transports, executors. Collective construction.
+/// The ranks of this process, ready to run: device, kernel, transports, executors. Collective construction. What they attend is the problem
+/// or one part of its batch; rows and batch entries are numbered in the whole.
 class Session {
  public:
-  /// @throws AgreedError if the configuration does not fit the job, or memory would not suffice (with the numbers)
-  /// @param plans  keeps the plans for later sessions; may be null
-  Session(const ResolvedConfig& resolved, const Communicator& comm, const TransportDecorator& decorate = {}, PlanCache* plans = nullptr);
+  /// @throws AgreedError if the configuration does not fit the job; MemoryShortage, with the numbers
+  /// @param plans  keeps the plans for later sessions; may be null @param part  as part_of_batch(); by default the whole
+  Session(const ResolvedConfig& resolved, const Communicator& comm, const TransportDecorator& decorate = {}, PlanCache* plans = nullptr,
+          std::optional<GridCell> part = std::nullopt);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
+
+  /// Goes on with another part of the batch. @return whether it can: the part must be of an equal problem
+  bool move_to(const GridCell& part);
 
   /// Reads the ranks' rows. Collective.
   void load();
@@ -104,6 +124,8 @@ class Session {
   /// The ranks of this process's ring; comm() if there is only one ring, or one process.
   const Communicator& ring_comm() const { return ring_comm_; }
   std::span<const LocalRing> rings() const { return rings_; }
+  /// What a ring attends.
+  GridCell cell(std::int64_t ring) const;
   /// Null if no rank of the ring runs here.
   const LocalRing* local_ring(std::int64_t number) const;
   /// The ring of a rank of the job.
@@ -143,6 +165,7 @@ class Session {
 
   const ResolvedConfig& resolved_;
   const Communicator& comm_;
+  GridCell part_;
   Communicator ring_comm_;
   Partition partition_;
   Unwinding unwinding_;
