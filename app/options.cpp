@@ -392,10 +392,11 @@ std::vector<Option> make_options() {
       "part-batch", Scope::job,
       "batch entries that are computed at a time, each part in the output before the next begins; by default all, or as many as fit",
       {Command::run}, 1, kMax, [](Config& c) -> auto& { return c.part_batch; }, 0));
-  all.push_back(boolean("resume", Scope::job,
-                        "go on with the parts of a batch, or the rows of a table, that an earlier job has left in --output, if it left any: "
-                        "its settings must be the same",
-                        {Command::run, Command::bench}, [](Config& c) -> auto& { return c.resume; }));
+  all.push_back(
+      boolean("resume", Scope::job,
+              "go on with the parts of a batch, or the rows of a table, that an earlier job has left in --output, if it left any: "
+              "its settings must be the same",
+              {Command::run, Command::bench}, [](Config& c) -> auto& { return c.resume; }));
 
   all.push_back(path("input", Scope::files, "HDF5 file with /q, /k and /v, or with /x and weights for a layer; by default generated",
                      {Command::run, Command::check, Command::bench, Command::plan}, [](Config& c) -> auto& { return c.input; }));

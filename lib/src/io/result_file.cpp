@@ -90,7 +90,8 @@ struct ResultFile::Impl {
   };
 
   Extents extents_of(const Gradient& gradient) const {
-    return {extent_of(problem.batch), extent_of(problem.seq_len), extent_of(heads_of(problem, gradient.tensor)), extent_of(problem.head_dim)};
+    return {extent_of(problem.batch), extent_of(problem.seq_len), extent_of(heads_of(problem, gradient.tensor)),
+            extent_of(problem.head_dim)};
   }
   /// Of a batch entry.
   std::int64_t row_heads(const Gradient& gradient) const { return problem.seq_len * heads_of(problem, gradient.tensor); }
@@ -103,8 +104,8 @@ struct ResultFile::Impl {
 
   Hdf5Handle open_rows(const std::string& name, const Hdf5Handle& type, const Extents& extents) const {
     Hdf5Handle dataset(H5Dopen2(file.get(), name.c_str(), H5P_DEFAULT));
-    ANNULUS_EXPECTS(dataset && annulus::extents_of(dataset.get()) == extents, "{}: {} in '{}' is not that of this problem", file.describe(), name,
-                    place.temporary());
+    ANNULUS_EXPECTS(dataset && annulus::extents_of(dataset.get()) == extents, "{}: {} in '{}' is not that of this problem", file.describe(),
+                    name, place.temporary());
     const Hdf5Handle stored(check_h5(H5Dget_type(dataset.get()), "H5Dget_type"));
     ANNULUS_EXPECTS(H5Tequal(stored.get(), type.get()) > 0, "{}: {} in '{}' is of another dtype", file.describe(), name, place.temporary());
     return dataset;
@@ -265,8 +266,8 @@ void ResultFile::commit() {
   impl_->close();
 }
 
-void ResultFile::create_resumable(const std::string& path, bool force, const Problem& problem, std::int64_t embed,
-                                  ResultTensors tensors, std::span<const ColumnTable> tables, std::int64_t zero_key_branches,
+void ResultFile::create_resumable(const std::string& path, bool force, const Problem& problem, std::int64_t embed, ResultTensors tensors,
+                                  std::span<const ColumnTable> tables, std::int64_t zero_key_branches,
                                   const std::vector<std::pair<std::string, std::string>>& provenance) {
   validate(problem);
   check_result_path(path, force);

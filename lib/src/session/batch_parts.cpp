@@ -212,8 +212,8 @@ ResumableResult::ResumableResult(const ResolvedConfig& resolved, const BatchPart
       const std::vector<std::vector<StepTiming>> timings(size * static_cast<std::size_t>(resolved.ranks),
                                                          std::vector<StepTiming>(static_cast<std::size_t>(steps_)));
       tables.push_back({"/timings", {count, resolved.ranks, steps_}, step_columns(timings).columns});
-      ResultFile::create_resumable(config.output, config.force, config.problem, embed, result_tensors(config), tables, static_cast<std::int64_t>(branches),
-                                   provenance);
+      ResultFile::create_resumable(config.output, config.force, config.problem, embed, result_tensors(config), tables,
+                                   static_cast<std::int64_t>(branches), provenance);
     }
     file_ = ResultFile::resume(config.output, config.force, config.problem, embed, result_tensors(config));
     complete_ = std::get<std::vector<std::int64_t>>(file_->read_column("/parts/complete"));

@@ -317,8 +317,8 @@ Verdict judge_gradient(const Problem& problem, const GradientSums& sums, Tensor 
   const double dout = root_mean(sums.dout_squares, sums.query_count);
   const double group = std::sqrt(static_cast<double>(problem.group_size()));
   // The first products of a sum take part in the roundings of all later ones: the error grows with their number and not with its root.
-  const double of_scores = std::abs(problem.scale) * static_cast<double>(problem.head_dim) / 2 * dout *
-                           root_mean(sums.value_squares, sums.key_count);
+  const double of_scores =
+      std::abs(problem.scale) * static_cast<double>(problem.head_dim) / 2 * dout * root_mean(sums.value_squares, sums.key_count);
   const ErrorSums* errors = &sums.dq;
   double size = of_scores * root_mean(sums.key_squares, sums.key_count);
   if (tensor == Tensor::k) {

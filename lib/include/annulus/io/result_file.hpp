@@ -80,8 +80,8 @@ class ResultFile {
   /// tables, so that whatever ends a process leaves a file that another can go on with.
   /// @param zero_key_branches  of /rows/zero_key_shares, or 0
   /// @throws InvalidArgument as above, or if the unfinished file is in use, or exists and not `force`
-  static void create_resumable(const std::string& path, bool force, const Problem& problem, std::int64_t embed,
-                               ResultTensors tensors, std::span<const ColumnTable> tables, std::int64_t zero_key_branches,
+  static void create_resumable(const std::string& path, bool force, const Problem& problem, std::int64_t embed, ResultTensors tensors,
+                               std::span<const ColumnTable> tables, std::int64_t zero_key_branches,
                                const std::vector<std::pair<std::string, std::string>>& provenance);
   /// Goes on with the file that create_resumable() left. Whatever ends the process leaves it, and no other process can go on with it
   /// meanwhile. Rows, rows of columns and counts may be written; commit() requires that every row was written or said to be there.
