@@ -1,27 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-// slurm/run.sbatch without Slurm: launchers of the same names say how they were called.
+// The batch scripts without Slurm: programs of the same names say how they were called.
 #include <annulus_test.hpp>
 
 #include "app/process.hpp"
+#include "text_file.hpp"
 
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
-#include <iterator>
 #include <signal.h>
 #include <string>
 #include <unistd.h>
+#include <utility>
 #include <vector>
 
 using namespace annulus::test;
 
 namespace {
 
-std::string read_text(const std::string& path) {
-  std::ifstream file(path);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
+const std::string kScripts = ANNULUS_SLURM_SCRIPTS;
 
 void write_program(const std::string& path, const std::string& text) {
   std::ofstream(path) << "#!/bin/bash\n" << text;
@@ -42,7 +40,8 @@ class Submission {
         "echo \"$(basename \"$0\") $*\"\n"
         "env | grep -E '^(SLURM_.*(BIND|GPU|TRES)|OMP_|OMPI_)' | sort\n"
         "if [[ -n ${WAIT_FOR_SIGNAL:-} ]]; then\n"
-        "  trap 'echo got TERM; exit 7' TERM\n"
+        "  trap 'echo got TERM; exit \"$WAIT_FOR_SIGNAL\"' TERM\n"
+        "  trap 'echo got USR1; exit \"$WAIT_FOR_SIGNAL\"' USR1\n"
         "  echo waiting >started\n"
         "  while true; do sleep 0.05; done\n"
         "fi\n"
@@ -50,11 +49,15 @@ class Submission {
     std::filesystem::create_directory(folder_ / "bin");
     write_program(folder_ / "bin/srun", launcher);
     write_program(folder_ / "bin/mpirun", launcher);
+    write_program(folder_ / "bin/scontrol", "echo \"scontrol $*\" >>asked; if [[ $1 == requeue ]]; then kill -KILL $PPID; fi\n");
+    write_program(folder_ / "bin/sbatch", "echo \"Submitted $*\"\n");
     std::ofstream(folder_ / "list") << kWithPmix;
     std::ofstream(folder_ / "job.toml") << "seq-len = 64\nheads = 2\nhead-dim = 8\n";
     for (char** entry = environ; *entry != nullptr; ++entry) {
       const std::string name = std::string(*entry).substr(0, std::string(*entry).find('='));
-      if (name.starts_with("SLURM_") || name.starts_with("OMPI_") || name.starts_with("OMP_")) { environment_.push_back(name); }
+      if (name.starts_with("SLURM_") || name.starts_with("ANNULUS_") || name.starts_with("OMPI_") || name.starts_with("OMP_")) {
+        environment_.push_back(name);
+      }
     }
     environment_.insert(environment_.end(),
                         {"LAUNCHER", "PATH=" + (folder_ / "bin") + ":" + std::getenv("PATH"), std::string("ANNULUS=") + ANNULUS_PROGRAM,
@@ -65,7 +68,12 @@ class Submission {
 
   ProcessResult run(const std::vector<std::string>& arguments, const std::vector<std::string>& more_environment,
                     const std::function<void(pid_t)>& meanwhile = {}) const {
-    std::vector<std::string> command{"/bin/bash", ANNULUS_RUN_SBATCH};
+    return run_script("run.sbatch", arguments, more_environment, meanwhile);
+  }
+
+  ProcessResult run_script(const std::string& script, const std::vector<std::string>& arguments,
+                           const std::vector<std::string>& more_environment, const std::function<void(pid_t)>& meanwhile = {}) const {
+    std::vector<std::string> command{"/bin/bash", kScripts + "/" + script};
     command.insert(command.end(), arguments.begin(), arguments.end());
     std::vector<std::string> environment = environment_;
     environment.insert(environment.end(), more_environment.begin(), more_environment.end());
@@ -220,16 +228,18 @@ TEST_CASE("the exit code of the job is the launcher's") {
 TEST_CASE("a signal for the job reaches the launcher") {
   const Submission submission;
   for (const std::string launcher : {"srun", "mpirun"}) {
-    std::filesystem::remove(submission / "started");
-    bool sent = false;
+    for (const auto& [signal, name] : {std::pair{SIGTERM, "TERM"}, std::pair{SIGUSR1, "USR1"}}) {
+      std::filesystem::remove(submission / "started");
+      bool sent = false;
 
-    const ProcessResult result = submission.run({"job.toml"}, {"LAUNCHER=" + launcher, "WAIT_FOR_SIGNAL=1"}, [&](pid_t job) {
-      if (!sent && read_text(submission / "started") == "waiting\n") { sent = kill(job, SIGTERM) == 0; }
-    });
+      const ProcessResult result = submission.run({"job.toml"}, {"LAUNCHER=" + launcher, "WAIT_FOR_SIGNAL=7"}, [&](pid_t job) {
+        if (!sent && read_text(submission / "started") == "waiting\n") { sent = kill(job, signal) == 0; }
+      });
 
-    INFO(launcher << "\n" << result.out << result.err);
-    CHECK(result.exit_code == 7);
-    CHECK_THAT(result.out, contains_text("got TERM"));
+      INFO(launcher << "\n" << result.out << result.err);
+      CHECK(result.exit_code == 7);
+      CHECK_THAT(result.out, contains_text(std::string("got ") + name));
+    }
   }
 }
 
@@ -284,17 +294,154 @@ TEST_CASE("what the script itself refuses has exit code 2") {
   CHECK_THAT(no_program.err, contains_text("no annulus in"));
 }
 
-TEST_CASE("sbatch reads every one of its lines") {
-  const std::string script = read_text(ANNULUS_RUN_SBATCH);
+TEST_CASE("sbatch reads every one of their lines") {
+  for (const std::string name : {"run.sbatch", "check.sbatch", "scaling.sbatch"}) {
+    INFO(name);
+    const std::string script = read_text(kScripts + "/" + name);
 
-  const std::size_t first_command = script.find("\nset -euo pipefail\n");
+    const std::size_t first_command = script.find("\nset -euo pipefail\n");
 
-  REQUIRE(first_command != std::string::npos);
-  CHECK_THAT(script, Catch::Matchers::StartsWith("#!/bin/bash\n"));
-  CHECK(script.find("\n#SBATCH ") < first_command);
-  CHECK(script.rfind("\n#SBATCH ") < first_command);
-  // sbatch stops at the first line that is neither empty nor a comment.
-  for (std::size_t begin = 0; begin < first_command; begin = script.find('\n', begin) + 1) {
-    CHECK((script[begin] == '#' || script[begin] == '\n'));
+    REQUIRE(first_command != std::string::npos);
+    CHECK_THAT(script, Catch::Matchers::StartsWith("#!/bin/bash\n"));
+    CHECK(script.find("\n#SBATCH ") < first_command);
+    CHECK(script.rfind("\n#SBATCH ") < first_command);
+    // sbatch stops at the first line that is neither empty nor a comment.
+    for (std::size_t begin = 0; begin < first_command; begin = script.find('\n', begin) + 1) {
+      CHECK((script[begin] == '#' || script[begin] == '\n'));
+    }
   }
+}
+
+TEST_CASE("the number of an array's task is in its flags, its configuration and the name of its result") {
+  const Submission submission;
+  const std::vector<std::string> task{"LAUNCHER=srun", "SLURM_ARRAY_JOB_ID=70", "SLURM_ARRAY_TASK_ID=7"};
+  std::ofstream(submission / "job-7.toml") << "seq-len = 64\nheads = 2\nhead-dim = 8\n";
+
+  const ProcessResult result = submission.run({"job-%a.toml", "--seed", "1%a"}, task);
+  const ProcessResult bench = submission.run_script("scaling.sbatch", {"job.toml", "--seed", "%a"}, task);
+
+  INFO(result.out << result.err << bench.out << bench.err);
+  CHECK_THAT(first_line(result.out), Catch::Matchers::EndsWith(" run --config job-7.toml --seed 17 --output annulus-70_7.h5"));
+  CHECK_THAT(first_line(bench.out),
+             Catch::Matchers::EndsWith(" bench --config job.toml --seed 7 --output bench-70_7.h5 --csv bench-70_7.csv --resume"));
+}
+
+TEST_CASE("check.sbatch passes its flags on, and its verdict back") {
+  const Submission submission;
+
+  const ProcessResult result = submission.run_script("check.sbatch", {"job.toml", "--cases", "5"}, {"LAUNCHER=srun", "LAUNCHER_EXIT=1"});
+  const ProcessResult stopped = submission.run_script("check.sbatch", {"job.toml"}, {"LAUNCHER=srun", "LAUNCHER_EXIT=4"});
+
+  INFO(result.out << result.err << stopped.err);
+  CHECK(result.exit_code == 1);
+  CHECK_THAT(first_line(result.out), Catch::Matchers::EndsWith(" check --config job.toml --cases 5"));
+  CHECK(stopped.exit_code == 4);
+  CHECK(read_text(submission / "asked").empty());
+}
+
+TEST_CASE("scaling.sbatch names the files of a point, and goes on with them unless they are to be replaced") {
+  const Submission submission;
+  std::ofstream(submission / "named.toml") << "seq-len = 64\nheads = 2\nhead-dim = 8\noutput = \"mine.h5\"\n";
+
+  const ProcessResult plain = submission.run_script("scaling.sbatch", {"job.toml"}, {"LAUNCHER=srun"});
+  const ProcessResult named = submission.run_script("scaling.sbatch", {"named.toml"}, {"LAUNCHER=srun"});
+  const ProcessResult both = submission.run_script("scaling.sbatch", {"named.toml", "--csv", "other.csv", "--force"}, {"LAUNCHER=srun"});
+
+  INFO(plain.err << named.err << both.err);
+  CHECK_THAT(first_line(plain.out), Catch::Matchers::EndsWith(" bench --config job.toml --output bench-77.h5 --csv bench-77.csv --resume"));
+  CHECK_THAT(first_line(named.out), Catch::Matchers::EndsWith(" bench --config named.toml --csv mine.csv --resume"));
+  CHECK_THAT(first_line(both.out), Catch::Matchers::EndsWith(" bench --config named.toml --csv other.csv --force"));
+}
+
+TEST_CASE("a point that stopped with work left is put into the queue again, but not for ever, and not if it was told to end") {
+  const Submission submission;
+  const std::vector<std::string> stops{"LAUNCHER=srun", "LAUNCHER_EXIT=4"};
+
+  bool warning_sent = false;
+  const ProcessResult warned =
+      submission.run_script("scaling.sbatch", {"job.toml"}, {"LAUNCHER=srun", "WAIT_FOR_SIGNAL=4"}, [&](pid_t job) {
+        if (!warning_sent && read_text(submission / "started") == "waiting\n") { warning_sent = kill(job, SIGUSR1) == 0; }
+      });
+  std::filesystem::remove(submission / "started");
+  const ProcessResult again = submission.run_script("scaling.sbatch", {"job.toml"}, stops);
+  const std::string asked = read_text(submission / "asked");
+  const ProcessResult often = submission.run_script("scaling.sbatch", {"job.toml"}, with(stops, {"SLURM_RESTART_COUNT=20"}));
+  const ProcessResult passed = submission.run_script("scaling.sbatch", {"job.toml"}, {"LAUNCHER=srun"});
+  bool sent = false;
+  const ProcessResult ended = submission.run_script("scaling.sbatch", {"job.toml"}, {"LAUNCHER=srun", "WAIT_FOR_SIGNAL=4"}, [&](pid_t job) {
+    if (!sent && read_text(submission / "started") == "waiting\n") { sent = kill(job, SIGTERM) == 0; }
+  });
+
+  INFO(warned.out << warned.err << again.err << often.err << passed.err << ended.err);
+  CHECK(warned.exit_code == 128 + SIGKILL);
+  CHECK_THAT(warned.out, contains_text("got USR1"));
+  CHECK(again.exit_code == 128 + SIGKILL);
+  CHECK(asked == "scontrol requeue 77\nscontrol requeue 77\n");
+  CHECK(often.exit_code == 4);
+  CHECK_THAT(often.err, contains_text("after 20 restarts"));
+  CHECK(passed.exit_code == 0);
+  CHECK(ended.exit_code == 4);
+  CHECK_THAT(ended.err, contains_text("the same command goes on"));
+  CHECK(read_text(submission / "asked") == asked);
+}
+
+TEST_CASE("a study is a job for each number of nodes, with the problem, the tokens or the FLOPs of a rank held") {
+  const Submission submission;
+  std::ofstream(submission / "base.toml") << "seq-len = 8192\nheads = 2\nhead-dim = 8\ncausal = true\n";
+  std::ofstream(submission / "dilated.toml") << "seq-len = 8192\nheads = 2\nhead-dim = 8\nsegment-lengths = [1024]\n";
+  const auto lengths = [&](const std::string& kind, const std::string& config) {
+    const ProcessResult result =
+        submission.run_script("submit_scaling.sh", {"--dry-run", kind, "1,2,4,16", "--ntasks-per-node=2", config, "--dtype", "bf16"}, {});
+    INFO(result.out << result.err);
+    CHECK(result.exit_code == 0);
+    CHECK(result.out.find("Submitted") == std::string::npos);
+    std::vector<std::string> found;
+    for (std::size_t begin = 0; begin < result.out.size(); begin = result.out.find('\n', begin) + 1) {
+      const std::string line = result.out.substr(begin, result.out.find('\n', begin) - begin);
+      const std::size_t place = line.find("--seq-len ");
+      found.push_back(place == std::string::npos ? "" : line.substr(place + 10, line.find(' ', place + 10) - place - 10));
+    }
+    return found;
+  };
+  using Lengths = std::vector<std::string>;
+
+  CHECK(lengths("strong", "base.toml") == Lengths{"", "", "", ""});
+  CHECK(lengths("weak-tokens", "base.toml") == Lengths{"8192", "16384", "32768", "131072"});
+  // sqrt(2) x 8192 = 11585, in blocks of 256.
+  CHECK(lengths("weak-flops", "base.toml") == Lengths{"8192", "11520", "16384", "32768"});
+  CHECK(lengths("weak-flops", "dilated.toml") == Lengths{"8192", "16384", "32768", "131072"});
+}
+
+TEST_CASE("a study submits what --dry-run prints") {
+  const Submission submission;
+
+  const ProcessResult result = submission.run_script(
+      "submit_scaling.sh", {"strong", "1,3", "--ntasks-per-node=8", "--gpus-per-node=8", "job.toml", "--dtype", "bf16"}, {});
+
+  INFO(result.out << result.err);
+  CHECK(result.exit_code == 0);
+  const std::string point = "--job-name=scaling-strong-24 --nodes=3 --ntasks-per-node=8 --gpus-per-node=8 " + kScripts +
+                            "/scaling.sbatch job.toml --dtype bf16 --output scaling-strong-24.h5 --csv scaling-strong-24.csv";
+  CHECK_THAT(result.out, contains_text("sbatch " + point));
+  CHECK_THAT(result.out, contains_text("Submitted " + point + "\n"));
+}
+
+TEST_CASE("a study that cannot be is refused before anything is submitted") {
+  const Submission submission;
+  std::ofstream(submission / "named.toml") << "seq-len = 64\noutput = \"mine.h5\"\n";
+  const auto refusal = [&](const std::vector<std::string>& arguments) {
+    const ProcessResult result = submission.run_script("submit_scaling.sh", arguments, {});
+    INFO(result.out << result.err);
+    CHECK(result.exit_code == 2);
+    CHECK(result.out.empty());
+    return result.err;
+  };
+
+  CHECK_THAT(refusal({}), contains_text("usage: slurm/submit_scaling.sh"));
+  CHECK_THAT(refusal({"weak", "1,2", "job.toml"}), contains_text("KIND is 'weak'"));
+  CHECK_THAT(refusal({"strong", "1,,2", "job.toml"}), contains_text("NODES are '1,,2'"));
+  CHECK_THAT(refusal({"strong", "1", "--time", "5", "job.toml"}), contains_text("it is written --NAME=VALUE"));
+  CHECK_THAT(refusal({"strong", "1", "named.toml"}), contains_text("names --output or --csv"));
+  CHECK_THAT(refusal({"weak-flops", "1", "job.toml", "--sweep", "seq-len=64,128"}), contains_text("which the configuration sweeps"));
+  CHECK_THAT(refusal({"strong", "1", "absent.toml"}), contains_text("absent.toml"));
 }
