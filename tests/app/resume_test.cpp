@@ -154,7 +154,7 @@ TEST_CASE("What cannot be gone on with is refused", "[app][parts]") {
   CHECK(read_text(output + ".unfinished") == "no HDF5");
   std::filesystem::remove(output + ".unfinished");
   REQUIRE(annulus_with(run_of(seven(), output)).exit_code == 0);
-  refused(run_of(seven(), output, {"--resume"}), "there is no /provenance/settings");
+  refused(run_of(seven(), output, {"--resume"}), "has no /provenance/settings");
 }
 
 TEST_CASE("One run at a time writes an unfinished file", "[app][parts]") {

@@ -44,8 +44,11 @@ std::vector<std::string> names_in(const ReadableFile& file, const std::string& w
 }
 
 ReadColumn read_column(const ReadableFile& file, const std::string& what, const std::string& folder, const std::string& name) {
-  const std::string path = folder + "/" + name;
-  const Hdf5Handle dataset(H5Dopen2(file.get(), path.c_str(), H5P_DEFAULT));
+  return read_column(file.get(), file.state().bytes, what, folder + "/" + name);
+}
+
+ReadColumn read_column(hid_t file, std::int64_t file_bytes, const std::string& what, const std::string& path) {
+  const Hdf5Handle dataset(H5Dopen2(file, path.c_str(), H5P_DEFAULT));
   ANNULUS_EXPECTS(static_cast<bool>(dataset), "{} has no {}", what, path);
   const Hdf5Handle type(check_h5(H5Dget_type(dataset.get()), "H5Dget_type"));
   const Hdf5Handle space(check_h5(H5Dget_space(dataset.get()), "H5Dget_space"));
@@ -55,10 +58,10 @@ ReadColumn read_column(const ReadableFile& file, const std::string& what, const 
   const std::size_t width = H5Tget_size(type.get());
   const hssize_t elements = H5Sget_simple_extent_npoints(space.get());
   // A damaged header is not asked for memory that the file cannot fill.
-  ANNULUS_EXPECTS(width > 0 && elements >= 0 && std::cmp_less_equal(elements, static_cast<std::size_t>(file.state().bytes) / width),
+  ANNULUS_EXPECTS(width > 0 && elements >= 0 && std::cmp_less_equal(elements, static_cast<std::size_t>(file_bytes) / width),
                   "{} is longer than the file", named);
   const auto count = static_cast<std::size_t>(elements);
-  ReadColumn read{{name, {}}, {extents.begin(), extents.end()}};
+  ReadColumn read{{path.substr(path.rfind('/') + 1), {}}, {extents.begin(), extents.end()}};
   if (H5Tequal(type.get(), H5T_STD_I64LE) > 0) {
     std::vector<std::int64_t> values(count);
     read_all(named, dataset.get(), H5T_NATIVE_INT64, values.data());

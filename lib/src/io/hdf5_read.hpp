@@ -22,7 +22,11 @@ struct ReadColumn {
 /// @throws InvalidArgument if there is no such folder
 std::vector<std::string> names_in(const ReadableFile& file, const std::string& what, const std::string& folder);
 
-/// <folder>/<name>, int64, fp64 or strings of a fixed length. @throws InvalidArgument if there is none or it has another form
+/// A dataset of any open file: int64, fp64 or strings of a fixed length. @param file_bytes  that its values cannot exceed
+/// @throws InvalidArgument if there is none or it has another form
+ReadColumn read_column(hid_t file, std::int64_t file_bytes, const std::string& what, const std::string& path);
+
+/// <folder>/<name> of the file. @throws as above
 ReadColumn read_column(const ReadableFile& file, const std::string& what, const std::string& folder, const std::string& name);
 
 /// Every dataset of a folder. @throws InvalidArgument as read_column()

@@ -165,36 +165,6 @@ void write_again(const Hdf5File& file, const std::string& name, const ColumnValu
   write_part(file, name, column, Extents(column.extents.size()), column.extents, values);
 }
 
-ColumnValues read_column(hid_t file, const std::string& what, const std::string& name) {
-  const OpenColumn column(file, what, name);
-  const auto read = [&](void* elements) {
-    if (H5Dread(column.dataset.get(), column.type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, elements) < 0) {
-      throw RuntimeFailure(fmt::format("{}: {} cannot be read: {}", what, name, innermost_hdf5_error()));
-    }
-  };
-  const std::size_t count = column.elements(0);
-  if (column.type_class() == H5T_INTEGER && column.element_bytes() == sizeof(std::int64_t)) {
-    std::vector<std::int64_t> values(count);
-    if (count > 0) { read(values.data()); }
-    return values;
-  }
-  if (column.type_class() == H5T_FLOAT && column.element_bytes() == sizeof(double)) {
-    std::vector<double> values(count);
-    if (count > 0) { read(values.data()); }
-    return values;
-  }
-  ANNULUS_EXPECTS(column.type_class() == H5T_STRING && H5Tis_variable_str(column.type.get()) == 0, "{}: {} is of another type", what, name);
-  const std::size_t bytes = column.element_bytes();
-  std::string elements(count * bytes, '\0');
-  if (count > 0) { read(elements.data()); }
-  std::vector<std::string> values;
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::string element = elements.substr(i * bytes, bytes);
-    values.push_back(element.substr(0, element.find('\0')));
-  }
-  return values;
-}
-
 void write_columns(const Hdf5File& file, const std::string& folder, const Extents& extents, std::span<const NamedColumn> columns) {
   const hsize_t count = std::accumulate(extents.begin(), extents.end(), hsize_t{1}, std::multiplies<>());
   for (const NamedColumn& column : columns) {

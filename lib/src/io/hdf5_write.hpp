@@ -41,10 +41,6 @@ void write_row(const Hdf5File& file, const std::string& name, std::int64_t index
 /// All elements of a dataset that is there. @throws as write_row()
 void write_again(const Hdf5File& file, const std::string& name, const ColumnValues& values);
 
-/// A dataset of an open file as write_columns() or write_string() make them, all its elements.
-/// @param what  the file, for messages @throws InvalidArgument if there is none, or of another type
-ColumnValues read_column(hid_t file, const std::string& what, const std::string& name);
-
 /// <folder>/<name> for each column: of these extents, which hold all its values, int64, fp64 or UTF-8 strings of the longest one's length.
 void write_columns(const Hdf5File& file, const std::string& folder, const Extents& extents, std::span<const NamedColumn> columns);
 

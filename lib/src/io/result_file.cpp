@@ -8,6 +8,7 @@
 #include "hdf5_file.hpp"
 #include "hdf5_handle.hpp"
 #include "hdf5_open.hpp"
+#include "hdf5_read.hpp"
 #include "hdf5_types.hpp"
 #include "hdf5_write.hpp"
 
@@ -149,7 +150,7 @@ ColumnValues read_result(const std::string& path, const std::string& column) {
   const Hdf5Lock lock;
   const std::string what = fmt::format("result file '{}'", path);
   const ReadableFile file(what, path);
-  return read_column(file.get(), what, column);
+  return read_column(file.get(), file.state().bytes, what, column).column.values;
 }
 
 std::string unfinished_result_path(const std::string& path) { return path + ".unfinished"; }
@@ -240,7 +241,9 @@ void ResultFile::write_row(const std::string& column, std::int64_t index, const 
 
 ColumnValues ResultFile::read_column(const std::string& column) const {
   const Hdf5Lock lock;
-  return annulus::read_column(impl_->file.get(), impl_->file.describe(), column);
+  hsize_t bytes = 0;
+  check_h5(H5Fget_filesize(impl_->file.get(), &bytes), "H5Fget_filesize");
+  return annulus::read_column(impl_->file.get(), checked_narrow<std::int64_t>(bytes), impl_->file.describe(), column).column.values;
 }
 
 void ResultFile::count_written(std::int64_t entries) {

@@ -3,6 +3,7 @@
 
 #include <annulus/core/build_info.hpp>
 #include <annulus/core/error.hpp>
+#include <annulus/pattern/progression.hpp>
 #include <annulus/session/result_sink.hpp>
 
 #include "permuted_rows.hpp"
@@ -25,9 +26,6 @@ namespace {
 
 constexpr std::size_t kHostBytes = 63;
 constexpr auto kSettings = "/provenance/settings";
-
-/// Entries of a part at most, as parts.
-std::int64_t parts_of_at_most(std::int64_t batch, std::int64_t entries) { return batch / entries + (batch % entries != 0 ? 1 : 0); }
 
 /// The first line in which two texts differ; empty if there is none.
 std::pair<std::string_view, std::string_view> first_difference(std::string_view left, std::string_view right) {
@@ -68,7 +66,7 @@ BatchParts::BatchParts(const ResolvedConfig& resolved, const Communicator& comm,
   // A part gives each row of the grid an entry.
   const std::int64_t most = batch / resolved.config.places.batch;
   const bool given = parts > 0 || asked > 0;
-  count_ = parts > 0 ? parts : asked > 0 ? parts_of_at_most(batch, asked) : 1;
+  count_ = parts > 0 ? parts : asked > 0 ? ceil_div(batch, asked) : 1;
   together(comm, [&] {
     ANNULUS_EXPECTS(count_ <= most, "--part-batch {}: {} parts of a batch of {} have fewer entries than the grid {} spreads", asked, count_,
                     batch, to_string(resolved.config.places));
