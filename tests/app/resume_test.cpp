@@ -6,11 +6,14 @@
 #include "program.hpp"
 
 #include <cstdint>
+#include <fcntl.h>
 #include <filesystem>
 #include <fstream>
 #include <random>
 #include <signal.h>
 #include <string>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <vector>
 
 using namespace annulus::test;
@@ -35,9 +38,9 @@ std::vector<std::string> seven(const std::vector<std::string>& more = {}) {
   return problem;
 }
 
-/// Twelve sequences of some hundredths of a second each.
-std::vector<std::string> twelve() {
-  return {"--batch", "12", "--seq-len", "1100", "--heads", "4", "--head-dim", "64", "--threads", "1", "--causal"};
+/// Twelve sequences of some milliseconds each, or of more if they are longer.
+std::vector<std::string> twelve(const std::string& seq_len = "1100") {
+  return {"--batch", "12", "--seq-len", seq_len, "--heads", "4", "--head-dim", "64", "--threads", "1", "--causal"};
 }
 
 void require_same_rows(const std::string& left, const std::string& right, const std::vector<std::string>& datasets) {
@@ -48,6 +51,24 @@ void require_same_rows(const std::string& left, const std::string& right, const 
     CHECK(a.extents == b.extents);
     CHECK(a.bytes == b.bytes);
   }
+}
+
+/// Whether a process holds a lock on the file.
+bool is_locked(const std::string& path) {
+  const int descriptor = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  if (descriptor < 0) { return false; }
+  struct flock whole{};
+  whole.l_type = F_WRLCK;
+  const bool known = ::fcntl(descriptor, F_OFD_GETLK, &whole) == 0;
+  ::close(descriptor);
+  return known && whole.l_type != F_UNLCK;
+}
+
+/// Halts a child; false if it has ended instead.
+bool halt(pid_t child) {
+  siginfo_t change{};
+  ::kill(child, SIGSTOP);
+  return ::waitid(P_PID, static_cast<id_t>(child), &change, WSTOPPED | WEXITED | WNOWAIT) == 0 && change.si_code == CLD_STOPPED;
 }
 
 std::vector<std::int64_t> integers_in(const std::string& path, const std::string& name) {
@@ -160,15 +181,19 @@ TEST_CASE("What cannot be gone on with is refused", "[app][parts]") {
 TEST_CASE("One run at a time writes an unfinished file", "[app][parts]") {
   const TemporaryFolder folder;
   const std::string output = folder / "o.h5";
+  const std::vector<std::string> long_problem = twelve("4000");  // a second or more, to be met in
   bool second = false;
-  const ProcessResult first = annulus_with(run_of(twelve(), output, {"--part-batch", "1"}), {}, 60, [&](pid_t) {
-    if (second || !std::filesystem::exists(output + ".unfinished")) { return; }
-    second = true;
+  const ProcessResult first = annulus_with(run_of(long_problem, output, {"--part-batch", "1"}), {}, 60, [&](pid_t writer) {
+    // Halted, for it must not end before the others have come.
+    if (second || !std::filesystem::exists(output + ".unfinished") || !halt(writer)) { return; }
+    second = is_locked(output + ".unfinished");
     for (const std::string flag : {"--resume", "--force"}) {
-      const ProcessResult result = annulus_with(run_of(twelve(), output, {"--part-batch", "1", flag}));
+      if (!second) { break; }
+      const ProcessResult result = annulus_with(run_of(long_problem, output, {"--part-batch", "1", flag}));
       CHECK(result.exit_code == 2);
       CHECK_THAT(result.err, contains_text("is being written by another run"));
     }
+    ::kill(writer, SIGCONT);
   });
   CHECK(second);
   CHECK(first.exit_code == 0);
