@@ -338,6 +338,32 @@ TEST_CASE("a chunk that decodes to another length than a chunk is refused, whate
   CHECK_THROWS_WITH(source->fingerprint(Tensor::k, 0, 1), contains_text(message));
 }
 
+TEST_CASE("a chunk without filters that is not as long as a chunk is refused", "[io][input]") {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("short-plain-chunk.h5");
+  const hid_t creation = H5Pcreate(H5P_DATASET_CREATE);
+  const std::array<hsize_t, 4> chunk{1, 3, kHeads, kDim};
+  REQUIRE(H5Pset_chunk(creation, 4, chunk.data()) >= 0);
+  write_with(path, creation, 8);
+  H5Pclose(creation);
+  REQUIRE(refusal(path) == "accepted");
+  std::ifstream file(path, std::ios::binary);
+  const std::string whole{std::istreambuf_iterator<char>(file), {}};
+  // The second entry of a dataset's index (a B-tree of version 1): the chunk's bytes, its filters, and its corner.
+  std::string entry("\110\0\0\0\0\0\0\0", 8);
+  for (const char at : {'\0', '\3', '\0', '\0', '\0'}) { entry += std::string(1, at).append(7, '\0'); }
+  const std::size_t place = whole.find(entry);
+  REQUIRE(place != std::string::npos);
+  const int bytes = GENERATE(0, 1, 71, 73);
+  std::string damaged = whole;
+  damaged[place] = static_cast<char>(bytes);
+
+  std::ofstream(path, std::ios::binary | std::ios::trunc) << damaged;
+
+  const std::string message = fmt::format("/q is damaged: 3 chunks of 72 bytes should be stored, and {} bytes are", 2 * 72 + bytes);
+  CHECK_THAT(refusal(path), contains_text(message));
+}
+
 TEST_CASE("external storage that is missing or too short is refused with the numbers", "[io][input]") {
   const TemporaryFolder folder;
   const std::string path = folder.file("external.h5");
