@@ -3,6 +3,7 @@
 #include <annulus/core/build_info.hpp>
 #include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/gpu/gpu_assignment.hpp>
+#include <annulus/session/machine_check.hpp>
 
 #include "commands.hpp"
 #include "report.hpp"
@@ -12,6 +13,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 #include <string_view>
 #include <tuple>
@@ -101,7 +103,8 @@ struct Machine {
 std::string describe_own(const Communicator& comm) {
   Json gpus = Json::array();
   for (const GpuInfo& gpu : visible_gpus()) {
-    gpus.push_back({gpu.name, gpu.uuid, gpu.pci, gpu.compute_major, gpu.compute_minor, gpu.multiprocessors, gpu.l2_bytes, gpu.total_bytes});
+    gpus.push_back({gpu.name, gpu.uuid, gpu.pci, gpu.compute_major, gpu.compute_minor, gpu.multiprocessors, gpu.l2_bytes, gpu.total_bytes,
+                    gpu.clock_mhz, gpu.memory_clock_mhz, gpu.ecc});
   }
   Json links = Json::array();
   for (const GpuLink& link : gpu_links()) {
@@ -123,6 +126,9 @@ GpuInfo gpu_from(const Json& json) {
   gpu.multiprocessors = json[5];
   gpu.l2_bytes = json[6];
   gpu.total_bytes = json[7];
+  gpu.clock_mhz = json[8];
+  gpu.memory_clock_mhz = json[9];
+  gpu.ecc = json[10];
   return gpu;
 }
 
@@ -187,7 +193,10 @@ Json to_json(const Machine& machine) {
                     {"compute_capability", compute_text(gpu)},
                     {"multiprocessors", gpu.multiprocessors},
                     {"l2_bytes", gpu.l2_bytes},
-                    {"memory_bytes", gpu.total_bytes}});
+                    {"memory_bytes", gpu.total_bytes},
+                    {"clock_mhz", gpu.clock_mhz},
+                    {"memory_clock_mhz", gpu.memory_clock_mhz},
+                    {"ecc", gpu.ecc}});
   }
   Json links = Json::array();
   for (const ListedLink& link : machine.links) {
@@ -292,6 +301,36 @@ void print_kernels(const std::vector<KernelInfo>& kernels) {
   }
 }
 
+Json to_json(const MachineCheck& check) {
+  Json facts = Json::array();
+  for (const MachineFact& fact : check.facts) {
+    facts.push_back({{"name", fact.name}, {"finding", to_string(fact.finding)}, {"text", fact.text}});
+  }
+  Json rates = Json::array();
+  for (const auto& [transport, rate] : check.rates) {
+    rates.push_back({{"transport", to_string(transport)},
+                     {"bytes", rate.bytes},
+                     {"gbs", rate.transport_gbs},
+                     {"copy_gbs", rate.copy_gbs},
+                     {"wrong_bytes", rate.wrong_bytes}});
+  }
+  return {{"passed", check.passed()}, {"facts", std::move(facts)}, {"rates", std::move(rates)}};
+}
+
+void print_check(const MachineCheck& check) {
+  say("\n");
+  std::vector<std::string> failed;
+  for (const MachineFact& fact : check.facts) {
+    say("{:<7} {:<14} {}\n", to_string(fact.finding), fact.name, fact.text);
+    if (fact.finding == Finding::failed) { failed.push_back(fact.name); }
+  }
+  if (failed.empty()) {
+    say("PASS the machine is fit\n");
+  } else {
+    say("FAIL {}\n", fmt::join(failed, ", "));
+  }
+}
+
 }  // namespace
 
 ExitCode execute_info(const Invocation& invocation, const Communicator& comm) {
@@ -299,7 +338,10 @@ ExitCode execute_info(const Invocation& invocation, const Communicator& comm) {
   std::string own;
   together(comm, [&] { own = describe_own(comm); });
   const std::vector<std::string> seen = comm.all_gather(own);
-  if (comm.rank() != 0) { return ExitCode::passed; }
+  std::optional<MachineCheck> check;
+  if (invocation.config.check) { check = check_machine(comm); }
+  const ExitCode code = check && !check->passed() ? ExitCode::check_failed : ExitCode::passed;
+  if (comm.rank() != 0) { return code; }
   const Machine machine = assemble(seen);
   const std::vector<KernelInfo> kernels = kernel_table();
   std::vector<std::string> backends{"reference", "cpu"};
@@ -328,8 +370,9 @@ ExitCode execute_info(const Invocation& invocation, const Communicator& comm) {
     json["kernels"] = Json::array();
     for (const KernelInfo& kernel : kernels) { json["kernels"].push_back(to_json(kernel)); }
     json.update(to_json(machine));
+    if (check) { json["check"] = to_json(*check); }
     say("{}\n", json.dump(2));
-    return ExitCode::passed;
+    return code;
   }
   say("annulus {} ({}), {} {}\n", build.version, build.git, build.compiler, build.build_type);
   say("mpi         {}, {}\n", mpi_library_version(), text_of(mpi_cuda_support()));
@@ -340,7 +383,8 @@ ExitCode execute_info(const Invocation& invocation, const Communicator& comm) {
   say("backends    {}\ntransports  {}\n", fmt::join(backends, ", "), fmt::join(transports, ", "));
   print_kernels(kernels);
   print_machine(machine);
-  return ExitCode::passed;
+  if (check) { print_check(*check); }
+  return code;
 }
 
 }  // namespace annulus::app

@@ -416,6 +416,9 @@ std::vector<Option> make_options() {
   all.push_back(integer(
       "cases", Scope::check, "random problems instead of the configured one", {Command::check}, 1, kMax,
       [](Config& c) -> auto& { return c.cases; }, 0));
+  all.push_back(boolean("check", Scope::check,
+                        "look whether the machine is fit: MPI, cores, GPUs and what reaches what, and messages over every transport",
+                        {Command::info}, [](Config& c) -> auto& { return c.check; }));
   all.push_back(integer("warmup", Scope::bench, "runs before the timed ones", {Command::bench}, 0, 1 << 30,
                         [](Config& c) -> auto& { return c.warmup; }));
   all.push_back(

@@ -62,6 +62,12 @@ GpuCount count_gpus() {
   return found;
 }
 
+int attribute_of(int device, cudaDeviceAttr attribute) {
+  int value = 0;
+  ANNULUS_CUDA(cudaDeviceGetAttribute(&value, attribute, device));
+  return value;
+}
+
 /// An attribute of the link between two GPUs; nothing where CUDA has none.
 std::optional<int> link_attribute(cudaDeviceP2PAttr attribute, int from, int to) {
   int value = 0;
@@ -130,6 +136,10 @@ std::vector<GpuInfo> visible_gpus(GpuQuery query) {
     gpu.multiprocessors = properties.multiProcessorCount;
     gpu.l2_bytes = properties.l2CacheSize;
     gpu.total_bytes = checked_narrow<std::int64_t>(properties.totalGlobalMem);
+    constexpr int kKhzPerMhz = 1000;
+    gpu.clock_mhz = attribute_of(device, cudaDevAttrClockRate) / kKhzPerMhz;
+    gpu.memory_clock_mhz = attribute_of(device, cudaDevAttrMemoryClockRate) / kKhzPerMhz;
+    gpu.ecc = attribute_of(device, cudaDevAttrEccEnabled) != 0;
     if (query == GpuQuery::with_free_memory) {
       const DeviceGuard guard(device);
       std::size_t free_bytes = 0;

@@ -62,6 +62,7 @@ struct Config {
   std::vector<std::int64_t> rank_counts;  ///< plan: as given, one job each; `ranks` is the first
   std::string machine;                    ///< plan, bench: TOML file of a machine's constants; empty: no times are predicted
   std::string calibrate;                  ///< bench: TOML file for the constants of this machine; empty: rows are timed instead
+  bool check = false;                     ///< info: looks whether the machine is fit for the job
 
   std::string preset_file;  ///< where the preset was read; empty: none
   std::string config_file;  ///< as named; empty: none

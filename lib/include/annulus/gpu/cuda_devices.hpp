@@ -19,6 +19,9 @@ struct GpuInfo {
   std::int64_t l2_bytes = 0;
   std::int64_t total_bytes = 0;
   std::int64_t free_bytes = 0;  ///< 0 unless asked for
+  int clock_mhz = 0;            ///< the highest that the driver lets it run at
+  int memory_clock_mhz = 0;     ///< likewise
+  bool ecc = false;             ///< whether its memory corrects errors
 };
 
 /// What to find out. Free memory needs a context on every GPU, which takes time and some of that memory.
