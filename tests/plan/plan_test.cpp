@@ -617,6 +617,35 @@ TEST_CASE("auto balances causal problems that cross shards, and leaves the other
   CHECK_THAT(choose_ways(causal, dense, kAnyPartition, kAnySchedule, 8).reason,
              test::contains_text("1.87 of the mean work with contiguous, 1.00 with zigzag"));
   CHECK(choose_ways(causal, dense, PartitionKind::zigzag, Schedule::ring, 8).reason.empty());
+  // Below its own rows a piece is wanted by all ranks above it in one step: too many, when they are many.
+  CHECK(chosen(causal, dense, 16, kAnyPartition, kAnySchedule) == std::pair(PartitionKind::zigzag, Schedule::direct));
+  CHECK(chosen(causal, dense, 32, kAnyPartition, kAnySchedule) == std::pair(PartitionKind::zigzag, Schedule::ring));
+  CHECK_THAT(choose_ways(causal, dense, kAnyPartition, kAnySchedule, 32).reason,
+             test::contains_text("with direct the busiest sender of a step would send"));
+}
+
+TEST_CASE("the share of the busiest sender is that of the plans' messages") {
+  for (std::int64_t number = 0; number < 300; ++number) {
+    RandomCase drawn = random_case(8, number, std::nullopt);
+    drawn.problem.extra_keys = 0;  // not counted: they go to all ranks under every schedule
+    INFO("case " << number << ": " << drawn.describe());
+    const std::vector<RingPlan> plans = plans_of(drawn.problem, drawn.pattern, Routing{Schedule::direct}, drawn.ranks, drawn.partition);
+    std::vector<double> busiest;
+    double all = 0;
+    for (const RingPlan& plan : plans) {
+      busiest.resize(std::max(busiest.size(), static_cast<std::size_t>(plan.steps.size())), 0);
+      for (std::int64_t step = 0; step < std::ssize(plan.steps); ++step) {
+        double sent = 0;
+        for (const Message& message : plan.steps[step].sends) { sent += static_cast<double>(message.bytes); }
+        all += sent;
+        double& most = busiest[static_cast<std::size_t>(step)];
+        most = std::max(most, sent);
+      }
+    }
+    const double share = all == 0 ? 1.0 : std::accumulate(busiest.begin(), busiest.end(), 0.0) * static_cast<double>(drawn.ranks) / all;
+    CHECK(busiest_sender_share(drawn.problem, drawn.pattern, Partition(drawn.partition, drawn.problem.seq_len, drawn.ranks)) ==
+          Approx(share));
+  }
 }
 
 TEST_CASE("pairs of ranks are those of their plans") {
@@ -903,6 +932,29 @@ TEST_CASE("the figures of 1,024 ranks of a causal zigzag under direct take a sec
   CHECK(sent == received);
   // Rank i needs the 2P - 1 - i pieces before its upper one but its own lower one.
   CHECK(sent == static_cast<Int128>(ranks) * (3 * ranks - 3) / 2 * piece_bytes);
+}
+
+TEST_CASE("a step of a causal ring of zigzag brings the pieces of one other rank") {
+  const std::int64_t ranks = 12;
+  const std::int64_t seq_len = 240;
+  const Problem problem = problem_of(seq_len, 1, 1, true);
+  const std::vector<RingPlan> plans = plans_of(problem, dense_pattern(seq_len), Routing{Schedule::ring}, ranks, PartitionKind::zigzag);
+  const std::int64_t piece_bytes = block_bytes(problem, seq_len / ranks / 2, 1);
+  for (const RingPlan& plan : plans) {
+    INFO("rank " << plan.rank);
+    REQUIRE(std::ssize(plan.steps) == ranks);
+    for (std::int64_t step = 1; step < ranks; ++step) {
+      const std::int64_t owner = (plan.rank - step + ranks) % ranks;
+      // The lower piece comes before all queries of upper ones; the upper piece of an earlier rank comes after them.
+      std::int64_t bytes = 0;
+      for (const Message& message : plan.steps[step].receives) {
+        bytes += message.bytes;
+        for (const std::int64_t block : message.blocks) { CHECK(plan.blocks[block].owner == owner); }
+      }
+      CHECK(bytes == (owner > plan.rank ? 2 : 1) * piece_bytes);
+    }
+    CHECK(*std::max_element(plan.slot_bytes.begin(), plan.slot_bytes.end()) <= 2 * piece_bytes);
+  }
 }
 
 TEST_CASE("equal arguments give equal plans") {

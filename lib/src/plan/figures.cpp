@@ -4,7 +4,7 @@
 #include <annulus/core/error.hpp>
 #include <annulus/plan/cost.hpp>
 
-#include "direct_figures.hpp"
+#include "hop_figures.hpp"
 #include "layout.hpp"
 #include "pairs.hpp"
 #include "setting.hpp"
@@ -327,14 +327,14 @@ std::vector<Stream> streams_of(const Setting& setting, Rings& rings) {
 }
 
 /// How figures are come by.
-enum class Way { rings, walks, plans };
+enum class Way { rings, hops, plans };
 
 Way way_of(PartitionKind partition, const Routing& routing) {
   if (routing.gradients) { return Way::plans; }
   switch (routing.schedule) {
     case Schedule::direct:
     case Schedule::allgather:
-      return Way::walks;
+      return Way::hops;
     case Schedule::ring:
     case Schedule::ring_full:
     case Schedule::automatic:
@@ -344,6 +344,7 @@ Way way_of(PartitionKind partition, const Routing& routing) {
     case PartitionKind::contiguous:
       return Way::rings;
     case PartitionKind::zigzag:
+      return routing.schedule == Schedule::ring ? Way::hops : Way::plans;
     case PartitionKind::automatic:
       break;
   }
@@ -369,7 +370,7 @@ void for_figures_of_some(const Problem& problem, const Pattern& pattern, const P
   Setting setting = planning::make_setting(problem, pattern, partition, routing, 0);
   const Way way = way_of(partition.kind(), routing);
   Rings rings;
-  planning::DirectFigures walks;
+  planning::HopFigures hops;
   for (const std::int64_t rank : ranks) {
     if (way == Way::plans) {
       const RingPlan plan = make_plan(problem, pattern, partition, routing, rank);
@@ -387,7 +388,7 @@ void for_figures_of_some(const Problem& problem, const Pattern& pattern, const P
     if (way == Way::rings) {
       Messages(streams_of(setting, rings), rank, figures).follow();
     } else {
-      walks.add(setting, figures);
+      hops.add(setting, figures);
     }
     visit(figures);
   }

@@ -53,6 +53,11 @@ PlanSizes sizes_of(const RingPlan& plan);
 /// @throws InvalidArgument as make_plan
 std::vector<Int128> pairs_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition);
 
+/// Under schedule direct: what the busiest sender of each step sends, over all steps, in units of what a rank sends on average. 1 if in every
+/// step all send alike; under a causal mask many ranks want one rank's rows at once.
+/// @throws InvalidArgument as make_plan
+double busiest_sender_share(const Problem& problem, const Pattern& pattern, const Partition& partition);
+
 /// What the plan of one rank comes to.
 struct PlanFigures {
   PlanSizes sizes;
@@ -60,7 +65,7 @@ struct PlanFigures {
 };
 
 /// Calls visit(figures) for the plan of each rank, ascending. The plans themselves, which for thousands of ranks take minutes, are made
-/// only for rings of a zigzag partition and for gradients: else what is alike among ranks and among steps is counted once.
+/// only for ring-full of a zigzag partition and for gradients: else what is alike among ranks and among steps is counted once.
 /// @throws InvalidArgument as make_plan
 void for_figures_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing,
                           const std::function<void(const PlanFigures&)>& visit);

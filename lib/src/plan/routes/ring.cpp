@@ -18,34 +18,29 @@ void pass_segment(Routes& routes, const Setting& setting, std::int64_t branch, s
   const auto member = [&](std::int64_t index) -> const Member& { return members[static_cast<std::size_t>(index)]; };
   for (std::int64_t owner = 0; owner < size; ++owner) {
     for (const Rows<Global>& owned : member(owner).owned) {
-      const auto needs = [&](std::int64_t index) {
-        return index != owner && (!setting.problem.causal || member(index).last_row >= owned[0]);
+      // How far along the cyclic order a block is tells the step, so that in a step each rank gets the blocks of one other.
+      const auto needs = [&](std::int64_t distance) {
+        if (distance < 1 || distance >= size) { return false; }
+        return !setting.problem.causal || member((owner + distance) % size).last_row >= owned[0];
       };
-      if (self_index != owner && !needs(self_index)) { continue; }
-      // Walk the cyclic order from the owner: who hands the block to this rank, in which step, and who gets it next.
-      std::int64_t arrival = 0;
-      std::int64_t previous = member(owner).rank;
-      std::optional<std::int64_t> next;
-      bool passed_self = self_index == owner;
-      Hop last;  // of the block's way
-      for (std::int64_t distance = 1; distance < size && (!next || self_index == owner); ++distance) {
-        const std::int64_t index = (owner + distance) % size;
-        if (!needs(index)) { continue; }
-        last = {0, last.step + 1, member(index).rank};
-        if (passed_self) {
-          if (!next) { next = member(index).rank; }
-        } else {
-          ++arrival;
-          passed_self = index == self_index;
-          if (!passed_self) { previous = member(index).rank; }
-        }
+      const auto rank_at = [&](std::int64_t distance) { return member((owner + distance) % size).rank; };
+      const std::int64_t self_distance = (self_index - owner + size) % size;
+      if (self_distance > 0 && !needs(self_distance)) { continue; }
+      const KvBlock block{branch, head_class, segment, member(owner).rank, owned, setting.heads(branch, head_class).kv, 0};
+      if (self_distance > 0) {
+        const std::int64_t number = add_block(routes, setting.problem, block);
+        // Behind ranks that do not need it the owner begins again.
+        routes.receives.push_back({number, self_distance, needs(self_distance - 1) ? rank_at(self_distance - 1) : rank_at(0)});
+        if (needs(self_distance + 1)) { routes.sends.push_back({number, self_distance + 1, rank_at(self_distance + 1)}); }
+        continue;
       }
-      if (self_index == owner && !next) { continue; }
-      const Progression& kv_heads = setting.heads(branch, head_class).kv;
-      const std::int64_t block = add_block(routes, setting.problem, {branch, head_class, segment, member(owner).rank, owned, kv_heads, 0});
-      if (self_index != owner) { routes.receives.push_back({block, arrival, previous}); }
-      if (next) { routes.sends.push_back({block, arrival + 1, *next}); }
-      if (self_index == owner) { routes.ends.push_back({block, last.step, last.peer}); }
+      std::optional<std::int64_t> number;
+      for (std::int64_t distance = 1; distance < size; ++distance) {
+        if (!needs(distance)) { continue; }
+        if (!number) { number = add_block(routes, setting.problem, block); }
+        if (!needs(distance - 1)) { routes.sends.push_back({*number, distance, rank_at(distance)}); }
+        if (!needs(distance + 1)) { routes.ends.push_back({*number, distance, rank_at(distance)}); }
+      }
     }
   }
 }

@@ -35,7 +35,8 @@ struct Routes {
   std::vector<Hop> ends;      ///< of own blocks: which ranks give them to nobody, and when they get them; by step, peer and block
 };
 
-/// Schedule ring: each block passes along the cyclic order of the ranks that need it.
+/// Schedule ring: each block passes along the cyclic order of the ranks of its segment, by one each step; past ranks that do not need it
+/// its owner sends it, when it would have come.
 Routes ring_routes(const Setting& setting);
 
 /// Schedule ring-full: the undilated rows of every rank make ranks-1 hops.
