@@ -54,9 +54,7 @@ Int128 busiest_pairs(const Grid& grid, const Problem& problem, const Pattern& pa
   for (std::int64_t ring = 0; ring < grid.rings(); ++ring) {
     const Problem cell = cell_of(problem, grid, ring).problem;
     const PartitionKind kind = choose_partition(cell, pattern, partition, schedule, grid.seq).kind;
-    for (const Int128 pairs : pairs_of_ranks(cell, pattern, Partition(kind, cell.seq_len, grid.seq))) {
-      most = std::max(most, pairs);
-    }
+    for (const Int128 pairs : pairs_of_ranks(cell, pattern, Partition(kind, cell.seq_len, grid.seq))) { most = std::max(most, pairs); }
   }
   return most;
 }

@@ -43,7 +43,8 @@ const std::vector<Member>& HopFigures::ring_of(const Setting& setting, const Key
 
 void HopFigures::collect_ring(const Setting& setting, const Key& key) {
   const std::vector<Member>& members = ring_of(setting, key);
-  const auto self = std::lower_bound(members.begin(), members.end(), setting.rank, [](const Member& a, std::int64_t b) { return a.rank < b; });
+  const auto self =
+      std::lower_bound(members.begin(), members.end(), setting.rank, [](const Member& a, std::int64_t b) { return a.rank < b; });
   if (self == members.end() || self->rank != setting.rank) { return; }
   const std::int64_t kv_heads = setting.heads(std::get<0>(key), std::get<1>(key)).kv.count;
   const std::int64_t row_bytes = block_bytes(setting.problem, 1, kv_heads);
@@ -53,7 +54,9 @@ void HopFigures::collect_ring(const Setting& setting, const Key& key) {
     const auto at = [&](std::int64_t distance) -> const Member& { return members[static_cast<std::size_t>((owner + distance) % size)]; };
     const std::int64_t distance = (self_index - owner + size) % size;
     for (const Rows<Global>& owned : members[static_cast<std::size_t>(owner)].owned) {
-      const auto needs = [&](std::int64_t far) { return far >= 1 && far < size && (!setting.problem.causal || at(far).last_row >= owned[0]); };
+      const auto needs = [&](std::int64_t far) {
+        return far >= 1 && far < size && (!setting.problem.causal || at(far).last_row >= owned[0]);
+      };
       const std::int64_t bytes = owned.count() * row_bytes;
       if (distance > 0) {
         if (!needs(distance)) { continue; }

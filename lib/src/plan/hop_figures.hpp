@@ -49,7 +49,7 @@ class HopFigures {
   std::vector<Flow> receives_;
   std::vector<Flow> sends_;
   std::vector<std::int64_t> places_;  ///< by Flow::came
-  std::int64_t last_step_ = 0;  ///< in which something is met or moved
+  std::int64_t last_step_ = 0;        ///< in which something is met or moved
   std::vector<LinkBytes> links_;
 };
 

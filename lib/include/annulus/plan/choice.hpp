@@ -20,8 +20,8 @@ struct Ways {
 };
 
 /// Takes what was asked for and chooses the rest. Under a causal mask zigzag, if it takes more than a sixth off the busiest rank's work,
-/// with direct, which keeps the order of keys, as long as no rank is asked for too much at once (see busiest_sender_share()); else ring, whose
-/// blocks travel between neighbours alone.
+/// with direct, which keeps the order of keys, as long as no rank is asked for too much at once (see busiest_sender_share()); else ring,
+/// whose blocks travel between neighbours alone.
 /// @throws InvalidArgument as make_plan
 Ways choose_ways(const Problem& problem, const Pattern& pattern, PartitionKind partition, Schedule schedule, std::int64_t ranks);
 

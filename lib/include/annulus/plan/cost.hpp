@@ -53,8 +53,8 @@ PlanSizes sizes_of(const RingPlan& plan);
 /// @throws InvalidArgument as make_plan
 std::vector<Int128> pairs_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition);
 
-/// Under schedule direct: what the busiest sender of each step sends, over all steps, in units of what a rank sends on average. 1 if in every
-/// step all send alike; under a causal mask many ranks want one rank's rows at once.
+/// Under schedule direct: what the busiest sender of each step sends, over all steps, in units of what a rank sends on average. 1 if in
+/// every step all send alike; under a causal mask many ranks want one rank's rows at once.
 /// @throws InvalidArgument as make_plan
 double busiest_sender_share(const Problem& problem, const Pattern& pattern, const Partition& partition);
 
