@@ -7,6 +7,7 @@
 
 #include "commands.hpp"
 #include "report.hpp"
+#include "result_text.hpp"
 #include "standard_output.hpp"
 
 #include <fmt/format.h>
@@ -334,6 +335,12 @@ void print_check(const MachineCheck& check) {
 }  // namespace
 
 ExitCode execute_info(const Invocation& invocation, const Communicator& comm) {
+  if (!invocation.config.result.empty()) {
+    together(comm, [&] {
+      if (comm.rank() == 0) { say("{}", result_text(invocation.config.result, invocation.json)); }
+    });
+    return ExitCode::passed;
+  }
   const BuildInfo& build = build_info();
   std::string own;
   together(comm, [&] { own = describe_own(comm); });

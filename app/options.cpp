@@ -402,6 +402,8 @@ std::vector<Option> make_options() {
                      {Command::run, Command::check, Command::bench, Command::plan}, [](Config& c) -> auto& { return c.input; }));
   all.push_back(path("output", Scope::files, "HDF5 file to write", {Command::run, Command::bench, Command::generate},
                      [](Config& c) -> auto& { return c.output; }));
+  all.push_back(path("result", Scope::files, "what this result, or what is left of one, says of itself, instead of the machine",
+                     {Command::info}, [](Config& c) -> auto& { return c.result; }));
   all.push_back(path("csv", Scope::files, "CSV file to write", {Command::bench, Command::plan}, [](Config& c) -> auto& { return c.csv; }));
   all.push_back(path("machine", Scope::files, "TOML file of a machine's constants, from which times are predicted",
                      {Command::bench, Command::plan}, [](Config& c) -> auto& { return c.machine; }));

@@ -5,6 +5,8 @@
 #include "io/raw_dataset.hpp"
 #include "program.hpp"
 
+#include <nlohmann/json.hpp>
+
 #include <cstdint>
 #include <fcntl.h>
 #include <filesystem>
@@ -19,6 +21,8 @@
 using namespace annulus::test;
 
 namespace {
+
+using Json = nlohmann::json;
 
 constexpr int kStopped = 4;
 
@@ -158,6 +162,48 @@ TEST_CASE("A stopped run goes on where it was", "[app][parts]") {
   const std::string one = folder / "one.h5";
   CHECK(launch_annulus(ranks, run_of(seven(), one, {"--resume"})).exit_code == 0);
   CHECK_THAT(launch_annulus(ranks, run_of(seven(), one, {"--resume"})).err, contains_text("is complete already"));
+}
+
+TEST_CASE("info tells how a result was made and how far it is", "[app][parts]") {
+  const TemporaryFolder folder;
+  const std::string output = folder / "o.h5";
+  const auto told = [&](const std::string& path) { return Json::parse(annulus_with({"info", "--result", path, "--json"}).out); };
+  REQUIRE(annulus_with(run_of(seven({"--dtype", "bf16"}), output, {"--part-batch", "3", "--max-time", "1e-9"})).exit_code == kStopped);
+
+  const ProcessResult left = annulus_with({"info", "--result", output + ".unfinished"});
+  CHECK(left.exit_code == 0);
+  CHECK_THAT(left.out, contains_text("parts: 0 of 3 complete") && contains_text("left to do"));
+  CHECK(told(output + ".unfinished")["parts"]["complete"] == Json{0, 0, 0});
+
+  REQUIRE(annulus_with(run_of(seven({"--dtype", "bf16"}), output, {"--resume"})).exit_code == 0);
+  const Json whole = told(output);
+  CHECK(whole["datasets"] == Json{{{"name", "/lse"}, {"extents", {7, 4, 67}}, {"dtype", "fp32"}},
+                                  {{"name", "/o"}, {"extents", {7, 67, 4, 8}}, {"dtype", "bf16"}}});
+  CHECK(whole["parts"]["entries"] == Json{3, 2, 2});
+  CHECK(whole["parts"]["complete"] == Json{1, 1, 1});
+  // The second part has another number of entries than the first, and the third has the second's plan.
+  CHECK(whole["parts"]["plans_made"][2] == 2);
+  CHECK(whole["parts"]["memory_high_water"][0] > 0);
+  CHECK_THAT(annulus_with({"info", "--result", output}).out,
+             contains_text("/o            [7, 67, 4, 8] bf16") && contains_text("3 of 3 complete"));
+
+  const std::string single = folder / "single.h5";
+  REQUIRE(annulus_with(run_of(seven(), single)).exit_code == 0);
+  const Json of_single = told(single);
+  CHECK_THAT(of_single["provenance"]["memory"].get<std::string>(), contains_text("allocations of the system"));
+  CHECK(of_single["provenance"]["plans"] == "1 made, 0 found");
+  CHECK(of_single["parts"].empty());
+
+  const auto refused = [&](const std::string& path, const std::string& why) {
+    const ProcessResult result = annulus_with({"info", "--result", path});
+    CHECK(result.exit_code == 2);
+    CHECK_THAT(result.err, contains_text(why));
+  };
+  refused(folder / "none.h5", "No such file");
+  std::ofstream(folder / "text.h5") << "no HDF5";
+  refused(folder / "text.h5", "is not an HDF5 file");
+  REQUIRE(annulus_with({"generate", "--seq-len", "8", "--output", folder / "input.h5"}).exit_code == 0);
+  refused(folder / "input.h5", "has no /provenance");
 }
 
 TEST_CASE("What cannot be gone on with is refused", "[app][parts]") {

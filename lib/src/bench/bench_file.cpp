@@ -84,11 +84,7 @@ BenchContents read_bench_file(const std::string& path) {
     ANNULUS_EXPECTS(read.extents == rows, "{}: /rows/{} has not one value for each of {} rows", what, read.column.name, rows[0]);
     contents.columns.push_back(std::move(read.column));
   }
-  for (ReadColumn& read : read_columns(file, what, "/provenance")) {
-    auto* const texts = std::get_if<std::vector<std::string>>(&read.column.values);
-    ANNULUS_EXPECTS(texts != nullptr && texts->size() == 1, "{}: /provenance/{} is no text", what, read.column.name);
-    contents.provenance.emplace_back(std::move(read.column.name), std::move(texts->front()));
-  }
+  contents.provenance = read_texts(file, what, "/provenance");
   return contents;
 }
 

@@ -86,4 +86,14 @@ std::vector<ReadColumn> read_columns(const ReadableFile& file, const std::string
   return columns;
 }
 
+std::vector<std::pair<std::string, std::string>> read_texts(const ReadableFile& file, const std::string& what, const std::string& folder) {
+  std::vector<std::pair<std::string, std::string>> found;
+  for (ReadColumn& read : read_columns(file, what, folder)) {
+    auto* const texts = std::get_if<std::vector<std::string>>(&read.column.values);
+    ANNULUS_EXPECTS(texts != nullptr && texts->size() == 1, "{}: {}/{} is no text", what, folder, read.column.name);
+    found.emplace_back(std::move(read.column.name), std::move(texts->front()));
+  }
+  return found;
+}
+
 }  // namespace annulus

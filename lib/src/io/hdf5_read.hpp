@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace annulus {
@@ -31,5 +32,8 @@ ReadColumn read_column(const ReadableFile& file, const std::string& what, const 
 
 /// Every dataset of a folder. @throws InvalidArgument as read_column()
 std::vector<ReadColumn> read_columns(const ReadableFile& file, const std::string& what, const std::string& folder);
+
+/// Every text of a folder by its name: provenance. @throws InvalidArgument if something else is there too
+std::vector<std::pair<std::string, std::string>> read_texts(const ReadableFile& file, const std::string& what, const std::string& folder);
 
 }  // namespace annulus

@@ -63,6 +63,7 @@ struct Config {
   std::string machine;                    ///< plan, bench: TOML file of a machine's constants; empty: no times are predicted
   std::string calibrate;                  ///< bench: TOML file for the constants of this machine; empty: rows are timed instead
   bool check = false;                     ///< info: looks whether the machine is fit for the job
+  std::string result;                     ///< info: result file to describe instead of the machine; empty: none
 
   std::string preset_file;  ///< where the preset was read; empty: none
   std::string config_file;  ///< as named; empty: none
