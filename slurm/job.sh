@@ -131,6 +131,15 @@ requeue() {
   fi
 }
 
+# Passes standard input on, and fails if there was none. What ends the job must not end this before the program.
+pass_report() {
+  trap '' USR1 TERM
+  local first
+  IFS= read -r -d '' -n 1 first || return 1
+  printf '%s' "$first"
+  cat
+}
+
 # Starts the program. $1 says what a job does that has stopped with work left: end, or requeue to go on by itself.
 run_job() {
   choose_launch
@@ -140,8 +149,18 @@ run_job() {
     printf ' %q' "${command[@]}" "$program" "${arguments[@]}"
     echo
   } >&2
-  "${command[@]}" "$program" "${arguments[@]}" &
-  wait_for $!
+  # srun ends with 0 where no rank was started ("task 0 launch failed", Slurm 22.05). A rank that succeeds has always printed something.
+  local report passing
+  exec {report}> >(pass_report)
+  passing=$!
+  "${command[@]}" "$program" "${arguments[@]}" >&"$report" {report}>&- &
+  local child=$!
+  exec {report}>&-
+  wait_for "$child"
+  if ! wait "$passing" && ((code == 0)); then
+    echo "$job_script: $launcher ended with 0 but no rank has said anything: none was started" >&2
+    code=3
+  fi
   if ((code == 4)) && [[ $1 == requeue && -n ${SLURM_JOB_ID:-} ]]; then requeue; fi
   exit "$code"
 }

@@ -31,12 +31,14 @@ constexpr const char* kWithPmix = "MPI plugin types are...\n\tnone\n\tpmix\nspec
 constexpr const char* kWithoutPmix = "MPI plugin types are...\n\tnone\n\tpmi2\n";
 
 /// A folder that jobs are submitted from, with a config file, and launchers first in PATH. They print what they were given and what they
-/// see of GPUs and threads, and end with $LAUNCHER_EXIT. No variable of a job around this test reaches the script.
+/// see of GPUs and threads, and end with $LAUNCHER_EXIT, or say nothing if $SAYS_NOTHING is set. No variable of a job around this test
+/// reaches the script.
 class Submission {
  public:
   Submission() {
     const std::string launcher =
         "if [[ ${1:-} == --mpi=list ]]; then cat \"$MPI_LIST\" >&2; exit 0; fi\n"
+        "if [[ -n ${SAYS_NOTHING:-} ]]; then echo 'task 0 launch failed' >&2; exit 0; fi\n"
         "echo \"$(basename \"$0\") $*\"\n"
         "env | grep -E '^(SLURM_.*(BIND|GPU|TRES)|OMP_|OMPI_)' | sort\n"
         "if [[ -n ${WAIT_FOR_SIGNAL:-} ]]; then\n"
@@ -223,6 +225,16 @@ TEST_CASE("the exit code of the job is the launcher's") {
       CHECK(result.exit_code == code);
     }
   }
+}
+
+TEST_CASE("a launcher that succeeds without having started a rank is a failure") {
+  const Submission submission;
+
+  const ProcessResult result = submission.run({"job.toml"}, with(kTwoNodes, {"LAUNCHER=srun", "SAYS_NOTHING=1"}));
+
+  INFO(result.out << result.err);
+  CHECK(result.exit_code == 3);
+  CHECK_THAT(result.err, contains_text("run.sbatch: srun ended with 0 but no rank has said anything"));
 }
 
 TEST_CASE("a signal for the job reaches the launcher") {
