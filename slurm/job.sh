@@ -140,6 +140,20 @@ pass_report() {
   cat
 }
 
+# Starts `command` with the program and waits for it. Sets `code`, `ended`, and whether any rank `spoke`: srun ends with 0 where none was
+# started ("task 0 launch failed", Slurm 22.05), and a rank that succeeds has always printed something.
+start_program() {
+  local report passing child
+  exec {report}> >(pass_report)
+  passing=$!
+  "${command[@]}" "$program" "${arguments[@]}" >&"$report" {report}>&- &
+  child=$!
+  exec {report}>&-
+  wait_for "$child"
+  spoke=yes
+  wait "$passing" || spoke=no
+}
+
 # Starts the program. $1 says what a job does that has stopped with work left: end, or requeue to go on by itself.
 run_job() {
   choose_launch
@@ -149,15 +163,16 @@ run_job() {
     printf ' %q' "${command[@]}" "$program" "${arguments[@]}"
     echo
   } >&2
-  # srun ends with 0 where no rank was started ("task 0 launch failed", Slurm 22.05). A rank that succeeds has always printed something.
-  local report passing
-  exec {report}> >(pass_report)
-  passing=$!
-  "${command[@]}" "$program" "${arguments[@]}" >&"$report" {report}>&- &
-  local child=$!
-  exec {report}>&-
-  wait_for "$child"
-  if ! wait "$passing" && ((code == 0)); then
+  start_program
+  # A step that was killed can leave files on a node (Slurm's pmix.<job>.<step>, seen with 22.05), on which the step of the same number falls
+  # when its job has been requeued. The next step has another number.
+  local again
+  for again in 1 2; do
+    if ((code != 0)) || [[ $spoke == yes || $ended == yes ]]; then break; fi
+    echo "$job_script: $launcher ended with 0 but no rank has said anything: none was started; once more ($again)" >&2
+    start_program
+  done
+  if ((code == 0)) && [[ $spoke == no ]]; then
     echo "$job_script: $launcher ended with 0 but no rank has said anything: none was started" >&2
     code=3
   fi

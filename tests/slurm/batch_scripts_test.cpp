@@ -31,14 +31,14 @@ constexpr const char* kWithPmix = "MPI plugin types are...\n\tnone\n\tpmix\nspec
 constexpr const char* kWithoutPmix = "MPI plugin types are...\n\tnone\n\tpmi2\n";
 
 /// A folder that jobs are submitted from, with a config file, and launchers first in PATH. They print what they were given and what they
-/// see of GPUs and threads, and end with $LAUNCHER_EXIT, or say nothing if $SAYS_NOTHING is set. No variable of a job around this test
-/// reaches the script.
+/// see of GPUs and threads, and end with $LAUNCHER_EXIT, or end with 0 before that the first $SAYS_NOTHING times. No variable of a job
+/// around this test reaches the script.
 class Submission {
  public:
   Submission() {
     const std::string launcher =
         "if [[ ${1:-} == --mpi=list ]]; then cat \"$MPI_LIST\" >&2; exit 0; fi\n"
-        "if [[ -n ${SAYS_NOTHING:-} ]]; then echo 'task 0 launch failed' >&2; exit 0; fi\n"
+        "if (($(cat silent 2>/dev/null | wc -l) < ${SAYS_NOTHING:-0})); then echo >>silent; echo 'task 0 launch failed' >&2; exit 0; fi\n"
         "echo \"$(basename \"$0\") $*\"\n"
         "env | grep -E '^(SLURM_.*(BIND|GPU|TRES)|OMP_|OMPI_)' | sort\n"
         "if [[ -n ${WAIT_FOR_SIGNAL:-} ]]; then\n"
@@ -227,14 +227,19 @@ TEST_CASE("the exit code of the job is the launcher's") {
   }
 }
 
-TEST_CASE("a launcher that succeeds without having started a rank is a failure") {
+TEST_CASE("ranks that a launcher has not started are started once more, and a job without any fails") {
   const Submission submission;
 
-  const ProcessResult result = submission.run({"job.toml"}, with(kTwoNodes, {"LAUNCHER=srun", "SAYS_NOTHING=1"}));
+  const ProcessResult late = submission.run({"job.toml"}, with(kTwoNodes, {"LAUNCHER=srun", "SAYS_NOTHING=2"}));
+  const ProcessResult never = submission.run({"job.toml"}, with(kTwoNodes, {"LAUNCHER=srun", "SAYS_NOTHING=9"}));
 
-  INFO(result.out << result.err);
-  CHECK(result.exit_code == 3);
-  CHECK_THAT(result.err, contains_text("run.sbatch: srun ended with 0 but no rank has said anything"));
+  INFO(late.out << late.err << never.out << never.err);
+  CHECK(late.exit_code == 0);
+  CHECK_THAT(late.out, contains_text("srun --mpi=pmix "));
+  CHECK_THAT(late.err, contains_text("none was started; once more (2)\n"));
+  CHECK(never.exit_code == 3);
+  CHECK(never.out.empty());
+  CHECK_THAT(never.err, contains_text("run.sbatch: srun ended with 0 but no rank has said anything: none was started\n"));
 }
 
 TEST_CASE("a signal for the job reaches the launcher") {

@@ -267,6 +267,23 @@ TEST_CASE("the tasks of an array have their number in their flags and in the nam
   CHECK_THAT(std::string(RawDataset(second, "/provenance/config").as<char>()), contains_text("seed = 42\n"));
 }
 
+TEST_CASE("a step that finds the leavings of a killed one in its place is started as another") {
+  const Cluster* const slurm = cluster();
+  if (slurm == nullptr) { return; }
+  if (slurm->launchers().front() != "srun") { return; }
+  const Submission submission(*slurm);
+  const std::string job = submission.submit("--hold", "check.sbatch", "job.toml", "srun");
+  std::filesystem::create_directory(slurm->spool() + "/pmix." + job + ".0");
+
+  submission.run("scontrol release " + job);
+  const std::string end = submission.end_of(job);
+
+  const std::string verdict = read_text(submission.folder() / "annulus-check-" + job + ".out");
+  INFO(verdict << slurm->last_words());
+  CHECK(end == "COMPLETED 0:0");
+  CHECK_THAT(verdict, contains_text("PASS configured problem"));
+}
+
 TEST_CASE("a job that is cancelled ends and leaves no result") {
   const Cluster* const slurm = cluster();
   if (slurm == nullptr) { return; }
