@@ -12,7 +12,7 @@ namespace annulus {
 
 namespace {
 
-constexpr std::int64_t kSteps = 11;
+constexpr std::int64_t kSteps = 7;
 /// The first messages connect the ranks and touch the memory.
 constexpr std::int64_t kWarmSteps = 2;
 
