@@ -14,6 +14,7 @@
 #include "commands.hpp"
 #include "config_file.hpp"
 #include "launcher.hpp"
+#include "manual.hpp"
 #include "options.hpp"
 #include "same_job.hpp"
 #include "signals.hpp"
@@ -34,6 +35,7 @@
 #include <sstream>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -58,35 +60,24 @@ void add_options(Subcommand& sub) {
   for (const Option& option : options()) {
     if (!option.is_of(sub.command)) { continue; }
     CLI::Option* flag = sub.parser->add_option("--" + std::string(option.name), sub.typed[option.name], option.help)
-                            ->group(std::string(to_string(option.scope)));
-    switch (option.kind) {
-      case ValueKind::boolean:
-        flag->expected(0, 1)->default_str("true")->type_name("[true|false]");
-        break;
-      case ValueKind::integers:
-      case ValueKind::counts:
-        flag->type_name("N,N,...");
-        break;
-      case ValueKind::integer:
-        flag->type_name("N");
-        break;
-      case ValueKind::real:
-        flag->type_name("X");
-        break;
-      case ValueKind::texts:
-        flag->type_name("KEY=VALUES")->multi_option_policy(CLI::MultiOptionPolicy::Join);
-        break;
-      case ValueKind::text:
-        flag->type_name("NAME");
-        break;
-    }
+                            ->group(std::string(to_string(option.scope)))
+                            ->type_name(std::string(value_name_of(option)));
+    if (option.kind == ValueKind::boolean) { flag->expected(0, 1)->default_str("true"); }
+    if (option.kind == ValueKind::texts) { flag->multi_option_policy(CLI::MultiOptionPolicy::Join); }
   }
-  sub.parser->add_option("--preset", sub.preset, "named configuration, below --config and flags; list: what there is")
-      ->type_name("NAME")
-      ->group("Configuration");
-  sub.parser->add_option("--config", sub.file, "TOML file of options, below flags")->type_name("FILE")->group("Configuration");
-  sub.parser->add_flag("--print-config", sub.print_config, "print the configuration as TOML and stop")->group("Configuration");
-  sub.parser->add_flag("--json", sub.json, "print the result as JSON")->group("Configuration");
+  const auto add_common = [&](const CommonFlag& common, auto& variable) {
+    const std::string name = "--" + std::string(common.name);
+    const std::string help(common.help);
+    if constexpr (std::is_same_v<std::remove_reference_t<decltype(variable)>, bool>) {
+      sub.parser->add_flag(name, variable, help)->group("Configuration");
+    } else {
+      sub.parser->add_option(name, variable, help)->type_name(std::string(common.value_name))->group("Configuration");
+    }
+  };
+  add_common(kPresetFlag, sub.preset);
+  add_common(kConfigFlag, sub.file);
+  add_common(kPrintConfigFlag, sub.print_config);
+  add_common(kJsonFlag, sub.json);
 }
 
 /// Applies --config, which is read. What it says of other commands is not used, which may be meant (one file for run and plan) and is said.
@@ -178,26 +169,30 @@ Invocation invocation_of(const Subcommand& chosen, int argc, char** argv) {
 
 int run_main(int argc, char** argv) {
   StopRequest stop;  // first of all: the time of the job counts from here
-  CLI::App parser{"Ring dilated attention over sequences too long for one GPU."};
+  CLI::App parser{std::string(program_help())};
   parser.name("annulus");
-  parser.footer(
-      "Exit codes: 0 passed; 1 a check failed, or a result is not finite; 2 bad usage, configuration or input; 3 a failure at run time;\n"
-      "4 stopped by SIGUSR1, SIGTERM or --max-time with work left.");
+  parser.footer(std::string(exit_codes_help()));
   parser.set_version_flag("--version", std::string(build_info().version));
+  std::string manual;
+  const auto print_manual = [&](const std::string& name, const std::string& help, std::string (*text)()) {
+    parser.add_flag_callback(
+        name,
+        [&manual, text] {
+          manual = text();
+          throw CLI::Success();
+        },
+        help);
+  };
+  print_manual("--man-page", "print the manual page of all commands and options, for man -l, and exit", man_page);
+  print_manual("--bash-completion",
+               "print what completes commands, options and values in bash (source <(annulus --bash-completion)), and exit",
+               bash_completion);
   parser.require_subcommand(1);
-  std::array<Subcommand, 6> subcommands;
-  const std::array<std::pair<Command, const char*>, 6> names{{
-      {Command::run, "compute one attention from a file or generated input; write outputs, timings and provenance"},
-      {Command::check, "run and compare with an independent fp64 oracle"},
-      {Command::bench, "check, then time: warm-up and repetitions; one configuration or a sweep"},
-      {Command::plan, "print memory, traffic, FLOPs and, of a known machine, times for any number of ranks, without running"},
-      {Command::info, "versions, backends, transports, kernels, GPUs and their links, and which rank runs where"},
-      {Command::generate, "write a random Q, K, V file, the same for any number of ranks"},
-  }};
-  for (std::size_t i = 0; i < names.size(); ++i) {
-    const auto& [command, help] = names[i];
-    subcommands[i].command = command;
-    subcommands[i].parser = parser.add_subcommand(std::string(to_string(command)), help);
+  std::array<Subcommand, EnumNames<Command>::values.size()> subcommands;
+  for (std::size_t i = 0; i < subcommands.size(); ++i) {
+    subcommands[i].command = EnumNames<Command>::values[i].first;
+    subcommands[i].parser =
+        parser.add_subcommand(std::string(to_string(subcommands[i].command)), std::string(help_of(subcommands[i].command)));
     add_options(subcommands[i]);
   }
   const bool speaks = launched_rank() == 0;
@@ -230,9 +225,9 @@ int run_main(int argc, char** argv) {
       }
     }
   } catch (const CLI::Success& wanted) {
-    std::ostringstream text;  // of --help and --version
+    std::ostringstream text;  // of --help and --version; others print nothing here
     parser.exit(wanted, text, text);
-    return print_and_pass(speaks ? text.str() : std::string());
+    return print_and_pass(speaks ? text.str() + manual : std::string());
   } catch (const CLI::ParseError& error) {
     const std::vector<std::string> unknown = parser.remaining(true);
     std::string message = unknown.empty() ? error.what() : fmt::format("unknown argument {}; --help lists what there is", unknown.front());

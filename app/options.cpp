@@ -55,6 +55,7 @@ Option choice(std::string_view name, Scope scope, const std::string& help, std::
     value = std::string(to_string(field(copy)));
     return true;
   };
+  for (const auto& entry : EnumNames<Enum>::values) { option.choices.push_back(entry.second); }
   return option;
 }
 
@@ -85,6 +86,7 @@ Option path(std::string_view name, Scope scope, std::string help, std::vector<Co
     value = field(copy);
     return !field(copy).empty();
   };
+  option.names_file = true;
   return option;
 }
 
@@ -488,6 +490,51 @@ std::vector<std::int64_t> parse_counts(std::string_view name, std::string_view t
 }
 
 }  // namespace
+
+std::string_view program_help() { return "Ring dilated attention over sequences too long for one GPU."; }
+
+std::string_view help_of(Command command) {
+  switch (command) {
+    case Command::run:
+      return "compute one attention from a file or generated input; write outputs, timings and provenance";
+    case Command::check:
+      return "run and compare with an independent fp64 oracle";
+    case Command::bench:
+      return "check, then time: warm-up and repetitions; one configuration or a sweep";
+    case Command::plan:
+      return "print memory, traffic, FLOPs and, of a known machine, times for any number of ranks, without running";
+    case Command::info:
+      return "versions, backends, transports, kernels, GPUs and their links, and which rank runs where";
+    case Command::generate:
+      break;
+  }
+  return "write a random Q, K, V file, the same for any number of ranks";
+}
+
+std::string_view exit_codes_help() {
+  return "Exit codes: 0 passed; 1 a check failed, or a result is not finite; 2 bad usage, configuration or input; 3 a failure at run "
+         "time;\n"
+         "4 stopped by SIGUSR1, SIGTERM or --max-time with work left.";
+}
+
+std::string_view value_name_of(const Option& option) {
+  switch (option.kind) {
+    case ValueKind::boolean:
+      return "[true|false]";
+    case ValueKind::integers:
+    case ValueKind::counts:
+      return "N,N,...";
+    case ValueKind::integer:
+      return "N";
+    case ValueKind::real:
+      return "X";
+    case ValueKind::texts:
+      return "KEY=VALUES";
+    case ValueKind::text:
+      break;
+  }
+  return "NAME";
+}
 
 bool Option::is_of(Command command) const { return std::find(commands.begin(), commands.end(), command) != commands.end(); }
 

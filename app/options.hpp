@@ -82,9 +82,29 @@ struct Option {
   std::vector<Command> commands;  ///< whose flags it is among
   std::function<void(Draft&, const Value&)> set;
   std::function<bool(const Config&, Value&)> get;  ///< false: unset, not printed
+  std::vector<std::string_view> choices = {};      ///< all values there are; empty where there is no such list
+  bool names_file = false;
 
   bool is_of(Command command) const;
 };
+
+/// A flag of every command that is no option, since it says where options come from or what is printed.
+struct CommonFlag {
+  std::string_view name;
+  std::string_view value_name;  ///< empty: it takes no value
+  std::string_view help;
+};
+constexpr CommonFlag kPresetFlag{"preset", "NAME", "named configuration, below --config and flags; list: what there is"};
+constexpr CommonFlag kConfigFlag{"config", "FILE", "TOML file of options, below flags"};
+constexpr CommonFlag kPrintConfigFlag{"print-config", "", "print the configuration as TOML and stop"};
+constexpr CommonFlag kJsonFlag{"json", "", "print the result as JSON"};
+constexpr std::array<CommonFlag, 4> kCommonFlags{kPresetFlag, kConfigFlag, kPrintConfigFlag, kJsonFlag};
+
+/// What the program is, what a command does, what its exit codes are and what a value of an option is called, in --help and elsewhere.
+std::string_view program_help();
+std::string_view help_of(Command command);
+std::string_view exit_codes_help();
+std::string_view value_name_of(const Option& option);
 
 /// All options, in the order of --help and --print-config.
 const std::vector<Option>& options();

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# bin/annulus, share/annulus/presets and machines, and the library with its headers as a CMake package (`find_package(annulus)`, annulus::lib).
+# bin/annulus with its manual page and completion, share/annulus/presets and machines, and the library with its headers as a CMake package (`find_package(annulus)`, annulus::lib).
 include(CMakePackageConfigHelpers)
 
 install(TARGETS annulus RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
@@ -9,6 +9,8 @@ install(
   ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}"
   FILE_SET HEADERS DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
 install(DIRECTORY configs/presets configs/machines DESTINATION "${CMAKE_INSTALL_DATADIR}/annulus" FILES_MATCHING PATTERN "*.toml")
+install(FILES "${PROJECT_BINARY_DIR}/app/annulus.1" DESTINATION "${CMAKE_INSTALL_MANDIR}/man1")
+install(FILES "${PROJECT_BINARY_DIR}/app/annulus.bash" DESTINATION "${CMAKE_INSTALL_DATADIR}/bash-completion/completions" RENAME annulus)
 
 set(package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/annulus")
 install(
