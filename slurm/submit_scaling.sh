@@ -18,7 +18,8 @@ NODES are numbers, ascending: 1,2,4,8. A rank is a GPU: --ntasks-per-node says h
   slurm/submit_scaling.sh strong 1,2,4,8 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=12 big.toml --backend cuda
   slurm/submit_scaling.sh --dry-run weak-flops 1,2,4,8 big.toml
 
-Options of sbatch are written --NAME=VALUE. The rows of a point are in scaling-KIND-<ranks>.h5 and .csv, and its report in
+Options of sbatch are written --NAME=VALUE, but for --exclusive, --contiguous and --hold. Nodes that other jobs share are not measured:
+--exclusive where the site does not see to it. The rows of a point are in scaling-KIND-<ranks>.h5 and .csv, and its report in
 slurm-scaling-KIND-<ranks>-<job id>.out. --dry-run prints the commands and submits nothing. Submitting the same study again goes on where its
 jobs stopped.
 TEXT
@@ -53,7 +54,7 @@ shift 2
 options=()
 ranks_per_node=4
 while [[ ${1:-} == -* ]]; do
-  [[ $1 == --*=* ]] || fail "an option of sbatch is '$1'; it is written --NAME=VALUE"
+  [[ $1 == --*=* || $1 =~ ^--(exclusive|contiguous|hold)$ ]] || fail "an option of sbatch is '$1'; it is written --NAME=VALUE"
   if [[ $1 == --ntasks-per-node=* ]]; then ranks_per_node=${1#*=}; else options+=("$1"); fi
   shift
 done

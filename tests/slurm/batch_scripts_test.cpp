@@ -433,11 +433,11 @@ TEST_CASE("a study submits what --dry-run prints") {
   const Submission submission;
 
   const ProcessResult result = submission.run_script(
-      "submit_scaling.sh", {"strong", "1,3", "--ntasks-per-node=8", "--gpus-per-node=8", "job.toml", "--dtype", "bf16"}, {});
+      "submit_scaling.sh", {"strong", "1,3", "--ntasks-per-node=8", "--exclusive", "--gpus-per-node=8", "job.toml", "--dtype", "bf16"}, {});
 
   INFO(result.out << result.err);
   CHECK(result.exit_code == 0);
-  const std::string point = "--job-name=scaling-strong-24 --nodes=3 --ntasks-per-node=8 --gpus-per-node=8 " + kScripts +
+  const std::string point = "--job-name=scaling-strong-24 --nodes=3 --ntasks-per-node=8 --exclusive --gpus-per-node=8 " + kScripts +
                             "/scaling.sbatch job.toml --dtype bf16 --output scaling-strong-24.h5 --csv scaling-strong-24.csv";
   CHECK_THAT(result.out, contains_text("sbatch " + point));
   CHECK_THAT(result.out, contains_text("Submitted " + point + "\n"));
