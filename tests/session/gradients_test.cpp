@@ -96,7 +96,8 @@ Run run(const Config& config) {
   Session session(resolved, comm);
   session.load();
   session.run();
-  return {check_session(session, 0), gradients(session)};
+  // Of a grid no executor has all batch entries and heads.
+  return {check_session(session, 0), session.rings().size() == 1 ? gradients(session) : std::vector<std::byte>()};
 }
 
 void expect_right(const Config& config) {
