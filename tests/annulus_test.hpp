@@ -7,6 +7,7 @@
 
 #if ANNULUS_CATCH2_MAJOR >= 3
 #include <catch2/catch_all.hpp>
+using Catch::Approx;  // where Catch2 2.13 has it
 #else
 #include <catch2/catch.hpp>
 #endif

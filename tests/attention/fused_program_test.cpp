@@ -125,16 +125,20 @@ void check_program(const RingPlan& plan, Counts& counts) {
   std::map<std::int64_t, std::int64_t> branch_of_place;
   for (std::int64_t head = 0; !program.entries.empty() && head < plan.problem.heads; ++head) {
     std::int64_t entry = program.begin[static_cast<std::size_t>(head)];
-    std::set<std::int64_t> seen;
+    // Every row meets the extra keys once, apart from its branches: also where the rows of the shard lie in several pieces.
+    std::map<std::pair<std::int64_t, std::int64_t>, int> extra_places;
     for (; entry < program.begin[static_cast<std::size_t>(head) + 1]; ++entry) {
       for (std::int64_t b = 0; b < plan.problem.batch; ++b) {
         for (std::int64_t row = 0; row < plan.local_rows; ++row) {
           const auto place = place_in(program.entries[static_cast<std::size_t>(entry)], b, row);
           if (!place) { continue; }
           REQUIRE(branch_of_place.emplace(*place, entry).second);
+          if (program.entries[static_cast<std::size_t>(entry)].extra) { ++extra_places[{b, row}]; }
         }
       }
     }
+    REQUIRE(std::ssize(extra_places) == (plan.problem.extra_keys > 0 ? plan.problem.batch * plan.local_rows : 0));
+    for (const auto& [row, places] : extra_places) { REQUIRE(places == 1); }
   }
   Meetings of_records;
   std::map<QueryRow, std::int64_t> place_of_row;
@@ -169,6 +173,7 @@ void check_program(const RingPlan& plan, Counts& counts) {
               REQUIRE(entry >= program.begin[static_cast<std::size_t>(head)]);
               REQUIRE(entry < program.begin[static_cast<std::size_t>(head) + 1]);
               REQUIRE(place_in(found, record.q_batch, local) == place);
+              REQUIRE((!found.extra || extra));
               branch = entry;
             }
             const QueryRow row{branch, record.q_batch, local, head};

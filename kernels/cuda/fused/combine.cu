@@ -42,12 +42,12 @@ template <class Use>
 __device__ __forceinline__ void for_each_partial(const CombineTask& task, int vectors, std::int64_t batch, std::int64_t row, int head,
                                                  int lane, Use&& use) {
   const std::int32_t end = __ldg(task.begin + head + 1);
-  const std::int32_t extra = task.extra_keys > 0 ? end - 1 : end;
   for (std::int32_t first = __ldg(task.begin + head); first < end; first += kWarpSize) {
     std::int64_t unit = 0;
     int in_unit = 0;
     float zero_keys = 0.0F;
     bool holds = false;
+    bool extra = false;
     if (first + lane < end) {
       const CombineEntry entry = task.entries[first + lane];
       std::int64_t segment = 0;
@@ -56,12 +56,14 @@ __device__ __forceinline__ void for_each_partial(const CombineTask& task, int ve
       unit = entry.partial + batch * entry.batch_step + segment * entry.segment_step + index / kGroupRows;
       in_unit = static_cast<int>(index % kGroupRows);
       zero_keys = static_cast<float>(entry.zero_keys);
+      extra = entry.extra;
     }
+    const unsigned extras = __ballot_sync(kAllLanes, extra);
     for (unsigned hits = __ballot_sync(kAllLanes, holds); hits != 0; hits &= hits - 1) {
       const int hit = __ffs(static_cast<int>(hits)) - 1;
       const std::int64_t hit_unit = __shfl_sync(kAllLanes, unit, hit);
       use(RowPlace{static_cast<const float4*>(task.partial) + hit_unit * vectors, __shfl_sync(kAllLanes, in_unit, hit),
-                   __shfl_sync(kAllLanes, zero_keys, hit), first + hit >= extra});
+                   __shfl_sync(kAllLanes, zero_keys, hit), (extras >> hit & 1U) != 0});
     }
   }
 }
@@ -130,7 +132,7 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant
     if (task.combine != Combine::lse) {
       if (place.extra) {
         weight = covering > 0 ? weight_of_extra : 1.0F / branch.sum;
-      } else if (task.extra_keys > 0) {
+      } else if (extra.sum != 0.0F) {
         // One softmax over the branch's keys and the extra ones.
         const float larger = fmaxf(branch.max, extra.max);
         const float own = exp2_fast(branch.max - larger);

@@ -70,7 +70,6 @@ class FusedAttention final : public PlannedAttention {
     combine_.heads = problem.heads;
     combine_.head_dim = problem.head_dim;
     combine_.output_scale = static_cast<float>(output_scale(plan.pattern));
-    combine_.extra_keys = problem.extra_keys;
     combine_.partial = partials_.get();
     combine_.entries = reinterpret_cast<const fused::CombineEntry*>(entries_.get());
     combine_.begin = reinterpret_cast<const std::int32_t*>(begin_.get());

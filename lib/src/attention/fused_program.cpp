@@ -181,6 +181,7 @@ class Maker {
       entry.batch_step = item->segments * entry.segment_step;
       entry.partial = groups_.at(key_of(*item)).partial;
       entry.zero_keys = groups_.at(key_of(*item)).zero_keys;
+      entry.extra = plan_.problem.is_extra(item->k_global[0]);
       for (std::int64_t j = 0; j < item->heads.kv.count; ++j) {
         for (std::int64_t i = 0; i < item->heads.q_per_kv; ++i) {
           const std::int64_t head = item->heads.q_first + j * item->heads.kv.stride * plan_.problem.group_size() + i;

@@ -109,6 +109,7 @@ struct CombineEntry {
   std::int64_t batch_step = 0;
   std::int64_t segment_step = 0;
   std::int64_t zero_keys = 0;  ///< keys of score 0 and value 0 that each of the rows sees besides
+  bool extra = false;          ///< of the keys that every row sees, as FinishTask::extra; else of a branch
 };
 
 /// Turns partials into rows of O and LSE, as FinishTask says: combined in the order of the entries, rounded once; O 0 and LSE -inf where no
@@ -121,9 +122,8 @@ struct CombineTask {
   std::int64_t heads = 0;
   std::int64_t head_dim = 0;
   float output_scale = 1.0F;
-  std::int64_t extra_keys = 0;            ///< that every row sees: if any, the last entry of each head is theirs, as FinishTask::extra
   const void* partial = nullptr;          ///< float4, as Arguments::partial
-  const CombineEntry* entries = nullptr;  ///< by head
+  const CombineEntry* entries = nullptr;  ///< by head, those of extra keys last
   const std::int32_t* begin = nullptr;    ///< [heads + 1]: where the entries of a head begin
   void* out = nullptr;                    ///< [batch, rows, heads, head_dim]
   float* lse = nullptr;                   ///< [batch, heads, rows]
