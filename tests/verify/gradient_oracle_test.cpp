@@ -6,6 +6,7 @@
 #include <annulus_test.hpp>
 
 #include "memory_source.hpp"
+#include "verify/rounding.hpp"
 
 #include <algorithm>
 #include <array>
@@ -205,6 +206,28 @@ TEST_CASE("the gradient of a row that sees one key is that of its value alone") 
     CHECK(std::abs(found.dq.exact[i]) < 1e-15);
     CHECK(std::abs(found.dk.exact[i]) < 1e-15);
     CHECK(found.dv.exact[i] == static_cast<double>(scattered_values(3)(Tensor::dout, 0, i / 2, 0, i % 2)));
+  }
+}
+
+TEST_CASE("a plain run rounds the gradients of scores where its products take no more") {
+  Problem problem = make_problem(2, 1, 1, 1);
+  problem.dtype = DType::bf16;
+  problem.scale = 1.0;
+  // K is 1 and -1/2, V 1 and 0, all else 1: with D the gradient of the first score, that of the second is -D, and dQ 3/2 of D.
+  const MemorySource source(problem, [](Tensor tensor, std::int64_t, std::int64_t token, std::int64_t, std::int64_t) {
+    if (tensor == Tensor::k) { return token == 0 ? 1.0F : -0.5F; }
+    return tensor == Tensor::v && token == 1 ? 0.0F : 1.0F;
+  });
+  const double share = 1.0 / (1.0 + std::exp(-1.5));
+  const auto of_score = static_cast<float>(share * (1.0 - share));
+  const float once = round_to(DType::bf16, 1.5F * of_score);
+  const float twice = round_to(DType::bf16, 1.5F * round_to(DType::bf16, of_score));
+  REQUIRE(once != twice);
+
+  for (const auto& [probabilities, expected] : {std::pair{PlainProbabilities::kept, once}, {PlainProbabilities::rounded, twice}}) {
+    const GradientRows found = oracle_gradients(source, problem, {}, all_rows(problem), {0, 1}, probabilities, 1);
+    CHECK(found.dq.plain[0] == expected);
+    CHECK(found.dq.exact[0] == Approx(1.5 * share * (1.0 - share)).epsilon(1e-14));
   }
 }
 

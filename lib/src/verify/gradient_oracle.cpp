@@ -2,6 +2,7 @@
 #include <annulus/verify/gradient_oracle.hpp>
 
 #include <annulus/core/error.hpp>
+#include <annulus/pattern/progression.hpp>
 
 #include "definition.hpp"
 #include "in_order.hpp"
@@ -19,6 +20,7 @@ namespace annulus {
 namespace {
 
 constexpr std::int64_t kLanes = 8;                           // sums of a product that run side by side
+constexpr std::int64_t kQueriesAtATime = 16;                 // of a thread
 constexpr std::int64_t kReadBytes = std::int64_t{16} << 20;  // of all heads of a tensor at a time
 
 template <class Real>
@@ -62,12 +64,13 @@ template <class Real>
 class HeadGradients {
  public:
   HeadGradients(const Problem& problem, const Pattern& pattern, PlainProbabilities probabilities, const Asked& asked, std::int64_t head,
-                const HeadRows<Real>& q, const HeadRows<Real>& k, const HeadRows<Real>& v, const HeadRows<Real>& dout)
+                int threads, const HeadRows<Real>& q, const HeadRows<Real>& k, const HeadRows<Real>& v, const HeadRows<Real>& dout)
       : problem_(problem),
         pattern_(pattern),
         rounds_(std::is_same_v<Real, float> && probabilities != PlainProbabilities::kept),
         asked_(asked),
         head_(head),
+        threads_(threads),
         q_(q),
         k_(k),
         v_(v),
@@ -135,6 +138,18 @@ class HeadGradients {
     return static_cast<Real>(problem_.scale) * dot(row(q_, query), row(k_, key), problem_.head_dim);
   }
 
+  /// Calls visit(worker, query) for the segment's queries that are needed, by several threads: what is kept of a query is its own.
+  template <class Visit>
+  void for_each_needed(const Segment& segment, const Visit& visit) {
+    const std::int64_t queries = std::ssize(segment.tokens);
+    for_each_parallel(ceil_div(queries, kQueriesAtATime), threads_, [&](std::int64_t worker, std::int64_t part) {
+      const std::int64_t end = std::min((part + 1) * kQueriesAtATime, queries);
+      for (std::int64_t i = part * kQueriesAtATime; i < end; ++i) {
+        if (needed_[segment.tokens[i]]) { visit(worker, segment.tokens[i]); }
+      }
+    });
+  }
+
   /// The forward pass of all rows that are needed: maxima first, then sums.
   void attend() {
     const std::int64_t softmaxes = pattern_.mixing == Mixing::lse ? 1 : std::ssize(pattern_.branches);
@@ -145,24 +160,23 @@ class HeadGradients {
       softmax.acc.assign(problem_.seq_len * problem_.head_dim, Real{0});
       softmax.delta.assign(problem_.seq_len, Real{0});
     }
+    List<double> max_scores(std::max(1, threads_), 0.0);
     for (const Segment& segment : segments_) {
-      Softmax& softmax = softmaxes_[softmax_of(segment.branch)];
-      for (const std::int64_t query : segment.tokens) {
-        if (!needed_[query]) { continue; }
-        Real& max = softmax.max[query];
+      for_each_needed(segment, [&](std::int64_t worker, std::int64_t query) {
+        Real& max = softmaxes_[softmax_of(segment.branch)].max[query];
         if (segment.zeros > 0) { max = std::max(max, Real{0}); }
         const std::int64_t keys = visible(segment, query);
         for (std::int64_t j = 0; j < keys; ++j) {
           const Real found = score(query, segment.tokens[j]);
           max = std::max(max, found);
-          max_score_ = std::max(max_score_, std::abs(static_cast<double>(found)));
+          max_scores[worker] = std::max(max_scores[worker], std::abs(static_cast<double>(found)));
         }
-      }
+      });
     }
+    for (const double score : max_scores) { max_score_ = std::max(max_score_, score); }
     for (const Segment& segment : segments_) {
-      Softmax& softmax = softmaxes_[softmax_of(segment.branch)];
-      for (const std::int64_t query : segment.tokens) {
-        if (!needed_[query]) { continue; }
+      for_each_needed(segment, [&](std::int64_t /*worker*/, std::int64_t query) {
+        Softmax& softmax = softmaxes_[softmax_of(segment.branch)];
         if (segment.zeros > 0) { softmax.sum[query] += static_cast<Real>(segment.zeros) * std::exp(-softmax.max[query]); }
         const std::int64_t keys = visible(segment, query);
         for (std::int64_t j = 0; j < keys; ++j) {
@@ -170,7 +184,7 @@ class HeadGradients {
           softmax.sum[query] += probability;
           add_scaled(operand(probability), row(v_, segment.tokens[j]), problem_.head_dim, row(softmax.acc, query));
         }
-      }
+      });
     }
     factor_.assign(problem_.seq_len, Real{0});
     for (std::int64_t query = 0; query < problem_.seq_len; ++query) {
@@ -198,8 +212,8 @@ class HeadGradients {
         const Real probability = factor_[query] * std::exp(score(query, key) - softmax.max[query]) / softmax.sum[query];
         const Real of_score =
             static_cast<Real>(problem_.scale) * probability * (dot(row(dout_, query), row(v_, key), head_dim) - softmax.delta[query]);
-        add_scaled(of_score, row(k_, key), head_dim, row(dq, query));
-        add_scaled(of_score, row(q_, query), head_dim, row(dk, key));
+        add_scaled(operand(of_score), row(k_, key), head_dim, row(dq, query));
+        add_scaled(operand(of_score), row(q_, query), head_dim, row(dk, key));
         add_scaled(operand(probability), row(dout_, query), head_dim, row(dv, key));
       }
     }
@@ -210,6 +224,7 @@ class HeadGradients {
   bool rounds_;
   const Asked& asked_;
   std::int64_t head_;
+  int threads_;
   const HeadRows<Real>& q_;
   const HeadRows<Real>& k_;
   const HeadRows<Real>& v_;
@@ -310,6 +325,7 @@ class Gradients {
     result_.query_count += heads * problem_.seq_len * problem_.head_dim;
     result_.key_count += kv_heads_.count * problem_.seq_len * problem_.head_dim;
     List<double> max_scores(kv_heads_.count, 0.0);
+    threads_of_head_ = std::max(1, threads_ / static_cast<int>(std::max<std::int64_t>(1, kv_heads_.count)));
     for_each_parallel(kv_heads_.count, threads_, [&](std::int64_t /*worker*/, std::int64_t kv_head) {
       const std::span<const HeadRows<float>> queries = std::span(q).subspan(static_cast<std::size_t>(kv_head * group), group_of());
       const std::span<const HeadRows<float>> douts = std::span(dout).subspan(static_cast<std::size_t>(kv_head * group), group_of());
@@ -336,7 +352,7 @@ class Gradients {
       const HeadRows<Real> q(queries[i].begin(), queries[i].end());
       const HeadRows<Real> dout(douts[i].begin(), douts[i].end());
       HeadRows<Real> dq(elements, Real{0});
-      HeadGradients<Real> gradients(problem_, pattern_, probabilities_, asked, head, q, k, v, dout);
+      HeadGradients<Real> gradients(problem_, pattern_, probabilities_, asked, head, threads_of_head_, q, k, v, dout);
       gradients.add(dq, dk, dv);
       max_score = std::max(max_score, gradients.max_score());
       keep(asked, dq, problem_.heads, head, result_.dq);
@@ -370,6 +386,7 @@ class Gradients {
   CheckedHeads kv_heads_;
   PlainProbabilities probabilities_;
   int threads_;
+  int threads_of_head_ = 1;  ///< where there are more threads than heads to check
   std::atomic<std::uint64_t>* progress_;
   GradientRows result_;
 };
