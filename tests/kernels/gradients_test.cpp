@@ -1,21 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels of the backward pass: reference against cases worked out by hand, cpu against reference, and how cublas cuts it, with its
-// products done by plain loops.
+// products done by plain loops and, where there is a GPU, as it is.
 #include <annulus/kernels/cpu.hpp>
 #include <annulus/kernels/reference.hpp>
 #include <annulus/kernels/visible_keys.hpp>
 #include <annulus_test.hpp>
 
 #include "cublas/gradient_tiles.hpp"
+#if ANNULUS_TEST_ON_GPU
+#include "device_memory.hpp"
+#endif
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 using namespace annulus;
@@ -144,18 +149,77 @@ class Problem {
     return in_fp32([&](const GradientTask& task) { kernels::cpu::differentiate(task, settings, memory.get()); });
   }
 
-  /// By the tiles and products of kernel cublas.
-  Result by_products(const cuda::CublasTiling& tiling) const {
+  /// By the tiles and products of kernel cublas; P and dS made at once, or written over two products.
+  Result by_products(const cuda::CublasTiling& tiling, bool at_once) const {
     std::vector<std::byte> memory(size(cuda::gradient_scratch_bytes(tiling)));
+    std::vector<float> floats;
     return in_fp32([&](const GradientTask& task) {
-      cuda::for_each_gradient_tile(task.attend, tiling, [&](const cuda::GradientTile& tile) {
-        const cuda::GradientScratch scratch = cuda::gradient_scratch(tiling, tile, memory.data());
-        for (const cuda::GradientProduct& product : cuda::score_products(task, tile, scratch)) { multiply(shape_.dtype, product); }
-        differentiate_scores(task, tile, scratch);
+      cuda::for_each_gradient_tile(task.attend, at_once ? tiling : cuda::tiling_of_floats(tiling), [&](const cuda::GradientTile& tile) {
+        const auto make = [&](const cuda::GradientScratch& scratch) {
+          for (const cuda::GradientProduct& product : cuda::score_products(task, tile, scratch)) { multiply(shape_.dtype, product); }
+          differentiate_scores(task, tile, scratch);
+        };
+        cuda::GradientScratch scratch = cuda::scratch_of_floats(tiling, tile, memory.data());
+        if (at_once) {
+          // As if by the kernel that makes them at once: elsewhere, and then their 16 bits alone.
+          const std::int64_t numbers = tile.instances * scratch.instance_stride;
+          floats.resize(size(2 * numbers));
+          const cuda::GradientScratch aside{floats.data(), floats.data() + numbers, scratch.ld, scratch.instance_stride};
+          make(aside);
+          scratch = cuda::scratch_of_elements(tiling, tile, memory.data());
+          for (std::int64_t row = 0; row < tile.instances * tile.rows; ++row) {
+            for (const auto& [to, from] : {std::pair{scratch.scores, aside.scores}, {scratch.products, aside.products}}) {
+              std::memcpy(to + row * scratch.ld, from + row * aside.ld, size(scratch.ld) * sizeof(float));
+            }
+          }
+        } else {
+          make(scratch);
+        }
         for (const cuda::GradientProduct& product : cuda::gradient_products(task, tile, scratch)) { multiply(shape_.dtype, product); }
       });
     });
   }
+
+  /// What `use` makes of the task.
+  template <class Use>
+  auto with_task(const Use& use) const {
+    Result result = start();
+    return use(task_of(result.dk, result.dv));
+  }
+
+#if ANNULUS_TEST_ON_GPU
+  Result by_cublas(const cuda::CublasTiling& tiling) const {
+    cuda::CublasGradients kernel;
+    const DeviceMemory memory(cuda::CublasGradients::workspace_bytes(tiling));
+    Result result = start();
+    const DeviceMemory q(q_);
+    const DeviceMemory k(k_);
+    const DeviceMemory v(v_);
+    const DeviceMemory dout(dout_);
+    const DeviceMemory max(max_);
+    const DeviceMemory sum(sum_);
+    const DeviceMemory dq(std::vector<float>(result.dq.begin(), result.dq.end()));
+    const DeviceMemory dk(result.dk);
+    const DeviceMemory dv(result.dv);
+    GradientTask task = task_of(result.dk, result.dv);
+    task.attend.q = q.get();
+    task.attend.k = k.get();
+    task.attend.v = v.get();
+    task.attend.acc = dq.get();
+    task.attend.max = max.get();
+    task.attend.sum = sum.get();
+    task.dout = dout.get();
+    task.dk = dk.get<float>();
+    task.dv = dv.get<float>();
+    kernel.differentiate(task, tiling, memory.get(), memory.bytes(), nullptr);
+    must(cudaDeviceSynchronize(), "differentiate");
+    const std::vector<float> found = dq.host<float>();
+    result.dq.assign(found.begin(), found.end());
+    result.dk = dk.host<float>();
+    result.dv = dv.host<float>();
+    return result;
+  }
+#endif
 
  private:
   /// Of kernels whose dQ, max and sum are fp32.
@@ -242,6 +306,9 @@ double largest_difference(const std::vector<Number>& a, const std::vector<Number
   return largest;
 }
 
+/// Of P and dS, in gradients of the order of 1.
+double rounding_of(DType dtype) { return dtype == DType::fp32 ? 2e-5 : (dtype == DType::fp16 ? 4e-3 : 4e-2); }
+
 std::vector<Shape> shapes() {
   std::vector<Shape> all;
   for (const DType dtype : {DType::fp32, DType::fp16, DType::bf16}) {
@@ -288,15 +355,19 @@ TEST_CASE("cpu differentiates to the same bits on any number of threads") {
 }
 
 TEST_CASE("the tiles and products of kernel cublas differentiate as reference does, but for the rounding of P and dS") {
-  for (const cuda::CublasTiling& tiling : {cuda::CublasTiling{1, 300, 300, 300, 640}, cuda::CublasTiling{1, 48, 16, 24, 40}}) {
+  for (const auto& [tiling, at_once] : {std::pair{cuda::CublasTiling{1, 600, 300, 300, 640}, false},
+                                        {{1, 600, 300, 300, 640}, true},
+                                        {{1, 97, 16, 24, 40}, false},
+                                        {{1, 48, 16, 24, 40}, true}}) {
     for (const Shape& shape : shapes()) {
+      if (at_once && shape.dtype == DType::fp32) { continue; }
       INFO("dtype " << static_cast<int>(shape.dtype) << ", " << shape.q_rows << " x " << shape.k_rows << " rows, head_dim "
                     << shape.head_dim);
       const Problem problem(shape, 7);
-      const double rounding = shape.dtype == DType::fp32 ? 2e-5 : (shape.dtype == DType::fp16 ? 4e-3 : 4e-2);
+      const double rounding = rounding_of(shape.dtype);
 
       const Problem::Result expected = problem.reference();
-      const Problem::Result found = problem.by_products(tiling);
+      const Problem::Result found = problem.by_products(tiling, at_once);
 
       CHECK(largest_difference(found.dq, expected.dq) < rounding);
       CHECK(largest_difference(found.dk, expected.dk) < rounding);
@@ -304,6 +375,67 @@ TEST_CASE("the tiles and products of kernel cublas differentiate as reference do
     }
   }
 }
+
+TEST_CASE("P and dS are made at once of 16-bit elements in aligned rows") {
+  Shape shape{DType::bf16, Mask::none, 1, 2, 9, 9, 2, 2, 64, {}, {}};
+  const auto at_once = [](const Shape& of) {
+    return Problem(of, 1).with_task([](const GradientTask& task) { return cuda::made_at_once(task); });
+  };
+  CHECK(at_once(shape));
+  for (const std::int64_t head_dim : {8, 48, 128}) {
+    shape.head_dim = head_dim;
+    CHECK(at_once(shape));
+  }
+  for (const std::int64_t head_dim : {1, 12, 100, 136, 256}) {
+    shape.head_dim = head_dim;
+    CHECK_FALSE(at_once(shape));
+  }
+  shape.head_dim = 64;
+  shape.dtype = DType::fp32;
+  CHECK_FALSE(at_once(shape));
+  shape.dtype = DType::fp16;
+  CHECK_FALSE(Problem(shape, 1).with_task([](GradientTask task) {
+    task.attend.kv_strides.row += 4;
+    return cuda::made_at_once(task);
+  }));
+  CHECK_FALSE(Problem(shape, 1).with_task([](GradientTask task) {
+    task.dout = static_cast<const std::byte*>(task.dout) + 2;
+    return cuda::made_at_once(task);
+  }));
+}
+
+#if ANNULUS_TEST_ON_GPU
+TEST_CASE("kernel cublas differentiates on a GPU as reference does, but for the rounding of P and dS", "[gpu]") {
+  int gpus = 0;
+  if (cudaGetDeviceCount(&gpus) != cudaSuccess || gpus == 0) { return test::skip("no GPU"); }
+  std::vector<Shape> all = shapes();
+  for (const DType dtype : {DType::fp16, DType::bf16}) {
+    all.push_back({dtype, Mask::none, 1, 1, 300, 700, 3, 2, 128, {}, {}});
+    all.push_back({dtype, Mask::none, 1, 1, 70, 90, 2, 2, 16, {}, {}});
+    all.push_back({dtype, Mask::causal, 2, 1, 257, 333, 2, 1, 64, {76, 1}, {0, 1}});
+    all.push_back({dtype, Mask::causal, 1, 2, 130, 520, 1, 3, 96, {100, 3}, {2, 2}});
+    all.push_back({dtype, Mask::causal, 1, 1, 400, 400, 1, 1, 32, {0, 1}, {0, 1}});
+  }
+  for (const cuda::CublasTiling& tiling : {cuda::CublasTiling{2, 600, 300, 300, 640}, cuda::CublasTiling{3, 96, 16, 24, 40}}) {
+    for (const Shape& shape : all) {
+      INFO("dtype " << static_cast<int>(shape.dtype) << ", " << shape.q_rows << " x " << shape.k_rows << " rows, head_dim "
+                    << shape.head_dim);
+      const Problem problem(shape, 7);
+
+      const Problem::Result expected = problem.reference();
+      const Problem::Result found = problem.by_cublas(tiling);
+
+      CHECK(largest_difference(found.dq, expected.dq) < rounding_of(shape.dtype));
+      CHECK(largest_difference(found.dk, expected.dk) < rounding_of(shape.dtype));
+      CHECK(largest_difference(found.dv, expected.dv) < rounding_of(shape.dtype));
+      const Problem::Result again = problem.by_cublas(tiling);
+      CHECK(again.dq == found.dq);
+      CHECK(again.dk == found.dk);
+      CHECK(again.dv == found.dv);
+    }
+  }
+}
+#endif
 
 TEST_CASE("reference differentiates one query and two keys as by hand") {
   // P = (1/4, 3/4); dP = (1, 2), of which the mean is 7/4; dS = P (dP - 7/4) = (-3/16, 3/16).

@@ -2,21 +2,12 @@
 #include "check.hpp"
 #include "element.cuh"
 #include "extents.hpp"
-#include "gradient_scores.hpp"
+#include "gradient_scores.cuh"
 
 namespace annulus::kernels::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-
-/// Keys that a row sees.
-__device__ __forceinline__ int visible_of(const GradientScores& tile, int row) {
-  if (!tile.causal) { return tile.cols; }
-  const std::int64_t ahead = tile.lead + row * tile.q_stride;
-  if (ahead < 0) { return 0; }
-  const std::int64_t keys = ahead / tile.k_stride + 1;
-  return keys < tile.cols ? static_cast<int>(keys) : tile.cols;
-}
 
 /// One warp per row, 128 columns at a time, four of a lane. In 16 bits the results of some columns lie where scores of lower columns were,
 /// which have been read by then; only the first columns' lie where other lanes still read, so all lanes read before one writes.

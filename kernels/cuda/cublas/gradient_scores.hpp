@@ -32,4 +32,25 @@ struct GradientScores {
 };
 void differentiate_scores(DType dtype, const GradientScores& tile, CUstream_st* stream);
 
+/// Row r of instance i of Q and dO, and key c of K and V; 16-bit elements, everything aligned to 16 bytes.
+struct GradientOperands {
+  const void* q = nullptr;
+  const void* dout = nullptr;
+  const void* k = nullptr;
+  const void* v = nullptr;
+  std::int64_t q_row_stride = 0;  ///< in elements, as all strides
+  std::int64_t q_instance_stride = 0;
+  std::int64_t kv_row_stride = 0;
+  std::int64_t kv_instance_stride = 0;
+  int head_dim = 0;  ///< a multiple of 8, at most kMostDimAtOnce
+};
+inline constexpr int kMostDimAtOnce = 128;
+
+/// Whether the current device has the shared memory that gradient_probabilities() needs for this head_dim.
+bool device_makes_at_once(std::int64_t head_dim);
+
+/// P and dS, where and as differentiate_scores() leaves them, from the operands; nothing else of the two matrices is written. `tile.ld` is
+/// a multiple of 4. Dilated tensor-core products of its own, by instructions that every device from sm_80 on has.
+void gradient_probabilities(DType dtype, const GradientOperands& operands, const GradientScores& tile, CUstream_st* stream);
+
 }  // namespace annulus::kernels::cuda

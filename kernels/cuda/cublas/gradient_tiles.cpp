@@ -1,10 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "gradient_tiles.hpp"
 
+#include "gradient_scores.hpp"
+
 namespace annulus::kernels::cuda {
 namespace {
 
-std::int64_t matrix_bytes(const CublasTiling& tiling) { return round_up(tiling.rows * round_up(tiling.k_tile, 128) * 4, 256); }
+std::int64_t matrix_bytes(const CublasTiling& tiling) { return round_up(round_up(tiling.rows, 2) * round_up(tiling.k_tile, 128) * 2, 256); }
+
+GradientScratch scratch_of(const CublasTiling& tiling, const GradientTile& tile, std::int64_t floats_of_row, std::byte* memory) {
+  return {reinterpret_cast<float*>(memory), reinterpret_cast<float*>(memory + matrix_bytes(tiling)), floats_of_row,
+          tile.rows * floats_of_row};
+}
 
 /// The stride of a single row means nothing to the caller but must satisfy the library.
 std::int64_t leading(std::int64_t stride, std::int64_t count, std::int64_t head_dim) {
@@ -47,9 +54,37 @@ Operands operands_of(const GradientTask& task, const GradientTile& tile) {
 
 std::int64_t gradient_scratch_bytes(const CublasTiling& tiling) { return 2 * matrix_bytes(tiling); }
 
-GradientScratch gradient_scratch(const CublasTiling& tiling, const GradientTile& tile, std::byte* memory) {
-  const std::int64_t ld = score_row_stride(tile.cols);
-  return {reinterpret_cast<float*>(memory), reinterpret_cast<float*>(memory + matrix_bytes(tiling)), ld, tile.rows * ld};
+CublasTiling tiling_of_floats(CublasTiling tiling) {
+  tiling.rows = (tiling.rows + 1) / 2;
+  return tiling;
+}
+
+GradientScratch scratch_of_elements(const CublasTiling& tiling, const GradientTile& tile, std::byte* memory) {
+  return scratch_of(tiling, tile, score_row_stride(tile.cols) / 2, memory);
+}
+
+GradientScratch scratch_of_floats(const CublasTiling& tiling, const GradientTile& tile, std::byte* memory) {
+  return scratch_of(tiling, tile, score_row_stride(tile.cols), memory);
+}
+
+bool made_at_once(const GradientTask& task) {
+  const AttendTask& at = task.attend;
+  switch (at.dtype) {
+    case DType::fp32:
+      return false;
+    case DType::fp16:
+    case DType::bf16:
+      break;
+  }
+  if (at.head_dim % 8 != 0 || at.head_dim > kMostDimAtOnce) { return false; }
+  for (const TaskStrides* strides : {&at.q_strides, &at.kv_strides}) {
+    for (const std::int64_t TaskStrides::* stride :
+         {&TaskStrides::batch, &TaskStrides::segment, &TaskStrides::row, &TaskStrides::kv_head, &TaskStrides::head}) {
+      if (strides->*stride % 8 != 0) { return false; }
+    }
+  }
+  return std::ranges::all_of(std::array<const void*, 4>{at.q, at.k, at.v, task.dout},
+                             [](const void* tensor) { return reinterpret_cast<std::uintptr_t>(tensor) % 16 == 0; });
 }
 
 // With everything transposed, a row-major matrix [rows, ld] is the column-major one [ld x rows] (see attention.cpp).

@@ -27,7 +27,8 @@ struct GradientTile {
   std::int64_t rows = 0;
   std::int64_t k_begin = 0;
   std::int64_t cols = 0;
-  bool masked = false;  ///< some key of the tile is hidden from some row
+  bool masked = false;     ///< some key of the tile is hidden from some row
+  std::int64_t chain = 0;  ///< tiles of one chain follow each other and may add to the same rows; those of two never do
 };
 
 /// A batch of column-major products c = beta c + alpha op(a) op(b), op(a) [m x k], op(b) [k x n], c [m x n] fp32; the operands are in the
@@ -52,8 +53,8 @@ struct GradientProduct {
   std::int64_t batches = 1;
 };
 
-/// Where the scores of a tile, and behind them its products <dO, v>, lie: row-major with this many floats from row to row, overwritten by P
-/// and dS in the task's dtype from the start of each row.
+/// Where P of a tile, and behind it dS, lie in the task's dtype: row-major with this many floats from row to row. Where they are not made
+/// at once, the scores and the products <dO, v> lie there first, as floats.
 struct GradientScratch {
   float* scores = nullptr;
   float* products = nullptr;
@@ -61,9 +62,16 @@ struct GradientScratch {
   std::int64_t instance_stride = 0;
 };
 
-/// Bytes of the two matrices for any tile of this tiling, and the scratch of one tile in them.
+/// Bytes of the two matrices in 16 bits for any tile of this tiling, or as floats for any of tiling_of_floats().
 std::int64_t gradient_scratch_bytes(const CublasTiling& tiling);
-GradientScratch gradient_scratch(const CublasTiling& tiling, const GradientTile& tile, std::byte* memory);
+/// Tiles of half the rows.
+CublasTiling tiling_of_floats(CublasTiling tiling);
+/// The scratch of one tile in so many bytes: of 16-bit elements, or of floats. `tiling` is the whole one.
+GradientScratch scratch_of_elements(const CublasTiling& tiling, const GradientTile& tile, std::byte* memory);
+GradientScratch scratch_of_floats(const CublasTiling& tiling, const GradientTile& tile, std::byte* memory);
+
+/// Whether P and dS can be made at once: 16-bit elements, a head_dim that gradient_probabilities() takes, and rows aligned to 16 bytes.
+bool made_at_once(const GradientTask& task);
 
 /// S = scale Q K^T and dP = dO V^T.
 std::array<GradientProduct, 2> score_products(const GradientTask& task, const GradientTile& tile, const GradientScratch& scratch);
@@ -81,8 +89,8 @@ inline std::int64_t query_tile(Mask mask, const CublasTiling& tiling) {
   return tiling.q_tile;
 }
 
-/// Calls visit(tile) for tiles that together meet every (query, key) that see each other once. Query heads of one KV head come one after
-/// the other, since they add to the same dK and dV.
+/// Calls visit(tile) for tiles that together meet every (query, key) that see each other once. Query heads of one KV head are one chain,
+/// since they add to the same dK and dV.
 template <class Visit>
 void for_each_gradient_tile(const AttendTask& task, const CublasTiling& tiling, Visit&& visit) {
   struct Axis {
@@ -111,6 +119,7 @@ void for_each_gradient_tile(const AttendTask& task, const CublasTiling& tiling, 
         for (std::int64_t q_begin = 0; q_begin < task.q_rows; q_begin += q_step) {
           const std::int64_t q_end = std::min(q_begin + q_step, task.q_rows);
           GradientTile tile;
+          tile.chain = rest * ceil_div(axes[2].count, group) + first / group;
           tile.base = at + first * axes[2].stride;
           tile.step = axes[2].stride;
           tile.instances = std::min(group, axes[2].count - first);

@@ -43,6 +43,12 @@ void Lane::use_memory(std::byte* memory, const CublasTiling& tiling) {
   tiling_ = tiling;
 }
 
+void Lane::use_library_workspace(std::byte* memory) {
+  if (memory == memory_) { return; }
+  ANNULUS_KERNELS_CHECK(cublasSetWorkspace(handle_, memory, static_cast<std::size_t>(kLibraryWorkspaceBytes)));
+  memory_ = memory;
+}
+
 void Lane::destroy() noexcept {
   // Failures here have nobody to tell: the work they belong to has been checked when it was enqueued.
   if (handle_ != nullptr) { static_cast<void>(cublasDestroy(handle_)); }

@@ -24,6 +24,8 @@ class Lane {
 
   /// Cuts up `memory`, lane_layout(tiling).bytes long, for the tiles to come.
   void use_memory(std::byte* memory, const CublasTiling& tiling);
+  /// The first kLibraryWorkspaceBytes of `memory` are the library's. In place of use_memory(), where tiles need nothing else.
+  void use_library_workspace(std::byte* memory);
   /// The next use_memory() tells the library anew, even if memory comes to lie at the same place.
   void forget_memory() { memory_ = nullptr; }
 

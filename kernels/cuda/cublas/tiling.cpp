@@ -76,6 +76,19 @@ CublasTiling default_tiling(std::int64_t head_dim, DType dtype, Mask mask) {
   return row.dense;
 }
 
+CublasTiling default_gradient_tiling(DType dtype) {
+  switch (dtype) {
+    case DType::fp32:
+      return {2, 4096, 1024, 512, 2048};
+    case DType::fp16:
+    case DType::bf16:
+      break;
+  }
+  // On an H200 with bf16, 16 heads of 128 and 8,192 tokens, the fastest of tilings that take no more than this, 256 MiB for both streams:
+  // 0.96 of those that take four times as much. Smaller tiles would stay in the L2 cache, but their products leave processors without work.
+  return {2, 16384, 4096, 2048, 2048};
+}
+
 std::int64_t CublasAttention::workspace_bytes(const CublasTiling& tiling) { return tiling.streams * lane_layout(tiling).bytes; }
 
 }  // namespace annulus::kernels::cuda

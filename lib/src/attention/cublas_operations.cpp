@@ -79,12 +79,8 @@ class CublasOperations final : public TaskOperations, public GradientOperations 
   }
 
   GradientOperations* gradients() override { return this; }
-  std::int64_t gradient_workspace_bytes(std::int64_t head_dim, DType dtype) const override {
-    std::int64_t bytes = 0;
-    for (const kernels::Mask mask : kernels::kMasks) {
-      bytes = std::max(bytes, cuda::CublasGradients::workspace_bytes(tiling_for(head_dim, dtype, mask)));
-    }
-    return bytes;
+  std::int64_t gradient_workspace_bytes(std::int64_t /*head_dim*/, DType dtype) const override {
+    return cuda::CublasGradients::workspace_bytes(gradient_tiling_for(dtype));
   }
   void begin_gradients(Queue& queue, const kernels::BeginGradientsTask& task) override {
     const ProfilerRange range("begin_gradients");
@@ -99,7 +95,7 @@ class CublasOperations final : public TaskOperations, public GradientOperations 
       reserve_workspace(gradient_workspace_bytes(at.head_dim, at.dtype));
       translated([&] {
         if (!gradients_) { gradients_ = std::make_unique<cuda::CublasGradients>(); }
-        gradients_->differentiate(task, tiling_for(at.head_dim, at.dtype, at.mask), workspace_.get(), workspace_.bytes(), stream_of(queue));
+        gradients_->differentiate(task, gradient_tiling_for(at.dtype), workspace_.get(), workspace_.bytes(), stream_of(queue));
       });
     }
   }
@@ -141,7 +137,11 @@ class CublasOperations final : public TaskOperations, public GradientOperations 
   }
 
   cuda::CublasTiling tiling_for(std::int64_t head_dim, DType dtype, kernels::Mask mask) const {
-    cuda::CublasTiling tiling = cuda::default_tiling(head_dim, dtype, mask);
+    return as_told(cuda::default_tiling(head_dim, dtype, mask));
+  }
+  cuda::CublasTiling gradient_tiling_for(DType dtype) const { return as_told(cuda::default_gradient_tiling(dtype)); }
+  /// With the rows of a tile that the user asked for, if any.
+  cuda::CublasTiling as_told(cuda::CublasTiling tiling) const {
     if (tile_rows_ > 0) {
       tiling.q_tile = tile_rows_;
       tiling.causal_q_tile = tile_rows_;

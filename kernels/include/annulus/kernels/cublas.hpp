@@ -11,7 +11,6 @@
 #include <span>
 
 struct CUstream_st;
-struct cublasContext;
 
 namespace annulus::kernels::cuda {
 
@@ -28,6 +27,8 @@ struct CublasTiling {
 
 /// The tiles that serve tasks of this head_dim, dtype and mask best.
 CublasTiling default_tiling(std::int64_t head_dim, DType dtype, Mask mask);
+/// The same for the backward pass, which keeps 4 bytes for each score of a tile too.
+CublasTiling default_gradient_tiling(DType dtype);
 
 /// FLOPs a second of a plain product of cuBLAS, [8192, 4096] x [4096, 8192] of random numbers with sums in fp32, on the current device: the
 /// median of 16 after 4. What attention is measured against. Takes 256 MiB for 16-bit elements and 30 ms; 0 if that memory is not there.
@@ -90,11 +91,16 @@ class CublasAttention {
   std::unique_ptr<Implementation> implementation_;
 };
 
-/// The backward pass as five library products around what becomes of the scores: S = scale Q K^T and dP = dO V^T (fp32), P and dS written
-/// over them in the operands' dtype, and dV += P^T dO, dK += dS^T Q, dQ += dS K (fp32). Tiles follow each other on one stream, so that sums
-/// have one order; each is large enough to fill the device. Nothing of q_rows x k_rows is kept.
+/// The backward pass, of tiles of P = exp(S - LSE) and dS = scale P (dP - delta) with S = scale Q K^T and dP = dO V^T in fp32. In 16 bits a
+/// kernel of our own makes both matrices at once from the operands, by tensor cores, where head_dim is 8, 16, ... 128 and rows are aligned
+/// to 16 bytes; else they are written over two library products. Three library products follow, of P and dS in the operands' dtype:
+/// dV += P^T dO, dK += dS^T Q, dQ += dS K (fp32). Tiles that add to the same rows follow each other on
+/// one stream, so that sums have one order; streams share KV heads, segments and batch entries among them, so that one makes products while
+/// another turns scores into probabilities. Nothing of q_rows x k_rows is kept.
 ///
-/// Owns a cuBLAS handle of the device that is current at construction; used by one host thread at a time, with that device current.
+/// Owns streams, events and cuBLAS handles of the device that is current at construction; used by one host thread at a time, with that
+/// device current. Its destructor does not wait, and leaves to the process's end what it owns, when an exception that came after its
+/// construction is on its way.
 /// Source: Dao 2023, FlashAttention-2, algorithm 2, without its fusion.
 class CublasGradients {
  public:
@@ -106,14 +112,16 @@ class CublasGradients {
   /// Bytes of workspace that differentiate() needs with this tiling.
   static std::int64_t workspace_bytes(const CublasTiling& tiling);
 
-  /// As GradientTask says, in fp32; enqueued on `stream`.
+  /// As GradientTask says, in fp32. Work on `stream` enqueued before is finished before the first tile, work enqueued later waits for the
+  /// last.
   /// @param workspace  device memory, aligned to 256 bytes, workspace_bytes(tiling) long; in use until `stream` has passed this call
   /// @throws LibraryError if a call fails, std::invalid_argument if tiling or task is out of range
   void differentiate(const GradientTask& task, const CublasTiling& tiling, void* workspace, std::int64_t bytes, CUstream_st* stream);
 
  private:
+  class Implementation;
   int exceptions_at_start_ = std::uncaught_exceptions();
-  cublasContext* handle_ = nullptr;
+  std::unique_ptr<Implementation> implementation_;
 };
 
 }  // namespace annulus::kernels::cuda
