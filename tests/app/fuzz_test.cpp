@@ -33,11 +33,6 @@ namespace {
 
 using Random = std::mt19937_64;
 
-std::int64_t environment(const char* name, std::int64_t otherwise) {
-  const char* text = std::getenv(name);
-  return text == nullptr ? otherwise : std::atoll(text);
-}
-
 std::uint64_t below(Random& random, std::uint64_t bound) { return random() % bound; }
 
 std::string read_bytes(const std::string& path) {
@@ -329,8 +324,8 @@ std::string kept(const std::string& path, std::int64_t number) {
   return copy;
 }
 
-const std::int64_t kCases = environment("ANNULUS_FUZZ_CASES", 2000);
-const auto kSeed = static_cast<std::uint64_t>(environment("ANNULUS_FUZZ_SEED", 1));
+const std::int64_t kCases = asked_for("ANNULUS_FUZZ_CASES", 2000);
+const auto kSeed = static_cast<std::uint64_t>(asked_for("ANNULUS_FUZZ_SEED", 1));
 
 }  // namespace
 

@@ -155,4 +155,9 @@ std::string environment_of(pid_t pid, const std::string& name) {
   return {};
 }
 
+std::int64_t asked_for(const char* name, std::int64_t otherwise) {
+  const char* const text = std::getenv(name);
+  return text == nullptr ? otherwise : std::atoll(text);
+}
+
 }  // namespace annulus::test

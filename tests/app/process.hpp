@@ -3,6 +3,7 @@
 
 #include "temporary_folder.hpp"
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <sys/types.h>
@@ -36,5 +37,8 @@ bool has_open_file_below(pid_t pid, const std::string& prefix);
 
 /// Value of `name` in the environment of process `pid`; empty if it cannot be read.
 std::string environment_of(pid_t pid, const std::string& name);
+
+/// The number in our own environment's `name`, or `otherwise`: how a test is asked for more than it does by itself.
+std::int64_t asked_for(const char* name, std::int64_t otherwise);
 
 }  // namespace annulus::test

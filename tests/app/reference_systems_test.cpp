@@ -13,6 +13,7 @@
 #include <functional>
 #include <limits>
 #include <numeric>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -370,6 +371,35 @@ TEST_CASE("each attention of the family is what its definition says, on 1 to 4 r
     INFO(row.name << " on 8 virtual ranks");
     CHECK(difference(found(row.flags, 8, true), exact) < kRounding);
   }
+}
+
+TEST_CASE("every preset runs as it stands") {
+  const ProcessResult listed = run_process({ANNULUS_PROGRAM, "run", "--preset", "list"}, 60);
+  REQUIRE(listed.exit_code == 0);
+  const TemporaryFolder folder;
+  int presets = 0;
+  std::istringstream lines(listed.out);
+  for (std::string line; std::getline(lines, line);) {
+    const std::string name = line.substr(0, line.find(' '));
+    INFO(name);
+    // A few tokens more than a segment of the shortest branch, on rings of one and of three.
+    for (const char* ranks : {"1", "3"}) {
+      std::vector<std::string> command{ANNULUS_PROGRAM,   "run",
+                                       "--preset",        name,
+                                       "--virtual-ranks", ranks,
+                                       "--seq-len",       "2100",
+                                       "--heads",         "6",
+                                       "--head-dim",      "8",
+                                       "--backend",       ANNULUS_TEST_BACKEND,
+                                       "--output",        folder / "o.h5",
+                                       "--force"};
+      const ProcessResult run = run_process(command, 100);
+      INFO(run.err);
+      CHECK(run.exit_code == 0);
+    }
+    ++presets;
+  }
+  CHECK(presets > 10);
 }
 
 TEST_CASE("a row that loses its policy is found out") {

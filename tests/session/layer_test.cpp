@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A multihead layer on the ranks of a job, against its definition in fp64: no further from it than a plain layer of the same precision.
+#include <annulus/gpu/cuda_devices.hpp>
 #include <annulus/session/check.hpp>
 #include <annulus/session/session.hpp>
 #include <annulus_test.hpp>
@@ -18,6 +19,15 @@
 using namespace annulus;
 
 namespace {
+
+const bool kOnGpu = std::string(ANNULUS_TEST_BACKEND) == "cuda";
+
+/// Says so, if there is no GPU to run on.
+bool skipped() {
+  if (!kOnGpu || !visible_gpus().empty()) { return false; }
+  test::skip("no GPU");
+  return true;
+}
 
 struct Case {
   std::string name;
@@ -101,12 +111,18 @@ std::vector<Case> cases() {
   };
 }
 
+void on_backend_of_test(Config& config) {
+  config.backend = kOnGpu ? BackendKind::cuda : BackendKind::cpu;
+  config.share_gpu = kOnGpu;
+}
+
 Config base_config(DType dtype) {
   Config config;
   config.problem = {2, 51, 3, 3, 10, dtype, false, 1.0};
   config.dtype = dtype;
   config.threads = 1;
   config.layer.emplace();
+  on_backend_of_test(config);
   return config;
 }
 
@@ -177,18 +193,21 @@ void require_as_near_as_plain(const Config& config, const Communicator& comm) {
 }  // namespace
 
 TEST_CASE("a layer is as near to its definition as a plain one, in every option and on any ranks") {
+  if (skipped()) { return; }
   const DType dtype = GENERATE(DType::fp32, DType::fp16, DType::bf16);
-  const BackendKind backend = GENERATE(BackendKind::cpu, BackendKind::reference);
-  for (const Case& each : cases()) {
-    Config config = base_config(dtype);
-    config.backend = backend;
-    each.set(config);
-    INFO(each.name << ", " << to_string(dtype) << ", " << to_string(backend));
-    require_as_near_as_plain(config, test::world());
+  for (const BackendKind backend : kOnGpu ? std::vector{BackendKind::cuda} : std::vector{BackendKind::cpu, BackendKind::reference}) {
+    for (const Case& each : cases()) {
+      Config config = base_config(dtype);
+      config.backend = backend;
+      each.set(config);
+      INFO(each.name << ", " << to_string(dtype) << ", " << to_string(backend));
+      require_as_near_as_plain(config, test::world());
+    }
   }
 }
 
 TEST_CASE("a layer around a dilated pattern passes the check on any ranks") {
+  if (skipped()) { return; }
   Config config = base_config(DType::fp32);
   config.problem = {1, 203, 6, 2, 8, DType::fp32, false, 1.0};
   config.pattern.branches = {{16, 1}, {50, 2}, {203, 4}};
@@ -209,6 +228,7 @@ TEST_CASE("a layer around a dilated pattern passes the check on any ranks") {
 }
 
 TEST_CASE("a layer has the same bits on any ranks whose rows are whole blocks, run after run, and in the memory that was planned") {
+  if (kOnGpu) { return; }  // cuBLAS promises no bits
   const Communicator& comm = test::world();
   Config config = base_config(DType::bf16);
   config.problem = {1, 256 * 12, 2, 1, 16, DType::bf16, true, 1.0};
@@ -256,6 +276,7 @@ TEST_CASE("a layer has the same bits on any ranks whose rows are whole blocks, r
 }
 
 TEST_CASE("virtual ranks share one layer's weights and compute its rows") {
+  if (skipped()) { return; }
   if (test::world().size() > 1) { return; }
   Config config = base_config(DType::fp32);
   config.virtual_ranks = GENERATE(5, 8);
@@ -266,6 +287,7 @@ TEST_CASE("virtual ranks share one layer's weights and compute its rows") {
 }
 
 TEST_CASE("rings of a grid take batch entries each, on virtual ranks and on those of a job") {
+  if (skipped()) { return; }
   const Communicator& comm = test::world();
   Config config = base_config(DType::fp32);
   config.layer->rotary = RotaryPairs::neighbouring;
@@ -281,12 +303,14 @@ TEST_CASE("rings of a grid take batch entries each, on virtual ranks and on thos
 }
 
 TEST_CASE("the layer of a language model gives what the model computed") {
+  if (skipped()) { return; }
   const Communicator& comm = test::world();
   Config config;
   config.input = std::string(ANNULUS_TEST_DATA) + "/layer_sample.h5";
   config.problem.causal = true;
   config.layer.emplace();
   config.threads = 1;
+  on_backend_of_test(config);
   const ResolvedConfig resolved = resolve(config, comm);
   CHECK(resolved.config.problem.heads == 9);
   CHECK(resolved.config.layer->rotary == RotaryPairs::neighbouring);
@@ -308,6 +332,7 @@ TEST_CASE("the layer of a language model gives what the model computed") {
 }
 
 TEST_CASE("what a layer cannot be is refused by its option") {
+  if (kOnGpu) { return; }  // whatever computes it
   const Communicator& comm = test::world();
   struct Refused {
     std::string part;
