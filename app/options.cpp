@@ -143,6 +143,23 @@ Option scale_option() {
   return option;
 }
 
+Option dropout_option() {
+  Option option{"dropout",
+                Scope::problem,
+                "share of the probabilities that are dropped before they meet V, the others scaled up for it, by draws that no number of "
+                "ranks changes; 0 to below 1, on backends cpu and reference",
+                ValueKind::real,
+                kPlanning,
+                {},
+                {}};
+  option.set = [](Draft& draft, const Value& value) { draft.config.problem.dropout.probability = std::get<double>(value); };
+  option.get = [](const Config& config, Value& value) {
+    value = config.problem.dropout.probability;
+    return true;
+  };
+  return option;
+}
+
 Option dtype_option() {
   Option option{"dtype",
                 Scope::problem,
@@ -324,6 +341,9 @@ std::vector<Option> make_options() {
       "extra-keys", Scope::problem,
       "keys besides the sequence's that every query sees, causal or not, whatever its branches; by default the input's /k_extra, else none",
       kShaping, 0, kMaxExtraKeys, [](Config& c) -> auto& { return c.problem.extra_keys; }, 0));
+  all.push_back(dropout_option());
+  all.push_back(integer("dropout-seed", Scope::problem, "of the draws of --dropout", kPlanning, 0, kMax,
+                        [](Config& c) -> auto& { return c.problem.dropout.seed; }));
   all.push_back(boolean("gradients", Scope::problem,
                         "also what a loss changes by with Q, K and V, from /do of the input, or a generated dO where it has none",
                         kPlanning, [](Config& c) -> auto& { return c.gradients; }));

@@ -33,6 +33,8 @@ std::string describe(const Problem& problem) {
     lengths = *least == *most ? fmt::format(", kv-lengths {}", *least) : fmt::format(", kv-lengths {} to {}", *least, *most);
   }
   if (problem.extra_keys > 0) { lengths += fmt::format(", extra-keys {}", problem.extra_keys); }
+  const kernels::Dropout& dropout = problem.dropout;
+  if (dropout.probability > 0) { lengths += fmt::format(", dropout {} (seed {})", dropout.probability, dropout.seed); }
   return fmt::format("batch {}, seq-len {}, heads {}, kv-heads {}, head-dim {}, {}{}{}, scale {:.6g}", problem.batch, problem.seq_len,
                      problem.heads, problem.kv_heads, problem.head_dim, to_string(problem.dtype), problem.causal ? ", causal" : "", lengths,
                      problem.scale);
@@ -79,6 +81,10 @@ Json to_json(const Problem& problem) {
             {"head-dim", problem.head_dim}, {"dtype", to_string(problem.dtype)}, {"causal", problem.causal}, {"scale", problem.scale}};
   if (!problem.kv_lengths.empty()) { json["kv-lengths"] = problem.kv_lengths; }
   if (problem.extra_keys > 0) { json["extra-keys"] = problem.extra_keys; }
+  if (problem.dropout.probability > 0) {
+    json["dropout"] = problem.dropout.probability;
+    json["dropout-seed"] = problem.dropout.seed;
+  }
   return json;
 }
 

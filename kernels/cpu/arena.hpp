@@ -30,12 +30,20 @@ class Arena {
   std::int64_t used_ = 0;
 };
 
+/// What a group of a task, one (batch, segment, kv_head), is.
+struct GroupPlace {
+  std::int64_t batch = 0;
+  std::int64_t segment = 0;
+  std::int64_t kv_head = 0;
+};
+inline GroupPlace group_place(const AttendTask& task, std::int64_t group) {
+  return {group / task.kv_heads / task.segments, group / task.kv_heads % task.segments, group % task.kv_heads};
+}
+
 /// Base of the operand's element for a (batch, segment, kv_head).
 inline std::int64_t group_offset(const AttendTask& task, const TaskStrides& strides, std::int64_t group) {
-  const std::int64_t kv_head = group % task.kv_heads;
-  const std::int64_t segment = group / task.kv_heads % task.segments;
-  const std::int64_t batch = group / task.kv_heads / task.segments;
-  return batch * strides.batch + segment * strides.segment + kv_head * strides.kv_head;
+  const GroupPlace at = group_place(task, group);
+  return at.batch * strides.batch + at.segment * strides.segment + at.kv_head * strides.kv_head;
 }
 
 }  // namespace annulus::kernels::cpu

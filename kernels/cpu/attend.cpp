@@ -236,9 +236,22 @@ class Item {
       return false;
     }
     ops_.softmax(tiles_.scores, kKeyTile, tile.rows, tiles_.visible, depth, tiles_.max + slot(t), tiles_.sum + slot(t), tiles_.alpha);
+    if (task_.dropout.dropout.probability > 0) { drop(tile, first_key, depth); }
     if (!multiply_values(tile.rows, depth, masked)) { return false; }
     ops_.accumulate(acc, tiles_.product, tiles_.alpha, tile.rows, ld_);
     return true;
+  }
+
+  /// Multiplies probabilities, whose sums have been taken, by their factors.
+  void drop(const QueryTile& tile, std::int64_t first_key, std::int64_t depth) const {
+    const GroupPlace at = group_place(task_, group_);
+    float factors[kKeyTile];
+    for (std::int64_t i = 0; i < tile.rows; ++i) {
+      dropout_row(task_, at.batch, at.segment, at.kv_head, tile.head, tile.first_row + i)
+          .factors(dropout_key(task_, at.segment, first_key), task_.k_positions.stride, depth, factors);
+      float* const probabilities = tiles_.scores + i * kKeyTile;
+      for (std::int64_t j = 0; j < depth; ++j) { probabilities[j] *= factors[j]; }
+    }
   }
 
   /// product = probabilities * V.

@@ -40,6 +40,7 @@ struct Tiles {
         dout_transposed(arena.take<float>(ld * kQueryTile)),
         scores(arena.take<float>(kKeyTile * kQueryTile)),
         products(arena.take<float>(kKeyTile * kQueryTile)),
+        factors(arena.take<float>(kKeyTile * kQueryTile)),
         dq_transposed(arena.take<float>(ld * kQueryTile)),
         max(arena.take<float>(kQueryTile)),
         sum(arena.take<float>(kQueryTile)) {}
@@ -55,6 +56,7 @@ struct Tiles {
   float* dout_transposed;  ///< [ld, kQueryTile]
   float* scores;           ///< [kKeyTile, kQueryTile], then P
   float* products;         ///< [kKeyTile, kQueryTile], then dS
+  float* factors;          ///< [kKeyTile, kQueryTile], of probabilities where some are dropped
   float* dq_transposed;    ///< [ld, kQueryTile]
   float* max;              ///< [kQueryTile]
   float* sum;              ///< [kQueryTile]
@@ -161,7 +163,13 @@ class KeyTile {
         !multiply(keys_, columns, at_.head_dim, tiles_.v, ld_, tiles_.dout_transposed, kQueryTile, tiles_.products, kQueryTile)) {
       return false;
     }
+    const bool drops = at_.dropout.dropout.probability > 0;
+    if (drops) {
+      draw_factors(head, first_row, rows);
+      take_factors(tiles_.products, rows);
+    }
     ops_.differentiate(tiles_.scores, tiles_.products, kQueryTile, keys_, columns, tiles_.max, tiles_.sum, static_cast<float>(at_.scale));
+    if (drops) { take_factors(tiles_.scores, rows); }
     hide(first_row, rows);
     if (!multiply_add(keys_, ld_, rows, tiles_.scores, kQueryTile, tiles_.dout, ld_, tiles_.dv, ld_) ||
         !multiply_add(keys_, ld_, rows, tiles_.products, kQueryTile, tiles_.q, ld_, tiles_.dk, ld_) ||
@@ -194,6 +202,22 @@ class KeyTile {
       // A row that is not there has no probabilities.
       tiles_.max[i] = i < rows ? static_cast<const float*>(at_.max)[at] : std::numeric_limits<float>::infinity();
       tiles_.sum[i] = i < rows ? static_cast<const float*>(at_.sum)[at] : 0.0F;
+    }
+  }
+
+  void draw_factors(std::int64_t head, std::int64_t first_row, std::int64_t rows) const {
+    const GroupPlace at = group_place(at_, group_);
+    float of_row[kKeyTile];
+    for (std::int64_t i = 0; i < rows; ++i) {
+      dropout_row(at_, at.batch, at.segment, at.kv_head, head, first_row + i)
+          .factors(dropout_key(at_, at.segment, first_key_), at_.k_positions.stride, keys_, of_row);
+      for (std::int64_t key = 0; key < keys_; ++key) { tiles_.factors[key * kQueryTile + i] = of_row[key]; }
+    }
+  }
+
+  void take_factors(float* numbers, std::int64_t rows) const {
+    for (std::int64_t key = 0; key < keys_; ++key) {
+      for (std::int64_t i = 0; i < rows; ++i) { numbers[key * kQueryTile + i] *= tiles_.factors[key * kQueryTile + i]; }
     }
   }
 

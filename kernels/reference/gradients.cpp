@@ -35,7 +35,7 @@ class KeyRow {
     const std::int64_t key = offset(at_.kv_strides, k_row, 0);
     for (std::int64_t head = 0; head < at_.q_per_kv; ++head) {
       for (std::int64_t q_row = 0; q_row < at_.q_rows; ++q_row) {
-        if (k_row < visible_keys(at_, q_row)) { meet(head, q_row, key); }
+        if (k_row < visible_keys(at_, q_row)) { meet(head, q_row, k_row, key); }
       }
     }
     for (std::int64_t d = 0; d < at_.head_dim; ++d) {
@@ -49,7 +49,13 @@ class KeyRow {
     return batch_ * strides.batch + segment_ * strides.segment + row * strides.row + kv_head_ * strides.kv_head + head * strides.head;
   }
 
-  void meet(std::int64_t head, std::int64_t q_row, std::int64_t key) {
+  /// What the probability of a key is multiplied by where it meets the value.
+  double factor(std::int64_t head, std::int64_t q_row, std::int64_t k_row) const {
+    if (!(at_.dropout.dropout.probability > 0)) { return 1.0; }
+    return dropout_row(at_, batch_, segment_, kv_head_, head, q_row).factor(dropout_key(at_, segment_, k_row));
+  }
+
+  void meet(std::int64_t head, std::int64_t q_row, std::int64_t k_row, std::int64_t key) {
     const std::int64_t query = offset(at_.q_strides, q_row, head);
     const std::int64_t stat = offset(at_.stat_strides, q_row, head);
     const auto* q = static_cast<const Element*>(at_.q) + query;
@@ -63,12 +69,13 @@ class KeyRow {
       product += wide(to_float(dout[d])) * wide(to_float(v[d]));
     }
     const double probability = std::exp(at_.scale * score - static_cast<const double*>(at_.max)[stat]);
-    const double of_score = at_.scale * probability * (product - static_cast<const double*>(at_.sum)[stat]);
+    const double dropped = factor(head, q_row, k_row);
+    const double of_score = at_.scale * probability * (dropped * product - static_cast<const double*>(at_.sum)[stat]);
     auto* dq = static_cast<double*>(at_.acc) + offset(at_.acc_strides, q_row, head);
     for (std::int64_t d = 0; d < at_.head_dim; ++d) {
       dq[d] += of_score * wide(to_float(k[d]));
       dk_[static_cast<std::size_t>(d)] += of_score * wide(to_float(q[d]));
-      dv_[static_cast<std::size_t>(d)] += probability * wide(to_float(dout[d]));
+      dv_[static_cast<std::size_t>(d)] += dropped * probability * wide(to_float(dout[d]));
     }
   }
 

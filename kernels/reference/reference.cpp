@@ -32,9 +32,10 @@ bool visible(const AttendTask& task, std::int64_t q_row, std::int64_t k_row) {
   return task.k_positions.first + k_row * task.k_positions.stride <= task.q_positions.first + q_row * task.q_positions.stride;
 }
 
-/// One query row against one key and value.
+/// One query row against one key and value, whose probability is multiplied by `factor` where it meets the value.
 template <class Element>
-void attend_key(const AttendTask& task, const Element* q, const Element* key, const Element* value, double* acc, double& max, double& sum) {
+void attend_key(const AttendTask& task, const Element* q, const Element* key, const Element* value, double factor, double* acc, double& max,
+                double& sum) {
   double score = 0.0;
   for (std::int64_t d = 0; d < task.head_dim; ++d) { score += static_cast<double>(to_float(q[d])) * static_cast<double>(to_float(key[d])); }
   score *= task.scale;
@@ -46,17 +47,17 @@ void attend_key(const AttendTask& task, const Element* q, const Element* key, co
     max = score;
   }
   const double probability = std::exp(score - max);
-  for (std::int64_t d = 0; d < task.head_dim; ++d) { acc[d] += probability * static_cast<double>(to_float(value[d])); }
+  for (std::int64_t d = 0; d < task.head_dim; ++d) { acc[d] += factor * probability * static_cast<double>(to_float(value[d])); }
   sum += probability;
 }
 
 /// One query row against the keys of one (batch, segment, kv_head) that the task has for it.
-template <class Element>
-void attend_row(const AttendTask& task, std::int64_t q_row, const Element* q, const Element* k, const Element* v, double* acc, double& max,
-                double& sum) {
+template <class Element, class FactorOf>
+void attend_row(const AttendTask& task, const FactorOf& factor_of, std::int64_t q_row, const Element* q, const Element* k, const Element* v,
+                double* acc, double& max, double& sum) {
   const auto meet = [&](std::int64_t k_row) {
     if (!visible(task, q_row, k_row)) { return; }
-    attend_key(task, q, k + k_row * task.kv_strides.row, v + k_row * task.kv_strides.row, acc, max, sum);
+    attend_key(task, q, k + k_row * task.kv_strides.row, v + k_row * task.kv_strides.row, factor_of(k_row), acc, max, sum);
   };
   if (task.place.block_rows == 0) {
     for (std::int64_t k_row = 0; k_row < task.k_rows; ++k_row) { meet(k_row); }
@@ -90,7 +91,12 @@ void attend_as(const AttendTask& task, std::atomic<std::uint64_t>* progress) {
             const TaskStrides& kv = task.kv_strides;
             const std::int64_t kv_at = b * kv.batch + s * kv.segment + kv_head * kv.kv_head;
             const std::int64_t stat_at = at(task.stat_strides);
-            attend_row(task, row, q + at(task.q_strides), k + kv_at, v + kv_at, acc + at(task.acc_strides), max[stat_at], sum[stat_at]);
+            const DropoutRow draws = dropout_row(task, b, s, kv_head, head, row);
+            const auto factor_of = [&](std::int64_t k_row) {
+              return task.dropout.dropout.probability > 0 ? draws.factor(dropout_key(task, s, k_row)) : 1.0;
+            };
+            attend_row(task, factor_of, row, q + at(task.q_strides), k + kv_at, v + kv_at, acc + at(task.acc_strides), max[stat_at],
+                       sum[stat_at]);
             if (progress != nullptr) { progress->fetch_add(1, std::memory_order_relaxed); }
           }
         }

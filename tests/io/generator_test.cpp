@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/core/error.hpp>
 #include <annulus/io/source.hpp>
+#include <annulus/kernels/philox.hpp>
 #include <annulus_test.hpp>
-
-#include "io/philox.hpp"
 
 #include <algorithm>
 #include <bit>
@@ -39,8 +38,8 @@ std::vector<float> read_all(const TensorSource& source, Tensor tensor, std::int6
 }
 
 std::array<std::uint32_t, 4> philox_once(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key) {
-  PhiloxWords<1> words{{{counter[0]}, {counter[1]}, {counter[2]}, {counter[3]}}};
-  philox4x32_10(words, key);
+  kernels::PhiloxWords<1> words{{{counter[0]}, {counter[1]}, {counter[2]}, {counter[3]}}};
+  kernels::philox4x32_10(words, key);
   return {words[0][0], words[1][0], words[2][0], words[3][0]};
 }
 

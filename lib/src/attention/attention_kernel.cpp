@@ -41,6 +41,7 @@ std::string fused_obstacle(const Problem& problem) {
 }
 
 KernelKind resolve_kernel(KernelKind asked, const Problem& problem, std::int64_t tile_rows, bool hopper, bool gradients) {
+  ANNULUS_EXPECTS(problem.dropout.probability == 0, "--dropout: the kernels of backend cuda drop nothing; backends cpu and reference do");
   std::string obstacle = fused_obstacle(problem);
   if (obstacle.empty() && gradients) { obstacle = "it has no backward pass, which --gradients asks for and kernel cublas has"; }
   if (obstacle.empty() && tile_rows > 0) { obstacle = "it chooses its own tiles, and --tile-rows is given"; }

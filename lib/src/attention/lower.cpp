@@ -60,6 +60,11 @@ kernels::AttendTask attend_task(const RingPlan& plan, const TensorAddresses& add
   task.q_positions = {item.q_global.only().first, item.q_global.only().stride};
   task.k_positions = {item.k_global.only().first, item.k_global.only().stride};
   task.place = item.place;
+  task.dropout.dropout = problem.dropout;
+  task.dropout.first_head = problem.window.first + item.heads.q_first;
+  task.dropout.kv_head_step = item.heads.kv.stride * problem.group_size();
+  task.dropout.q_segment_step = item.segment_stride;
+  task.dropout.k_segment_step = problem.is_extra(item.k_global[0]) ? 0 : item.segment_stride;
   return task;
 }
 
@@ -77,6 +82,8 @@ kernels::AttendTask task_of_part(kernels::AttendTask task, std::int64_t accumula
   task.sum = static_cast<std::byte*>(task.sum) + offset(task.stat_strides) * accumulator;
   task.batch = part.entries;
   task.segments = part.segments;
+  task.dropout.dropout.first_batch += part.first_entry;
+  task.dropout.first_segment += part.first_segment;
   task.k_rows = part.keys;
   return task;
 }

@@ -60,6 +60,8 @@ void validate(const Problem& problem) {
   ANNULUS_EXPECTS(product_fits({problem.batch, std::max<std::int64_t>(1, problem.extra_keys), problem.kv_heads, problem.head_dim, 16}),
                   "batch {} x extra-keys {} x kv-heads {} x head-dim {} is beyond 2^58 elements", problem.batch, problem.extra_keys,
                   problem.kv_heads, problem.head_dim);
+  ANNULUS_EXPECTS(problem.dropout.probability >= 0 && problem.dropout.probability < 1, "dropout {} is outside [0, 1)",
+                  problem.dropout.probability);
   validate_window(problem);
   if (problem.kv_lengths.empty()) { return; }
   ANNULUS_EXPECTS(std::ssize(problem.kv_lengths) == problem.batch, "kv-lengths has {} numbers, and batch is {}; one for each batch entry",

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <annulus/core/error.hpp>
 #include <annulus/io/source.hpp>
+#include <annulus/kernels/philox.hpp>
 
 #include "element_convert.hpp"
-#include "philox.hpp"
 
 #include <algorithm>
 #include <array>
@@ -88,7 +88,7 @@ void box_muller(std::uint32_t radius, std::uint32_t turn, float& first, float& s
 
 /// Values of kBlocks counters from `first_block` on. Word 2 of the counter is the tensor, so that all 64 bits of the key are the seed's.
 void generate_pass(std::uint64_t seed, Tensor tensor, std::uint64_t first_block, std::array<float, kValuesPerPass>& values) {
-  PhiloxWords<kBlocks> words;
+  kernels::PhiloxWords<kBlocks> words;
   for (std::size_t n = 0; n < kBlocks; ++n) {
     const std::uint64_t block = first_block + n;
     words[0][n] = static_cast<std::uint32_t>(block);
@@ -96,7 +96,7 @@ void generate_pass(std::uint64_t seed, Tensor tensor, std::uint64_t first_block,
     words[2][n] = static_cast<std::uint32_t>(tensor);
     words[3][n] = 0;
   }
-  philox4x32_10(words, {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32U)});
+  kernels::philox4x32_10(words, {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32U)});
   std::array<std::array<float, kBlocks>, 4> normals;
   for (std::size_t pair = 0; pair < 4; pair += 2) {  // one call of box_muller in the text: it is inlined, and the loop becomes vectors
     for (std::size_t n = 0; n < kBlocks; ++n) { box_muller(words[pair][n], words[pair + 1][n], normals[pair][n], normals[pair + 1][n]); }

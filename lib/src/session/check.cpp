@@ -308,6 +308,7 @@ bool check(const Config& config, const Communicator& comm, StopRequest& stop, co
     // Gradients keep a KV head in one ring, and there are none of extra keys.
     if (config.gradients && drawn.grid.heads > drawn.problem.kv_heads) { drawn.grid = Grid(); }
     if (config.gradients) { drawn.problem.extra_keys = 0; }
+    if (config.backend == BackendKind::cuda) { drawn.problem.dropout = {}; }
     Config one = config;
     one.problem = drawn.problem;
     one.pattern = drawn.pattern;

@@ -62,6 +62,8 @@ std::vector<Fact> facts_of(const ResolvedConfig& resolved) {
       {"causal", text(problem.causal)},
       {"scale", text(problem.scale)},
       {"extra-keys", text(problem.extra_keys)},
+      {"dropout", text(problem.dropout.probability)},
+      {"dropout-seed", text(problem.dropout.seed)},
       {"gradients", text(config.gradients)},
       {"kv-lengths", problem.kv_lengths.empty() ? "none" : fmt::format("{}", fmt::join(problem.kv_lengths, ","))},
       {"segment-lengths", list_of(pattern.branches, &Branch::segment_length)},

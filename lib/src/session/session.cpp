@@ -451,11 +451,15 @@ const LocalRing* Session::local_ring(std::int64_t number) const {
 GridCell Session::cell(std::int64_t ring) const {
   GridCell cell = cell_of(part_.problem, grid(), ring);
   cell.first_batch += part_.first_batch;
+  // Draws are of the whole batch's entries.
+  if (cell.problem.dropout.probability > 0) { cell.problem.dropout.first_batch = cell.first_batch; }
   return cell;
 }
 
 bool Session::move_to(const GridCell& part) {
   if (!(part.problem == part_.problem)) { return false; }
+  // What is dropped depends on the entries' numbers, which executors have been told.
+  if (part.problem.dropout.probability > 0 && part.first_batch != part_.first_batch) { return false; }
   part_ = part;
   for (LocalRing& ring : rings_) { ring.cell = cell(ring.number); }
   return true;

@@ -99,6 +99,12 @@ class HeadGradients {
   const Real* row(const HeadRows<Real>& rows, std::int64_t token) const { return rows.data() + token * problem_.head_dim; }
   Real* row(HeadRows<Real>& rows, std::int64_t token) const { return rows.data() + token * problem_.head_dim; }
 
+  kernels::DropoutRow draws_of(std::int64_t query) const { return {problem_.dropout, asked_.batch, problem_.window.first + head_, query}; }
+  /// What the probability of a key is multiplied by where it meets the value.
+  Real factor_of(const kernels::DropoutRow& draws, std::int64_t key) const {
+    return problem_.dropout.probability > 0 ? static_cast<Real>(draws.factor(key)) : Real{1};
+  }
+
   /// What a product takes of a number.
   Real operand(Real value) const { return rounds_ ? static_cast<Real>(round_to(problem_.dtype, static_cast<float>(value))) : value; }
 
@@ -179,10 +185,12 @@ class HeadGradients {
         Softmax& softmax = softmaxes_[softmax_of(segment.branch)];
         if (segment.zeros > 0) { softmax.sum[query] += static_cast<Real>(segment.zeros) * std::exp(-softmax.max[query]); }
         const std::int64_t keys = visible(segment, query);
+        const kernels::DropoutRow draws = draws_of(query);
         for (std::int64_t j = 0; j < keys; ++j) {
           const Real probability = std::exp(score(query, segment.tokens[j]) - softmax.max[query]);
           softmax.sum[query] += probability;
-          add_scaled(operand(probability), row(v_, segment.tokens[j]), problem_.head_dim, row(softmax.acc, query));
+          add_scaled(factor_of(draws, segment.tokens[j]) * operand(probability), row(v_, segment.tokens[j]), problem_.head_dim,
+                     row(softmax.acc, query));
         }
       });
     }
@@ -206,15 +214,17 @@ class HeadGradients {
     for (const std::int64_t query : segment.tokens) {
       if (!needed_[query] || softmax.sum[query] == Real{0}) { continue; }
       const std::int64_t keys = visible(segment, query);
+      const kernels::DropoutRow draws = draws_of(query);
       for (std::int64_t j = 0; j < keys; ++j) {
         const std::int64_t key = segment.tokens[j];
         if (!asked_.row[query] && !asked_.row[key]) { continue; }
         const Real probability = factor_[query] * std::exp(score(query, key) - softmax.max[query]) / softmax.sum[query];
-        const Real of_score =
-            static_cast<Real>(problem_.scale) * probability * (dot(row(dout_, query), row(v_, key), head_dim) - softmax.delta[query]);
+        const Real dropped = factor_of(draws, key);
+        const Real of_score = static_cast<Real>(problem_.scale) * probability *
+                              (dropped * dot(row(dout_, query), row(v_, key), head_dim) - softmax.delta[query]);
         add_scaled(operand(of_score), row(k_, key), head_dim, row(dq, query));
         add_scaled(operand(of_score), row(q_, query), head_dim, row(dk, key));
-        add_scaled(operand(probability), row(dout_, query), head_dim, row(dv, key));
+        add_scaled(operand(dropped * probability), row(dout_, query), head_dim, row(dv, key));
       }
     }
   }

@@ -507,7 +507,8 @@ class Oracle {
       if (pass == Pass::maxima) {
         update_maxima(row_head, scores64, scores32, visible);
       } else {
-        update_sums(row_head, scores64, scores32, visible, scratch);
+        const kernels::DropoutRow draws(problem_.dropout, row.batch, problem_.window.first + unit.head, row.row);
+        update_sums(row_head, scores64, scores32, visible, draws, scratch);
       }
     }
     scratch.tile_tokens.clear();
@@ -536,13 +537,19 @@ class Oracle {
     }
   }
 
-  void update_sums(std::int64_t row_head, double* scores64, float* scores32, std::int64_t count, const Scratch& scratch) {
+  void update_sums(std::int64_t row_head, double* scores64, float* scores32, std::int64_t count, const kernels::DropoutRow& draws,
+                   const Scratch& scratch) {
     const std::int64_t at = row_head;
     for (std::int64_t j = 0; j < count; ++j) {
       scores64[j] = std::exp(scores64[j] - exact_.max[at]);
       exact_.sum[at] += scores64[j];
       scores32[j] = std::exp(scores32[j] - plain_.max[at]);
       plain_.sum[at] += scores32[j];
+      if (problem_.dropout.probability > 0) {
+        const double factor = draws.factor(scratch.tile_tokens[j]);
+        scores64[j] *= factor;
+        scores32[j] *= static_cast<float>(factor);
+      }
     }
     const std::int64_t head_dim = problem_.head_dim;
     float scaled32[kTileKeys];

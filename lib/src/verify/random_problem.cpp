@@ -149,6 +149,13 @@ void add_extra_keys(RandomCase& drawn, Random random) {
   drawn.problem.extra_keys = random.chance(70) ? random.between(1, 3) : random.between(4, 300);
 }
 
+/// Drops some probabilities, in some cases of kernels that can.
+void add_dropout(RandomCase& drawn, Random random) {
+  if (!random.chance(20)) { return; }
+  drawn.problem.dropout.probability = 0.05 * static_cast<double>(random.between(1, 19));
+  drawn.problem.dropout.seed = static_cast<std::int64_t>(random.next() >> 32U);
+}
+
 std::int64_t any_divisor(Random& random, std::int64_t number, std::int64_t most) {
   std::vector<std::int64_t> divisors;
   for (std::int64_t divisor = 1; divisor <= std::min(number, most); ++divisor) {
@@ -191,8 +198,9 @@ std::string RandomCase::describe() const {
       ranks, grid == Grid() ? "" : fmt::format(" as {}", to_string(grid)), problem.batch, problem.seq_len, problem.heads, problem.kv_heads,
       problem.head_dim, to_string(problem.dtype), problem.causal ? ", causal" : "",
       problem.kv_lengths.empty() ? "" : fmt::format(", kv-lengths {}", fmt::join(problem.kv_lengths, ",")),
-      problem.extra_keys == 0 ? "" : fmt::format(", extra-keys {}", problem.extra_keys), lists.segment_lengths, lists.dilation_rates,
-      to_string(pattern.offset), to_string(pattern.head_split), to_string(pattern.mixing),
+      (problem.extra_keys == 0 ? "" : fmt::format(", extra-keys {}", problem.extra_keys)) +
+          (problem.dropout.probability > 0 ? fmt::format(", dropout {}", problem.dropout.probability) : ""),
+      lists.segment_lengths, lists.dilation_rates, to_string(pattern.offset), to_string(pattern.head_split), to_string(pattern.mixing),
       pattern.scale_by_branches ? ", scaled by branches" : "", to_string(pattern.ragged),
       pattern.order == SequenceOrder::linear ? "" : fmt::format(", order {}", to_string(pattern.order)), to_string(partition),
       to_string(schedule), tile_order == TileOrder::linear ? "" : fmt::format(", tile-order {}", to_string(tile_order)));
@@ -209,6 +217,9 @@ std::string RandomCase::flags() const {
   if (problem.causal) { text += " --causal"; }
   if (!problem.kv_lengths.empty()) { text += fmt::format(" --kv-lengths {}", fmt::join(problem.kv_lengths, ",")); }
   if (problem.extra_keys > 0) { text += fmt::format(" --extra-keys {}", problem.extra_keys); }
+  if (problem.dropout.probability > 0) {
+    text += fmt::format(" --dropout {} --dropout-seed {}", problem.dropout.probability, problem.dropout.seed);
+  }
   if (pattern.scale_by_branches) { text += " --scale-by-branches"; }
   if (pattern.order != SequenceOrder::linear) { text += fmt::format(" --order {}", to_string(pattern.order)); }
   if (grid != Grid()) { text += fmt::format(" --grid {}", to_string(grid)); }
@@ -262,6 +273,7 @@ RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<st
   if (problem.causal) { pattern.order = SequenceOrder::linear; }  // is refused otherwise
   add_kv_lengths(result, Random(seed, number, "kv-lengths"));
   add_extra_keys(result, Random(seed, number, "extra-keys"));
+  add_dropout(result, Random(seed, number, "dropout"));
   add_grid(result, Random(seed, number, "grid"));
   if (Random(seed, number, "tile-order").chance(20)) { result.tile_order = TileOrder::hilbert; }
   return result;

@@ -3,6 +3,7 @@
 // tensor they belong to. Every row set is a progression, so a dilated row is a row stride and never an index vector.
 #pragma once
 
+#include <annulus/kernels/dropout.hpp>
 #include <annulus/kernels/dtype.hpp>
 
 #include <array>
@@ -45,6 +46,18 @@ struct Positions {
   bool operator==(const Positions&) const = default;
 };
 
+/// Which numbers of the whole problem a task's rows and heads are, where probabilities are dropped. Row i of segment s is number
+/// positions.first + i * positions.stride + (first_segment + s) * segment_step, of queries and of keys.
+struct TaskDropout {
+  Dropout dropout;              ///< first_batch is that of the task's entry 0
+  std::int64_t first_head = 0;  ///< query head 0 of KV head 0; those of one KV head follow it one by one
+  std::int64_t kv_head_step = 1;
+  std::int64_t first_segment = 0;
+  std::int64_t q_segment_step = 0;
+  std::int64_t k_segment_step = 0;
+  bool operator==(const TaskDropout&) const = default;
+};
+
 /// Strides of one operand over the five axes of a task, in elements; head_dim is contiguous.
 struct TaskStrides {
   std::int64_t batch = 0;
@@ -60,6 +73,7 @@ struct TaskStrides {
 /// q [batch, segment, q_rows, kv_heads, q_per_kv, head_dim], k and v [batch, segment, k_rows, kv_heads, head_dim]; dtype as given.
 /// The running partial of a row is un-normalised: `max` = largest score so far, `sum` = sum of exp(score - max),
 /// `acc` = sum of exp(score - max) * v; empty is (max -inf, sum 0, acc 0). Scores are scale * <q, k>, natural exponent.
+/// Where probabilities are dropped, `acc` alone takes them times their factors; not by the kernels of backend cuda.
 /// Partials are fp32, or fp64 for the reference kernels. Extents are >= 1 (causal tasks may still hold fully masked rows).
 /// Source of the update: Milakov & Gimelshein 2018, online softmax, algorithm 3.
 struct AttendTask {
@@ -86,6 +100,7 @@ struct AttendTask {
   Positions q_positions;
   Positions k_positions;
   SegmentPlace place;  ///< read by kernels that keep an order of keys
+  TaskDropout dropout;
   /// The same work on the same memory.
   bool operator==(const AttendTask&) const = default;
 };
@@ -164,7 +179,8 @@ struct BeginGradientsTask {
 
 /// What dense attention of q_rows x k_rows gives to the gradients, for every (batch, segment, kv_head, head). With P = exp(score - max) and
 /// dS = scale P (<dO, v> - sum):
-///   dQ += dS k,  dK += dS q,  dV += P dO.
+///   dQ += dS k,  dK += dS q,  dV += P dO;
+/// where probabilities are dropped, with D their factors, dS = scale P (D <dO, v> - sum) and dV += D P dO.
 /// `attend` names the same rows as in the forward pass, but that acc is the running dQ, that max and sum are read, as BeginGradientsTask
 /// left them, and that no order of keys is kept. dK and dV are fp32 and lie as k and v do, by the same strides; they must not alias.
 /// Source: Dao 2023, FlashAttention-2, algorithm 2.
@@ -203,5 +219,19 @@ struct RoundTask {
   const void* src = nullptr;
   void* dst = nullptr;
 };
+
+/// The draws of a query row of a task.
+inline DropoutRow dropout_row(const AttendTask& task, std::int64_t batch, std::int64_t segment, std::int64_t kv_head, std::int64_t head,
+                              std::int64_t q_row) {
+  const TaskDropout& of = task.dropout;
+  return {of.dropout, of.dropout.first_batch + batch, of.first_head + kv_head * of.kv_head_step + head,
+          task.q_positions.first + q_row * task.q_positions.stride + (of.first_segment + segment) * of.q_segment_step};
+}
+
+/// The number of a task's key row in the whole problem.
+inline std::int64_t dropout_key(const AttendTask& task, std::int64_t segment, std::int64_t k_row) {
+  const TaskDropout& of = task.dropout;
+  return task.k_positions.first + k_row * task.k_positions.stride + (of.first_segment + segment) * of.k_segment_step;
+}
 
 }  // namespace annulus::kernels

@@ -3,6 +3,7 @@
 
 #include <annulus/core/enums.hpp>
 #include <annulus/core/list.hpp>
+#include <annulus/kernels/dropout.hpp>
 
 #include <cstdint>
 #include <vector>
@@ -41,6 +42,9 @@ struct Problem {
   /// Where a pattern tells heads apart by their number, it is the number in the larger problem. KV heads are whole groups of query heads,
   /// or one that has more query heads than these.
   HeadWindow window = {};
+  /// Of probabilities; of the rows' positions where the pattern orders the sequence. Extra keys are dropped too, keys of zeros have nothing
+  /// to drop.
+  kernels::Dropout dropout = {};
 
   std::int64_t group_size() const { return heads / kv_heads; }  ///< query heads of one KV head
   /// Heads of the larger problem, or of this one.

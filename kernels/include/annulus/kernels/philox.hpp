@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace annulus {
+namespace annulus::kernels {
 
 /// Word w of counter or result n is words[w][n]: one array per word, so that kLanes counters advance as vectors.
 template <std::size_t kLanes>
@@ -34,4 +34,4 @@ constexpr void philox4x32_10(PhiloxWords<kLanes>& words, std::array<std::uint32_
   }
 }
 
-}  // namespace annulus
+}  // namespace annulus::kernels
