@@ -2,6 +2,7 @@
 #include <annulus/verify/oracle.hpp>
 
 #include <annulus/core/error.hpp>
+#include <annulus/kernels/philox.hpp>
 #include <annulus/pattern/permutation.hpp>
 #include <annulus/verify/random_problem.hpp>
 #include <annulus_test.hpp>
@@ -9,6 +10,7 @@
 #include "memory_source.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -73,6 +75,19 @@ double largest_difference(const std::vector<double>& a, const std::vector<double
     if (!(difference <= largest)) { largest = difference; }
   }
   return largest;
+}
+
+/// The draw of Philox for a key of a query, of numbers below 2^32, is below the probability.
+bool is_dropped(const kernels::Dropout& dropout, std::int64_t batch, std::int64_t head, std::int64_t query, std::int64_t key) {
+  const auto words_of = [](std::int64_t first, std::int64_t third, std::array<std::uint32_t, 2> under) {
+    const auto of = [](std::int64_t number) { return static_cast<std::uint32_t>(number); };
+    kernels::PhiloxWords<1> words{{{of(first)}, {0}, {of(third)}, {0}}};
+    kernels::philox4x32_10(words, under);
+    return words;
+  };
+  const auto stream = words_of(batch, head, {static_cast<std::uint32_t>(dropout.seed), static_cast<std::uint32_t>(dropout.seed >> 32)});
+  const auto draws = words_of(key / 4, query, {stream[0][0], stream[1][0]});
+  return static_cast<double>(draws[static_cast<std::size_t>(key % 4)][0]) <= dropout.probability * 0x1p32 - 0.5;
 }
 
 /// The operator built the other way round: the rows of every segment are listed, s*w + o + t*r for t = 0, 1, ..., and each row's keys are
@@ -200,9 +215,10 @@ Listed attention_by_lists(const MemorySource& source, const Problem& problem, co
             const double weight = std::exp(problem.scale * score);  // the values of these tests need no maximum
             denominator += weight;
             of_extra_keys += key >= problem.seq_len ? weight : 0.0;
+            const double kept = is_dropped(problem.dropout, batch, head, row, key) ? 0.0 : weight / (1.0 - problem.dropout.probability);
             for (std::int64_t d = 0; d < head_dim; ++d) {
               numerator[static_cast<std::size_t>(d)] +=
-                  weight * v[static_cast<std::size_t>((key * problem.kv_heads + kv_head) * head_dim + d)];
+                  kept * v[static_cast<std::size_t>((key * problem.kv_heads + kv_head) * head_dim + d)];
             }
           }
           denominator_of_all += &list == &lists.front() ? denominator : denominator - of_extra_keys;
