@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with weights and what is done to rows between them: the reference by hand, the cpu against the definition in fp64.
+// Products with weights and what is done to rows between them: the reference by hand, the cpu against the definition in fp64; gradients
+// against central differences of that definition.
 #include <annulus/kernels/layer.hpp>
 
+#include <annulus/kernels/layer_gradients.hpp>
 #include <annulus_test.hpp>
 
 #include <algorithm>
@@ -77,6 +79,20 @@ void linear_on_cpu(const LinearTask& task, int threads) {
   ::operator delete(workspace, kLine);
 }
 
+void linear_gradient_on_cpu(const LinearGradientTask& task, int threads) {
+  constexpr std::align_val_t kLine{64};
+  void* workspace = ::operator new(static_cast<std::size_t>(cpu::linear_gradient_workspace_bytes(task, threads)), kLine);
+  cpu::linear_gradient(task, threads, workspace);
+  ::operator delete(workspace, kLine);
+}
+
+/// Multiples of 2^-12: adding a step of 2^-8 to one, as a float, is exact.
+std::vector<float> on_grid(const Values& values) {
+  std::vector<float> rounded;
+  for (const double value : values) { rounded.push_back(static_cast<float>(std::round(value * 4096) / 4096)); }
+  return rounded;
+}
+
 /// TransformTask by its definition, on operands that are given apart so that each test says what it has.
 Values transformed(const TransformTask& task, const Values& in) {
   Values out = in;
@@ -127,6 +143,58 @@ Values transformed(const TransformTask& task, const Values& in) {
     }
   }
   return out;
+}
+
+/// What transform_rows_gradient() gives: of each row, and sums over rows.
+struct TransformGradients {
+  std::vector<float> din;
+  std::vector<float> dgate_in;
+  Values dbias;
+  Values dnorm_weight;
+  Values dnorm_bias;
+  Values dgate_bias;
+
+  explicit TransformGradients(const TransformTask& task)
+      : din(static_cast<std::size_t>(task.rows * task.features)),
+        dgate_in(din.size()),
+        dbias(static_cast<std::size_t>(task.features)),
+        dnorm_weight(static_cast<std::size_t>(task.norm_features)),
+        dnorm_bias(dnorm_weight.size()),
+        dgate_bias(dbias.size()) {}
+  TransformGradientTask task(const TransformTask& forward, const float* dout) {
+    return {forward, dout, din.data(), dgate_in.data(), dbias.data(), dnorm_weight.data(), dnorm_bias.data(), dgate_bias.data()};
+  }
+  bool operator==(const TransformGradients&) const = default;
+};
+
+/// d sum(dout * out) / dp of row `row`, or of all rows if that is -1, by central differences of fourth order. `moved` is the result with
+/// p moved by so much.
+template <class Moved>
+double difference(const TransformTask& task, const std::vector<float>& dout, std::int64_t row, const Moved& moved) {
+  constexpr double kStep = 0x1p-8;
+  const auto features = static_cast<std::size_t>(task.features);
+  const std::size_t first = row < 0 ? 0 : static_cast<std::size_t>(row) * features;
+  const std::size_t end = row < 0 ? dout.size() : first + features;
+  const auto loss = [&](const Values& out) {
+    double sum = 0;
+    for (std::size_t i = first; i < end; ++i) { sum += static_cast<double>(dout[i]) * out[i]; }
+    return sum;
+  };
+  return (8 * (loss(moved(kStep)) - loss(moved(-kStep))) - (loss(moved(2 * kStep)) - loss(moved(-2 * kStep)))) / (12 * kStep);
+}
+
+double largest_of(const Values& values) {
+  double largest = 0;
+  for (const double value : values) { largest = std::max(largest, std::abs(value)); }
+  return largest;
+}
+
+Values doubles(const std::vector<float>& values) { return {values.begin(), values.end()}; }
+
+void check_near(const Values& found, const Values& expected, double relative) {
+  REQUIRE(found.size() == expected.size());
+  const double largest = std::max(largest_of(expected), 1.0);
+  for (std::size_t i = 0; i < found.size(); ++i) { CHECK(std::abs(found[i] - expected[i]) <= relative * largest); }
 }
 
 }  // namespace
@@ -330,6 +398,258 @@ TEST_CASE("a NaN of one row stays in that row, and a gate keeps one") {
   task.gate_in = in.data();
   cpu::transform_rows(task, 1);
   CHECK((std::isfinite(out[1]) && std::isnan(out[2]) && std::isfinite(out[3])));
+}
+
+TEST_CASE("linear_gradient adds what hand-computed rows say, and nothing of no rows") {
+  const std::vector<float> in{1, 2, 3, 4};                // 2 rows of 2
+  const std::vector<float> weight{1, 0, 2, 0, 1, 3};      // 2 by 3
+  const std::vector<float> dout{1, 10, 100, 2, 20, 200};  // 2 rows of 3
+  std::vector<float> din{1, 1, 1, 1};
+  Values dweight{1, 1, 1, 1, 1, 1};
+  const bool by_cpu = GENERATE(false, true);
+  LinearGradientTask task{DType::fp32, 2, 2, 3, in.data(), weight.data(), dout.data(), din.data(), dweight.data()};
+  const auto differentiate = [&] {
+    if (by_cpu) {
+      linear_gradient_on_cpu(task, 2);
+    } else {
+      reference::linear_gradient(task);
+    }
+  };
+
+  differentiate();
+  CHECK(din == std::vector<float>{202, 311, 403, 621});
+  CHECK(dweight == Values{8, 71, 701, 11, 101, 1001});
+
+  task.rows = 0;
+  differentiate();
+  CHECK(din == std::vector<float>{202, 311, 403, 621});
+  CHECK(dweight == Values{8, 71, 701, 11, 101, 1001});
+}
+
+TEST_CASE("linear_gradient on the cpu is as near to fp64 as a plain product, whatever its shape, and the same for any threads") {
+  const DType dtype = GENERATE(DType::fp32, DType::bf16);
+  struct Shape {
+    std::int64_t rows, in, out;
+  };
+  const Shape shape = GENERATE(Shape{1, 1, 1}, Shape{3, 130, 17}, Shape{65, 128, 128}, Shape{300, 57, 261});
+  INFO("rows " << shape.rows << ", in " << shape.in << ", out " << shape.out);
+  Elements in(dtype, normal(shape.rows * shape.in, 11));
+  Elements weight(dtype, normal(shape.in * shape.out, 12));
+  const std::vector<float> dout = floats(normal(shape.rows * shape.out, 13));
+  struct Result {
+    std::vector<float> din;
+    Values dweight;
+  };
+  const auto differentiate = [&](int threads) {  // 0: the reference
+    Result result{std::vector<float>(static_cast<std::size_t>(shape.rows * shape.in)),
+                  Values(static_cast<std::size_t>(shape.in * shape.out))};
+    const LinearGradientTask task{
+        dtype, shape.rows, shape.in, shape.out, in.data(), weight.data(), dout.data(), result.din.data(), result.dweight.data()};
+    if (threads == 0) {
+      reference::linear_gradient(task);
+    } else {
+      linear_gradient_on_cpu(task, threads);
+    }
+    return result;
+  };
+  const Values x = in.values();
+  const Values w = weight.values();
+  const auto rows = static_cast<std::size_t>(shape.rows);
+  const auto ins = static_cast<std::size_t>(shape.in);
+  const auto outs = static_cast<std::size_t>(shape.out);
+  Values din(rows * ins), plain_din(rows * ins), dweight(ins * outs), plain_dweight(ins * outs);
+  for (std::size_t row = 0; row < rows; ++row) {
+    for (std::size_t i = 0; i < ins; ++i) {
+      float sum = 0;
+      for (std::size_t j = 0; j < outs; ++j) {
+        din[row * ins + i] += static_cast<double>(dout[row * outs + j]) * w[i * outs + j];
+        sum += dout[row * outs + j] * static_cast<float>(w[i * outs + j]);
+      }
+      plain_din[row * ins + i] = static_cast<double>(sum);
+    }
+  }
+  for (std::size_t i = 0; i < ins; ++i) {
+    for (std::size_t j = 0; j < outs; ++j) {
+      float sum = 0;
+      for (std::size_t row = 0; row < rows; ++row) {
+        dweight[i * outs + j] += x[row * ins + i] * static_cast<double>(dout[row * outs + j]);
+        sum += static_cast<float>(x[row * ins + i]) * dout[row * outs + j];
+      }
+      plain_dweight[i * outs + j] = static_cast<double>(sum);
+    }
+  }
+
+  const Result by_reference = differentiate(0);
+  const Result by_one = differentiate(1);
+  const Result by_three = differentiate(3);
+
+  check_near(doubles(by_reference.din), din, 0x1p-24);
+  check_near(by_reference.dweight, dweight, 1e-14);
+  CHECK(root_mean_square(doubles(by_one.din), din) <= 1.1 * root_mean_square(plain_din, din) + 1e-9);
+  CHECK(root_mean_square(by_one.dweight, dweight) <= 1.1 * root_mean_square(plain_dweight, dweight) + 1e-9);
+  CHECK((by_three.din == by_one.din && by_three.dweight == by_one.dweight));
+}
+
+TEST_CASE("transform_rows_gradient is the central difference of the definition in every combination") {
+  const Norm norm = GENERATE(Norm::none, Norm::layer, Norm::rms);
+  const RotaryPairs rotary = GENERATE(RotaryPairs::none, RotaryPairs::neighbouring, RotaryPairs::half);
+  const Gate gate = GENERATE(Gate::none, Gate::sigmoid, Gate::tanh, Gate::relu, Gate::gelu);
+  const bool of_heads = GENERATE(false, true);
+  constexpr std::int64_t kRows = 3;
+  constexpr std::int64_t kFeatures = 12;
+  const DType in_dtype = of_heads ? DType::bf16 : DType::fp32;
+  Elements in(in_dtype, normal(kRows * kFeatures, 21));
+  std::vector<float> bias = on_grid(normal(kFeatures, 22));
+  std::vector<float> norm_weight = on_grid(normal(kFeatures, 23));
+  std::vector<float> norm_bias = on_grid(normal(kFeatures, 24));
+  std::vector<float> gate_bias = on_grid(normal(kFeatures, 25));
+  std::vector<float> gate_in = on_grid(normal(kRows * kFeatures, 26, 3));
+  const bool has_gate_bias = !of_heads;
+  for (std::size_t i = 0; i < gate_in.size(); ++i) {
+    // relu has no derivative at 0, and differences near it are none.
+    const float moved_by = has_gate_bias ? gate_bias[i % kFeatures] : 0.0F;
+    if (std::abs(gate_in[i] + moved_by) < 0.0625F) { gate_in[i] += 0.25F; }
+  }
+  const std::vector<float> dout = floats(normal(kRows * kFeatures, 27));
+  TransformTask task;
+  task.rows = kRows;
+  task.features = kFeatures;
+  task.in_dtype = in_dtype;
+  task.in = in.data();
+  task.bias = of_heads ? bias.data() : nullptr;
+  task.norm = norm;
+  task.norm_features = of_heads ? 6 : kFeatures;
+  task.norm_weight = norm_weight.data();
+  task.norm_bias = norm_bias.data();
+  task.norm_epsilon = 0.5;  // not hidden by the variance
+  task.rotary = rotary;
+  task.head_dim = 6;
+  task.rotary_base = 10000;
+  task.first_position = 1'000'003;
+  task.gate = gate;
+  task.gate_in = gate_in.data();
+  task.gate_bias = has_gate_bias ? gate_bias.data() : nullptr;
+  task.gate_temperature = 0.7;
+  const auto features = static_cast<std::size_t>(kFeatures);
+  const auto rows = static_cast<std::size_t>(kRows);
+  const auto of_rows = [&](const auto& moved) {
+    Values differences(rows * features);
+    for (std::size_t row = 0; row < rows; ++row) {
+      for (std::size_t i = 0; i < features; ++i) {
+        differences[row * features + i] =
+            difference(task, dout, static_cast<std::int64_t>(row), [&](double by) { return moved(row * features + i, by); });
+      }
+    }
+    return differences;
+  };
+  const auto of_sums = [&](std::vector<float>& parameter, std::int64_t count) {
+    Values differences;
+    for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) {
+      differences.push_back(difference(task, dout, -1, [&](double by) {
+        const float before = parameter[i];
+        parameter[i] += static_cast<float>(by);
+        const Values out = transformed(task, in.values());
+        parameter[i] = before;
+        return out;
+      }));
+    }
+    return differences;
+  };
+  const Values din = of_rows([&](std::size_t at, double by) {
+    Values moved = in.values();
+    moved[at] += by;
+    return transformed(task, moved);
+  });
+  INFO("norm " << static_cast<int>(norm) << ", rotary " << static_cast<int>(rotary) << ", gate " << static_cast<int>(gate));
+
+  TransformGradients by_reference(task);
+  reference::transform_rows_gradient(by_reference.task(task, dout.data()));
+  TransformGradients by_cpu(task);
+  cpu::transform_rows_gradient(by_cpu.task(task, dout.data()), 2);
+
+  constexpr double kDifference = 1e-6;     // of the step: 2^-32 / 30 times a fifth derivative
+  constexpr double kPlain = 32 * 0x1p-24;  // a few roundings of fp32, of a norm, a rotation and a gate
+  check_near(doubles(by_reference.din), din, kDifference);
+  check_near(doubles(by_cpu.din), doubles(by_reference.din), kPlain);
+  if (of_heads) {
+    check_near(by_reference.dbias, of_sums(bias, kFeatures), kDifference);
+    check_near(by_cpu.dbias, by_reference.dbias, kPlain);
+  }
+  if (norm != Norm::none) {
+    check_near(by_reference.dnorm_weight, of_sums(norm_weight, task.norm_features), kDifference);
+    check_near(by_reference.dnorm_bias, of_sums(norm_bias, task.norm_features), kDifference);
+    check_near(by_cpu.dnorm_weight, by_reference.dnorm_weight, kPlain);
+    check_near(by_cpu.dnorm_bias, by_reference.dnorm_bias, kPlain);
+  }
+  if (gate != Gate::none) {
+    const Values dgate_in = of_rows([&](std::size_t at, double by) {
+      const float before = gate_in[at];
+      gate_in[at] += static_cast<float>(by);
+      Values out = transformed(task, in.values());
+      gate_in[at] = before;
+      return out;
+    });
+    check_near(doubles(by_reference.dgate_in), dgate_in, kDifference);
+    check_near(doubles(by_cpu.dgate_in), doubles(by_reference.dgate_in), kPlain);
+    if (has_gate_bias) {
+      check_near(by_reference.dgate_bias, of_sums(gate_bias, kFeatures), kDifference);
+      check_near(by_cpu.dgate_bias, by_reference.dgate_bias, kPlain);
+    }
+  }
+}
+
+TEST_CASE("transform_rows_gradient on the cpu has the same bits for any threads, adds to sums and may write over dout") {
+  constexpr std::int64_t kRows = 205;
+  constexpr std::int64_t kFeatures = 42;
+  const std::vector<float> in = floats(normal(kRows * kFeatures, 31));
+  const std::vector<float> gate_in = floats(normal(kRows * kFeatures, 32));
+  const std::vector<float> dout = floats(normal(kRows * kFeatures, 33));
+  TransformTask task;
+  task.rows = kRows;
+  task.features = kFeatures;
+  task.in = in.data();
+  task.norm = Norm::layer;
+  task.norm_features = 14;
+  task.norm_epsilon = 1e-5;
+  task.rotary = RotaryPairs::half;
+  task.head_dim = 14;
+  task.rotary_base = 10000;
+  task.gate = Gate::gelu;
+  task.gate_in = gate_in.data();
+
+  TransformGradients by_one(task);
+  cpu::transform_rows_gradient(by_one.task(task, dout.data()), 1);
+  TransformGradients by_five(task);
+  cpu::transform_rows_gradient(by_five.task(task, dout.data()), 5);
+  TransformGradients twice(task);
+  cpu::transform_rows_gradient(twice.task(task, dout.data()), 3);
+  twice.din = dout;
+  cpu::transform_rows_gradient(twice.task(task, twice.din.data()), 3);
+
+  CHECK(by_five == by_one);
+  CHECK(twice.din == by_one.din);
+  Values doubled = by_one.dnorm_weight;
+  for (double& value : doubled) { value *= 2; }
+  check_near(twice.dnorm_weight, doubled, 1e-13);
+}
+
+TEST_CASE("a gate's slope keeps a NaN, and is finite far from zero") {
+  const Gate gate = GENERATE(Gate::sigmoid, Gate::tanh, Gate::relu, Gate::gelu);
+  const std::vector<float> gate_in{std::numeric_limits<float>::quiet_NaN(), 1000, -1000};
+  const std::vector<float> ones(3, 1.0F);
+  TransformTask task;
+  task.rows = 1;
+  task.features = 3;
+  task.in = ones.data();
+  task.gate = gate;
+  task.gate_in = gate_in.data();
+  const bool onwards = gate == Gate::relu || gate == Gate::gelu;
+
+  TransformGradients gradients(task);
+  cpu::transform_rows_gradient(gradients.task(task, ones.data()), 1);
+
+  CHECK(std::isnan(gradients.dgate_in[0]));
+  CHECK((gradients.dgate_in[1] == (onwards ? 1.0F : 0.0F) && gradients.dgate_in[2] == 0.0F));
 }
 
 }  // namespace annulus::kernels
