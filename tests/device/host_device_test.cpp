@@ -14,7 +14,10 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <signal.h>
 #include <string>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -180,6 +183,26 @@ TEST_CASE("the measured FMA peak is that of a core", "[backend]") {
 }
 
 #if !ANNULUS_ENABLE_CUDA
+TEST_CASE("memory that outlives its device ends the process, and memory that does not is freed") {
+  // In a process of its own. Returns the signal that ended it, 0 if none did.
+  const auto signal_of = [](bool outlives) {
+    const pid_t child = fork();
+    if (child == 0) {
+      signal(SIGABRT, SIG_DFL);
+      std::unique_ptr<Device> device = make(BackendKind::cpu);
+      Buffer buffer = device->allocate(100, MemoryUse::tensor);
+      if (!outlives) { buffer.reset(); }
+      device.reset();
+      _exit(0);
+    }
+    int status = 0;
+    REQUIRE(waitpid(child, &status, 0) == child);
+    return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+  };
+  CHECK(signal_of(false) == 0);
+  CHECK(signal_of(true) == SIGABRT);
+}
+
 TEST_CASE("the cuda backend of a build without CUDA says what there is", "[backend]") {
   CHECK_THROWS_AS(make(BackendKind::cuda), NotCompiled);
 }

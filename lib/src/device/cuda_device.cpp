@@ -188,6 +188,7 @@ class CudaDevice final : public Device {
   CudaDevice& operator=(const CudaDevice&) = delete;
   ~CudaDevice() override {
     if (unwinding()) { return; }
+    require_nothing_held(memory_.in_use);
     const cudaError_t entered = cudaSetDevice(number_);
     if (entered != cudaSuccess) { log_failure(entered, "cudaSetDevice"); }
     const cudaError_t status = cudaStreamSynchronize(streams_->memory());

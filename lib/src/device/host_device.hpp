@@ -18,6 +18,9 @@ class HostDevice final : public Device {
  public:
   /// @param threads  of pack()
   HostDevice(BackendKind kind, int threads);
+  HostDevice(const HostDevice&) = delete;
+  HostDevice& operator=(const HostDevice&) = delete;
+  ~HostDevice() override { require_nothing_held(in_use_.load()); }
   BackendKind kind() const override { return kind_; }
   std::string describe() const override;
 

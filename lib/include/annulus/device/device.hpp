@@ -24,7 +24,8 @@ enum class MemoryUse {
   slot,    ///< memory that peers or transports touch: allocated once per plan, never from a pool
 };
 
-/// Owns memory of one device. Move-only; moved-from is empty. Frees on destruction, which on CUDA is ordered after the queues' work.
+/// Owns memory of one device, which must outlive it: a device that ends before its memory ends the process. Move-only; moved-from is empty.
+/// Frees on destruction, which on CUDA is ordered after the queues' work.
 class Buffer {
  public:
   Buffer() = default;
@@ -121,6 +122,11 @@ class Device {
   virtual std::unique_ptr<Event> record(Queue& queue) = 0;
   /// Work enqueued on `queue` from now on starts only once `event` is reached.
   virtual void wait(Queue& queue, const Event& event) = 0;
+
+ protected:
+  /// For destructors: ends the process if buffers still hold memory, as each would be freed by what is no more. Not while unwinding, when
+  /// memory may be left behind.
+  static void require_nothing_held(std::int64_t bytes) noexcept;
 };
 
 /// Settings a device is made from.
