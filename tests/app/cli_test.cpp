@@ -73,6 +73,10 @@ TEST_CASE("every option out of range is refused with one sentence and exit code 
       {"kv-lengths", "8193", "outside 1..8192"},
       {"extra-keys", "-1", "below 0"},
       {"extra-keys", "16777217", "above 16777216"},
+      {"dropout", "1", "dropout 1 is outside [0, 1)"},
+      {"dropout", "-0.1", "dropout -0.1 is outside [0, 1)"},
+      {"dropout", "nan", "not a finite number"},
+      {"dropout-seed", "-1", "below 0"},
       {"scale", "nan", "not a finite number"},
       {"scale", "inf", "not a finite number"},
       {"scale", "x", "not a finite number"},
@@ -674,6 +678,22 @@ TEST_CASE("extra keys come from the file or a number of them is generated, and e
                  "--extra-keys 2: of a layer they are what it appends (--layer.bias-kv, --layer.zero-tokens), which is 1");
   const ProcessResult config = annulus_with({"run", "--extra-keys", "2", "--print-config"});
   CHECK(config.out.find("extra-keys = 2") != std::string::npos);
+}
+
+TEST_CASE("dropout is reported, checked around a layer too, and read back") {
+  const std::vector<std::string> shape{"--seq-len", "60", "--heads", "2", "--head-dim", "8", "--threads", "1"};
+  const auto with = [&](std::vector<std::string> line) {
+    line.insert(line.end(), shape.begin(), shape.end());
+    return annulus_with(line);
+  };
+  const ProcessResult run = with({"run", "--dropout", "0.25", "--dropout-seed", "7"});
+  INFO(run.out << run.err);
+  CHECK(run.out.find("fp32, dropout 0.25 (seed 7)") != std::string::npos);
+  CHECK(with({"check", "--dropout", "0.25", "--gradients", "--virtual-ranks", "3"}).exit_code == 0);
+  CHECK(with({"check", "--dropout", "0.5", "--layer.embed", "16", "--virtual-ranks", "2"}).exit_code == 0);
+  const ProcessResult config = with({"run", "--dropout", "0.25", "--print-config"});
+  CHECK(config.out.find("dropout = 0.25") != std::string::npos);
+  CHECK(config.out.find("dropout-seed = 0") != std::string::npos);
 }
 
 TEST_CASE("bench prints one header and one line for each combination, the last sweep's values fastest") {

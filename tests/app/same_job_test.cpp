@@ -83,6 +83,7 @@ TEST_CASE("an option that shapes the plan or the numbers and differs is named wi
       {"segment-lengths", "32", "64"}, {"schedule", "ring", "ring-full"},
       {"backend", "reference", "cpu"}, {"scale-by-branches", "false", "true"},
       {"tile-rows", "8", "16"},        {"extra-keys", "1", "2"},
+      {"dropout", "0.25", "0.5"},      {"dropout-seed", "1", "2"},
   };
   for (const Arguments& entry : differences) {
     expect_refusal({command("run", {"--" + entry[0], entry[1]}), command("run", {"--" + entry[0], entry[2]})},

@@ -95,6 +95,10 @@ void check_task(const RingPlan& plan, const TensorAddresses& addresses, const ke
             REQUIRE(distance(partial.acc, task.acc) + at(task.acc_strides, row, i) * kAccumulator == vector * kAccumulator);
             REQUIRE(distance(partial.max, task.max) + at(task.stat_strides, row, i) * kAccumulator == number * kAccumulator);
             REQUIRE(distance(partial.sum, task.sum) + at(task.stat_strides, row, i) * kAccumulator == number * kAccumulator);
+            if (problem.dropout.probability == 0) { continue; }
+            const std::int64_t position = item.q_global[row] + s * item.segment_stride;
+            const kernels::DropoutRow expected(problem.dropout, b, head, position);
+            REQUIRE(kernels::dropout_row(task, b - part.first_entry, s - part.first_segment, j, i, row).factor(0) == expected.factor(0));
           }
         }
         std::int64_t place_of_head = 0;
@@ -105,6 +109,7 @@ void check_task(const RingPlan& plan, const TensorAddresses& addresses, const ke
           const std::int64_t k_elements = problem.batch * stored_rows * stored_heads.count * problem.head_dim;
           REQUIRE(distance(keys, task.k) + at(task.kv_strides, row, 0) * size == vector * size);
           REQUIRE(distance(keys, task.v) + at(task.kv_strides, row, 0) * size == (k_elements + vector) * size);
+          REQUIRE(kernels::dropout_key(task, s - part.first_segment, row) == item.k_global[row] + s * item.segment_stride);
         }
       }
     }

@@ -5,6 +5,7 @@
 #include <annulus/session/session.hpp>
 #include <annulus_test.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -49,16 +50,32 @@ void expect_right(const Config& config) {
   CHECK(report.gradients.size() == (config.gradients ? 3U : 0U));
 }
 
+/// O of the whole problem, [batch, seq, head, head_dim] in fp32.
 std::vector<float> output_of(const Config& config) {
   const Communicator comm = Communicator::single();
   const ResolvedConfig resolved = resolve(config, comm);
   Session session(resolved, comm);
   session.load();
   session.run();
-  const RingPlan& plan = session.executors().front()->plan();
   const Problem& problem = session.problem();
-  std::vector<float> out(static_cast<std::size_t>(plan.local_rows * problem.heads * problem.head_dim));
-  session.executors().front()->read_output(0, 0, plan.local_rows, out.data());
+  std::vector<float> out(static_cast<std::size_t>(problem.batch * problem.seq_len * problem.heads * problem.head_dim));
+  for (const LocalRing& ring : session.rings()) {
+    const std::int64_t row_elements = ring.cell.problem.heads * problem.head_dim;
+    for (const auto& executor : ring.executors) {
+      const std::int64_t rows = executor->plan().local_rows;
+      std::vector<float> own(static_cast<std::size_t>(rows * row_elements));
+      for (std::int64_t entry = 0; entry < ring.cell.problem.batch; ++entry) {
+        executor->read_output(entry, 0, rows, own.data());
+        for (const ShardPiece& piece : executor->plan().shard.pieces) {
+          for (std::int64_t i = 0; i < piece.global.count; ++i) {
+            const std::int64_t row = (ring.cell.first_batch + entry) * problem.seq_len + piece.global[i];
+            std::copy_n(own.data() + (piece.local_first + i) * row_elements, row_elements,
+                        out.data() + (row * problem.heads + ring.cell.first_head) * problem.head_dim);
+          }
+        }
+      }
+    }
+  }
   return out;
 }
 
@@ -101,6 +118,43 @@ TEST_CASE("what is dropped does not depend on ranks, schedule, partition, grid, 
       }
     }
   }
+}
+
+TEST_CASE("dropout keeps the bits of one rank under every schedule and on a grid, where shards are whole blocks") {
+  Config one = base_config();
+  one.problem.seq_len = 2048;
+  one.problem.head_dim = 8;
+  one.pattern.branches = {{512, 1}, {2048, 2}};  // which share pairs of queries and keys
+  one.virtual_ranks = 1;
+  const std::vector<float> expected = output_of(one);
+  for (const Schedule schedule : {Schedule::ring, Schedule::ring_full, Schedule::direct, Schedule::allgather}) {
+    INFO(to_string(schedule));
+    Config config = one;
+    config.virtual_ranks = 4;
+    config.schedule = schedule;
+    CHECK(output_of(config) == expected);
+  }
+  Config grid = one;
+  grid.virtual_ranks = 8;
+  grid.grid.batch = 2;
+  grid.grid.heads = 2;
+  CHECK(output_of(grid) == expected);
+  grid.grid.batch = 1;
+  grid.grid.heads = 4;  // a KV head in two rings
+  CHECK(output_of(grid) == expected);
+}
+
+TEST_CASE("causal dropout keeps the bits of one rank on 16 ranks of a zigzag") {
+  Config one = base_config();
+  one.problem = {1, 8192, 1, 1, 8, DType::fp32, true, 1.0};
+  one.problem.dropout = {0.3, 5, 0};
+  one.pattern = {};
+  one.virtual_ranks = 1;
+  Config zigzag = one;
+  zigzag.virtual_ranks = 16;
+  zigzag.partition = PartitionKind::zigzag;
+  zigzag.schedule = Schedule::direct;
+  CHECK(output_of(zigzag) == output_of(one));
 }
 
 TEST_CASE("dropout goes with every mixing and ragged rule, extra keys, lengths of keys, an order and 16 bits") {

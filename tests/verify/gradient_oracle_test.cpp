@@ -156,6 +156,8 @@ std::vector<Case> small_cases() {
   add("kv_lengths", problem, dense_pattern(5));
   problem.scale = -0.75;
   add("a negative scale", problem, dense_pattern(5));
+  problem.dropout = {0.25, 3, 0};
+  add("dropout", problem, dense_pattern(5));
   return cases;
 }
 

@@ -108,6 +108,10 @@ TEST_CASE("2000 cases hold every kind of shape and every choice many times") {
       note(problem.extra_keys > 0 && pattern.mixing == value && branches > 1 && pattern.head_split == HeadSplit::all,
            "extra keys, mixing " + std::string(name));
     }
+    note(problem.dropout.probability > 0, "dropout");
+    note(problem.dropout.probability > 0.5, "much dropout");
+    note(problem.dropout.probability > 0 && random.grid.rings() > 1, "dropout on a grid");
+    note(problem.dropout.probability > 0 && problem.extra_keys > 0, "dropout of extra keys");
     note(pattern.scale_by_branches, "scaled by branches");
     note(!pattern.scale_by_branches, "not scaled by branches");
     for (std::int64_t count = 1; count <= 4; ++count) { note(branches == count, "branches " + std::to_string(count)); }
