@@ -157,6 +157,23 @@ TEST_CASE("a wave costs a launch gap, and as long as the lanes that have a tile 
   CHECK(simulate(plans, machine).total_ms == Approx(1.75 * kUnitMs));
 }
 
+TEST_CASE("rows that lie next to each other in a shard are attended at the rate of such, however far apart they are in the sequence") {
+  const std::int64_t rows = 64;
+  std::vector<RingPlan> plans = plans_of(problem_of(4 * rows, false), PartitionKind::contiguous, Routing{Schedule::ring}, 1);
+  Machine machine = machine_of(rows, 0.5);
+  machine.block_rates.push_back(machine.block_rates.front());
+  machine.block_rates.back().dilation_rate = 4;
+  for (BlockRates::Rate& rate : machine.block_rates.back().rates) { rate.gflops /= 2; }
+  REQUIRE(plans[0].steps[0].work.size() == 1);
+  WorkItem& item = plans[0].steps[0].work[0];
+
+  item.q_global = item.k_global = Rows<Global>({0, 4, rows});
+  item.q_local = Rows<Local>({0, 1, rows});
+  CHECK(simulate(plans, machine).total_ms == Approx(kUnitMs));
+  item.q_local = Rows<Local>({0, 4, rows});
+  CHECK(simulate(plans, machine).total_ms == Approx(2 * kUnitMs));
+}
+
 TEST_CASE("partials take what the machine's times of them say") {
   const std::int64_t rows = 64;
   const std::vector<RingPlan> plans = plans_of(problem_of(rows, false), PartitionKind::contiguous, Routing{Schedule::ring}, 1);

@@ -13,14 +13,14 @@ constexpr double kMsPerUs = 1e-3;
 
 double partial_bytes(const RingPlan& plan) { return static_cast<double>(whole_partials_bytes(plan.problem, sizes_of(plan), 4)); }
 
-/// The arithmetic of an item at its rate.
+/// The arithmetic of an item at its rate, which depends on how far apart its rows lie in memory, and so in the shard.
 double item_ms(const WorkItem& item, const RingPlan& plan, const Machine& machine) {
   const auto q_rows = static_cast<double>(item.q_global.count());
   const auto k_rows = static_cast<double>(item.k_global.count());
   const double rows = 2 * q_rows * k_rows / (q_rows + k_rows);
   const Problem& problem = plan.problem;
   const double flops = 4.0 * static_cast<double>(problem.head_dim) * static_cast<double>(visible_pairs(problem, item));
-  return 1e3 * flops / machine.flops_per_s(problem.dtype, problem.head_dim, item.mask, item.q_global.only().stride, rows);
+  return 1e3 * flops / machine.flops_per_s(problem.dtype, problem.head_dim, item.mask, item.q_local.only().stride, rows);
 }
 
 std::int64_t tiles_of(const WorkItem& item, const RingPlan& plan, const Machine& machine) {
