@@ -93,7 +93,7 @@ TEST_CASE("every option out of range is refused with one sentence and exit code 
       {"tile-order", "random", "not one of linear, hilbert"},
       {"order", "random", "not one of linear, hilbert, hilbert-inverse, bit-reversal"},
       {"scale-by-branches", "2", "neither true nor false"},
-      {"partition", "striped", "not one of auto, contiguous, zigzag"},
+      {"partition", "blocks", "not one of auto, contiguous, zigzag, striped"},
       {"schedule", "random", "not one of auto, ring, ring-full, direct, allgather"},
       {"transport", "tcp", "not one of auto"},
       {"backend", "tpu", "not one of reference"},
@@ -118,6 +118,8 @@ TEST_CASE("every option out of range is refused with one sentence and exit code 
     expect_refusal({command, "--order", "hilbert", "--causal"}, "--order hilbert moves later tokens before earlier ones");
   }
   expect_refusal({"run", "--partition", "zigzag", "--key-order", "cyclic"}, "needs --causal and --schedule direct or allgather");
+  expect_refusal({"run", "--partition", "striped", "--causal", "--key-order", "cyclic"}, "every rank has rows of each block of keys");
+  expect_refusal({"run", "--partition", "striped", "--layer.embed", "16"}, "a layer projects rows that are neighbours");
   expect_refusal({"run", "--ragged", "zero-keys", "--kv-lengths", "5"}, "cannot have kv-lengths");
   expect_refusal({"run", "--order", "hilbert", "--kv-lengths", "5"}, "so that kv-lengths cannot hide them");
   expect_refusal({"check", "--rows", "0"}, "below 1");

@@ -69,6 +69,12 @@ std::vector<Case> cases() {
   add("fp16, every head in every branch", problem_of(41, 2, 2, DType::fp16, false), dilated,
       {"--segment-lengths", "7,19,41", "--dilation-rates", "1,2,3", "--offset", "head", "--head-split", "all", "--mixing", "mean"});
   add("zigzag", problem_of(53, 4, 2, DType::fp32, true), dense_pattern(53), {"--partition", "zigzag", "--schedule", "ring-full"});
+  add("striped", problem_of(53, 4, 2, DType::bf16, true), dense_pattern(53), {"--partition", "striped"});
+  Pattern striped = dilated;
+  striped.order = SequenceOrder::hilbert;
+  add("order hilbert, striped, dilated", problem_of(41, 2, 2, DType::fp32, false), striped,
+      {"--segment-lengths", "7,19,41", "--dilation-rates", "1,2,3", "--offset", "head", "--head-split", "all", "--mixing", "mean",
+       "--order", "hilbert", "--partition", "striped", "--schedule", "direct"});
   for (const auto& [order, name] : EnumNames<SequenceOrder>::values) {
     if (order == SequenceOrder::linear) { continue; }
     Pattern permuted = dilated;

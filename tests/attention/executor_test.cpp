@@ -151,7 +151,7 @@ TEST_CASE("an order of the sequence is the linear operator on a permuted input, 
   const Communicator comm = Communicator::single();
   const test::MemorySource::Value values = test::scattered_values(3);
   for (const auto& [kind, name] : EnumNames<SequenceOrder>::values) {
-    for (const PartitionKind partition : {PartitionKind::contiguous, PartitionKind::zigzag}) {
+    for (const PartitionKind partition : {PartitionKind::contiguous, PartitionKind::zigzag, PartitionKind::striped}) {
       for (const std::int64_t ranks : {1, 4, 7}) {
         Config config = config_of(531, ranks, DType::bf16, BackendKind::cpu);
         config.problem.batch = 2;

@@ -65,12 +65,17 @@ Meetings meetings_of(const RingPlan& plan) {
                   if (hidden) { continue; }
                   const std::int64_t stored =
                       (resident ? item.k_local[k] - first_of_piece(plan, item.k_local[0]) : item.k_packed[k]) + s * item.segment_stride;
-                  // Rows that wrap turned over have no distance in tokens; without a mask and an order of keys nobody asks.
+                  // Rows that wrap turned over have no distance in tokens; without a mask and an order of keys nobody asks. Of stripes,
+                  // whose rows are further apart than the segment's, the first query may come before the first key.
+                  const std::int64_t apart = item.k_global.count() > 1   ? item.k_global[1] - item.k_global[0]
+                                             : item.q_global.count() > 1 ? item.q_global[1] - item.q_global[0]
+                                                                         : rate;
                   const std::int64_t first_ahead = extra ? 0
                                                    : plan.routing.key_order == KeyOrder::cyclic
                                                        ? item.place.q_first - item.place.k_first
-                                                       : (item.q_global[0] - item.k_global[0]) / rate;
+                                                       : floor_div(item.q_global[0] - item.k_global[0], apart);
                   const std::int64_t ahead = first_ahead + q - k;
+                  if (item.mask == kernels::Mask::causal) { REQUIRE((ahead >= 0) == (item.k_global[k] <= item.q_global[q])); }
                   keys.insert({item.keys.buffer, item.keys.offset_bytes, b, stored, stored_head, item.mask, item.place.part, ahead});
                 }
               }

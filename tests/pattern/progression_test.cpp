@@ -96,7 +96,7 @@ TEST_CASE("split_by_rank covers every token once, in order, with sizes that diff
 }
 
 TEST_CASE("a partition's owner agrees with its shards, empty ones included") {
-  for (const PartitionKind kind : {PartitionKind::contiguous, PartitionKind::zigzag}) {
+  for (const PartitionKind kind : {PartitionKind::contiguous, PartitionKind::zigzag, PartitionKind::striped}) {
     for (const std::int64_t seq_len : {1, 5, 12, 31}) {
       for (const std::int64_t ranks : {1, 2, 3, 8, 40}) {
         const Partition partition(kind, seq_len, ranks);
@@ -123,6 +123,13 @@ TEST_CASE("a partition's owner agrees with its shards, empty ones included") {
   CHECK(zigzag.shard(3) == Shard{{{{6, 1, 2}, 0}, {{8, 1, 2}, 2}}});
   CHECK(Partition(PartitionKind::zigzag, 16, 1).shard(0) == Shard{{{{0, 1, 16}, 0}}});
   CHECK(zigzag.ranks_touching(5, 11) == std::vector<std::int64_t>{2, 3});
+  const Partition striped(PartitionKind::striped, 10, 4);
+  CHECK(striped.shard(1) == Shard{{{{1, 4, 3}, 0}}});
+  CHECK(striped.shard(3) == Shard{{{{3, 4, 2}, 0}}});
+  CHECK(Partition(PartitionKind::striped, 16, 1).shard(0) == Shard{{{{0, 1, 16}, 0}}});
+  CHECK(striped.ranks_touching(3, 6) == std::vector<std::int64_t>{0, 1, 3});
+  CHECK(striped.ranks_touching(2, 9) == std::vector<std::int64_t>{0, 1, 2, 3});
+  CHECK(striped.ranks_touching(4, 4).empty());
   const Partition partition(PartitionKind::contiguous, 10, 5);
   CHECK(partition.ranks_touching(3, 6) == std::vector<std::int64_t>{1, 2});
   CHECK(partition.ranks_touching(4, 4).empty());

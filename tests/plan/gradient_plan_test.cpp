@@ -66,6 +66,10 @@ TEST_CASE("gradients of random problems: every pair gives to them once, and ever
         {PartitionKind::zigzag, {Schedule::ring_full}},
         {PartitionKind::zigzag, {Schedule::direct}},
         {PartitionKind::zigzag, drawn.problem.causal ? Routing{Schedule::allgather, KeyOrder::cyclic, 2} : Routing{Schedule::allgather}},
+        {PartitionKind::striped, {Schedule::ring}},
+        {PartitionKind::striped, {Schedule::ring_full}},
+        {PartitionKind::striped, {Schedule::direct}},
+        {PartitionKind::striped, {Schedule::allgather}},
     };
     for (const auto& [partition, routing] : ways) {
       const std::vector<RingPlan> plans = plans_of(drawn.problem, drawn.pattern, with_gradients(routing), drawn.ranks, partition);

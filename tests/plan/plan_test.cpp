@@ -99,6 +99,11 @@ TEST_CASE("the plans of random problems attend every visible pair exactly once, 
         {PartitionKind::zigzag, {Schedule::allgather}},
         {PartitionKind::zigzag, drawn.problem.causal ? Routing{Schedule::direct, KeyOrder::cyclic, 4} : Routing{Schedule::direct}},
         {PartitionKind::zigzag, drawn.problem.causal ? Routing{Schedule::allgather, KeyOrder::cyclic, 2} : Routing{Schedule::ring}},
+        {PartitionKind::striped, {Schedule::ring}},
+        {PartitionKind::striped, {Schedule::ring_full}},
+        {PartitionKind::striped, {Schedule::direct}},
+        {PartitionKind::striped, {Schedule::allgather}},
+        {PartitionKind::striped, {Schedule::ring, KeyOrder::arrival, 0, TileOrder::hilbert}},
     };
     for (const auto& [partition, routing] : ways) {
       const std::vector<RingPlan> plans = plans_of(drawn.problem, drawn.pattern, routing, drawn.ranks, partition);
@@ -217,6 +222,52 @@ TEST_CASE("zigzag gives every rank the same work under a causal mask, in every s
   const Partition partition(PartitionKind::zigzag, 64, 4);
   CHECK_THROWS_AS(make_plan(problem, dense_pattern(64), partition, Routing{Schedule::ring, KeyOrder::cyclic, 8}, 0), InvalidArgument);
   CHECK_THROWS_AS(make_plan(problem, dense_pattern(64), partition, Routing{Schedule::ring_full, KeyOrder::cyclic, 8}, 0), InvalidArgument);
+}
+
+TEST_CASE("striped gives every rank the same work in every causal segment, in every step, and moves no more than ring-full") {
+  for (const std::int64_t ranks : {2, 3, 8, 64}) {
+    const std::int64_t rows = 40;  // of a rank in a segment
+    const Problem problem = problem_of(ranks * rows * 3, 2, 1, true);
+    Pattern segments = dense_pattern(problem.seq_len);
+    segments.branches = {{ranks * rows, 1}};
+    const std::vector<RingPlan> plans = plans_of(problem, segments, Routing{Schedule::ring}, ranks, PartitionKind::striped);
+    if (ranks <= 8) { prove_coverage(plans); }
+    for (const RingPlan& plan : plans) {
+      REQUIRE(plan.steps.size() == static_cast<std::size_t>(ranks));
+      for (const Step& step : plan.steps) {
+        // A query sees as many keys of another rank as of its own, or one fewer where that rank's come after its own.
+        Int128 of_step = 0;
+        for (const WorkItem& item : step.work) { of_step += visible_pairs(plan.problem, item); }
+        const Int128 with_own = Int128{3} * rows * (rows + 1) / 2 * problem.heads;
+        CHECK((of_step == with_own || of_step == with_own - Int128{3} * rows * problem.heads));
+      }
+    }
+    CHECK(pairs_of(plans) == 3 * ranks * rows * (ranks * rows + 1) / 2 * problem.heads);
+    const Routing full{Schedule::ring_full};
+    CHECK(bytes_received(plans) == bytes_received(plans_of(problem, segments, full, ranks, PartitionKind::striped)));
+  }
+  const Partition partition(PartitionKind::striped, 64, 4);
+  const Problem problem = problem_of(64, 1, 1, true);
+  CHECK_THROWS_AS(make_plan(problem, dense_pattern(64), partition, Routing{Schedule::direct, KeyOrder::cyclic, 8}, 0), InvalidArgument);
+}
+
+TEST_CASE("a plan of stripes of a sequence in one segment does not grow with the sequence") {
+  for (const std::int64_t rate : {1, 3, 8}) {
+    const auto plan_of = [&](std::int64_t seq_len) {
+      Pattern pattern = dense_pattern(seq_len);
+      pattern.branches = {{seq_len, rate}};
+      const Problem problem = problem_of(seq_len, 2, 1, true);
+      return make_plan(problem, pattern, Partition(PartitionKind::striped, seq_len, 8), Routing{Schedule::ring}, 3);
+    };
+    const RingPlan small = plan_of(4096);
+    const RingPlan large = plan_of(std::int64_t{1} << 40);
+
+    CHECK(small.blocks.size() == large.blocks.size());
+    REQUIRE(small.steps.size() == large.steps.size());
+    for (std::size_t step = 0; step < small.steps.size(); ++step) {
+      CHECK(small.steps[static_cast<std::int64_t>(step)].work.size() == large.steps[static_cast<std::int64_t>(step)].work.size());
+    }
+  }
 }
 
 TEST_CASE("a dense pattern is the classic ring") {
@@ -843,7 +894,8 @@ TEST_CASE("the figures of all ranks without their plans are those of the plans")
     const RandomCase drawn = random_case(seed, number, std::nullopt);
     constexpr std::array kSchedules{Schedule::ring, Schedule::ring_full, Schedule::direct, Schedule::direct, Schedule::allgather};
     const Schedule schedule = kSchedules[static_cast<std::size_t>(number) % kSchedules.size()];
-    const PartitionKind kind = number / 5 % 2 == 0 ? PartitionKind::contiguous : PartitionKind::zigzag;
+    constexpr std::array kPartitions{PartitionKind::contiguous, PartitionKind::zigzag, PartitionKind::striped};
+    const PartitionKind kind = kPartitions[static_cast<std::size_t>(number / 5) % kPartitions.size()];
     const bool ordered = number % 3 != 0 && keeps_key_order(kind, schedule, drawn.problem.causal);
     const Routing routing = ordered ? Routing{schedule, KeyOrder::cyclic, 16} : Routing{schedule};
     INFO("case " << number << ": " << drawn.describe() << ", " << to_string(schedule) << ", " << to_string(kind));

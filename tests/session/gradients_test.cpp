@@ -113,7 +113,7 @@ void expect_right(const Config& config) {
 TEST_CASE("gradients are the oracle's under every schedule and partition, causal and not, on 1 to 16 virtual ranks") {
   if (skipped()) { return; }
   for (const Schedule schedule : {Schedule::ring, Schedule::ring_full, Schedule::direct, Schedule::allgather}) {
-    for (const PartitionKind partition : {PartitionKind::contiguous, PartitionKind::zigzag}) {
+    for (const PartitionKind partition : {PartitionKind::contiguous, PartitionKind::zigzag, PartitionKind::striped}) {
       for (const bool causal : {false, true}) {
         for (const std::int64_t ranks : {1, 3, 16}) {
           INFO(to_string(schedule) << ", " << to_string(partition) << ", " << (causal ? "causal, " : "") << ranks << " ranks");

@@ -47,8 +47,9 @@ struct Setting {
 
 std::vector<Setting> settings() {
   std::vector<Setting> all;
-  for (const SequenceOrder kind : {SequenceOrder::hilbert, SequenceOrder::hilbert_inverse, SequenceOrder::bit_reversal}) {
-    for (const PartitionKind partition : {PartitionKind::contiguous, PartitionKind::zigzag}) {
+  for (const SequenceOrder kind :
+       {SequenceOrder::linear, SequenceOrder::hilbert, SequenceOrder::hilbert_inverse, SequenceOrder::bit_reversal}) {
+    for (const PartitionKind partition : {PartitionKind::contiguous, PartitionKind::zigzag, PartitionKind::striped}) {
       for (const std::int64_t seq_len : {1, 2, 3, 16, 101, 1000}) {
         for (const std::int64_t most_bytes : {std::int64_t{1}, 7 * kRowBytes, RowExchange::kMostBytes}) {
           all.push_back({kind, partition, seq_len, most_bytes});

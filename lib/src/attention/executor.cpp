@@ -85,8 +85,11 @@ std::byte* RingExecutor::extra_place(Tensor tensor, std::int64_t batch) const {
 void RingExecutor::load(const TensorSource& source, Tensor tensor) {
   for (std::int64_t batch = 0; batch < plan_.problem.batch; ++batch) {
     for (const ShardPiece& piece : plan_.shard.pieces) {
-      ANNULUS_ASSERT(piece.global.stride == 1, "reading rows {} apart", piece.global.stride);
-      load_rows(source, tensor, batch, piece.global.first, piece.global.count);
+      if (piece.global.stride == 1) {
+        load_rows(source, tensor, batch, piece.global.first, piece.global.count);
+        continue;
+      }
+      for (std::int64_t row = 0; row < piece.global.count; ++row) { load_rows(source, tensor, batch, piece.global[row], 1); }
     }
   }
 }
@@ -96,20 +99,20 @@ RingExecutor::RowPlace RingExecutor::input_place(Tensor tensor, std::int64_t bat
   const auto owner = std::find_if(plan_.shard.pieces.begin(), plan_.shard.pieces.end(),
                                   [&](const ShardPiece& piece) { return piece.global.contains(row); });
   ANNULUS_ASSERT(owner != plan_.shard.pieces.end(), "row {} is not of this rank", row);
-  const std::int64_t in_piece = row - owner->global.first;
+  const std::int64_t in_piece = (row - owner->global.first) / owner->global.stride;
   const std::int64_t left = owner->global.count - in_piece;
   const std::int64_t bytes = row_bytes(problem, tensor);
   if (tensor == Tensor::q || tensor == Tensor::dout) {
     const Buffer& queries = tensor == Tensor::q ? q_ : dout_;
-    return {queries.get() + (batch * plan_.local_rows + owner->local_first + in_piece) * bytes, left};
+    return {queries.get() + (batch * plan_.local_rows + owner->local_first + in_piece) * bytes, left, owner->global.stride};
   }
   const std::int64_t rows_before = ((tensor == Tensor::k ? 0 : problem.batch) + batch) * owner->global.count + in_piece;
-  return {resident_.get() + resident_offset(problem, *owner) + rows_before * bytes, left};
+  return {resident_.get() + resident_offset(problem, *owner) + rows_before * bytes, left, owner->global.stride};
 }
 
 RingExecutor::RowPlace RingExecutor::output_place(std::int64_t batch, std::int64_t row) const {
   const RowPlace query = input_place(Tensor::q, batch, row);  // O lies as Q does
-  return {out_.get() + (query.address - q_.get()), query.rows};
+  return {out_.get() + (query.address - q_.get()), query.rows, query.stride};
 }
 
 void RingExecutor::load_rows(const TensorSource& source, Tensor tensor, std::int64_t batch, std::int64_t first, std::int64_t count) {
@@ -132,10 +135,10 @@ void RingExecutor::load_rows(const TensorSource& source, Tensor tensor, std::int
 
 namespace {
 
-/// Neighbours among `numbers` from the place `begin` on, at most `most`.
-std::int64_t neighbours(std::span<const std::int64_t> numbers, std::size_t begin, std::int64_t most) {
+/// How many of `numbers` from the place `begin` on, at most `most`, are `stride` apart, and so lie next to each other.
+std::int64_t neighbours(std::span<const std::int64_t> numbers, std::size_t begin, std::int64_t most, std::int64_t stride) {
   std::size_t end = begin + 1;
-  while (end < numbers.size() && static_cast<std::int64_t>(end - begin) < most && numbers[end] == numbers[end - 1] + 1) { ++end; }
+  while (end < numbers.size() && static_cast<std::int64_t>(end - begin) < most && numbers[end] == numbers[end - 1] + stride) { ++end; }
   return static_cast<std::int64_t>(end - begin);
 }
 
@@ -146,7 +149,7 @@ void RingExecutor::place_rows(Tensor tensor, std::int64_t batch, std::span<const
   std::int64_t count = 0;
   for (std::size_t at = 0; at < numbers.size(); at += static_cast<std::size_t>(count)) {
     const RowPlace place = input_place(tensor, batch, numbers[at]);
-    count = neighbours(numbers, at, place.rows);
+    count = neighbours(numbers, at, place.rows, place.stride);
     device_.upload(queue_, place.address, rows, count * bytes);
     rows += count * bytes;
   }
@@ -354,7 +357,7 @@ void RingExecutor::fetch_output(std::int64_t batch, std::span<const std::int64_t
   std::int64_t count = 0;
   for (std::size_t at = 0; at < numbers.size(); at += static_cast<std::size_t>(count)) {
     const RowPlace place = output_place(batch, numbers[at]);
-    count = neighbours(numbers, at, place.rows);
+    count = neighbours(numbers, at, place.rows, place.stride);
     device_.download(queue_, rows, place.address, count * bytes);
     rows += count * bytes;
   }

@@ -130,13 +130,16 @@ class Maker {
     program_.most_tiles = std::max(program_.most_tiles, launch.tiles);
   }
 
-  /// Rows of their segment from the first key to the first query.
+  /// Rows from the first key to the first query, of their segment, or of it those that a rank with stripes owns.
   std::int64_t diagonal_of(const WorkItem& item) const {
     if (item.place.block_rows > 0) { return item.place.q_first - item.place.k_first; }
     if (plan_.problem.is_extra(item.k_global[0])) { return 0; }
-    // Without an order of keys a causal mask alone asks for it, and that is among rows of one run.
-    const std::int64_t rate = row_distance(plan_.problem.seq_len, plan_.pattern, item.branch, item.segment);
-    return (item.q_global.only().first - item.k_global.only().first) / rate;
+    // Without an order of keys a causal mask alone asks for it, and that is among rows of one run, whose distance is that of the segment's
+    // rows, or where ranks own stripes of those that one rank has. Then the first query may come between two keys.
+    const Progression& q = item.q_global.only();
+    const Progression& k = item.k_global.only();
+    const std::int64_t of_segment = row_distance(plan_.problem.seq_len, plan_.pattern, item.branch, item.segment);
+    return floor_div(q.first - k.first, k.count > 1 ? k.stride : q.count > 1 ? q.stride : of_segment);
   }
 
   const KvBlock& block_of(const WorkItem& item) const { return plan_.blocks[static_cast<std::size_t>(item.keys.block)]; }

@@ -71,6 +71,7 @@ std::int64_t Partition::pieces() const {
     case PartitionKind::zigzag:
       return ranks_ == 1 ? 1 : 2 * ranks_;  // one rank owns neighbours
     case PartitionKind::contiguous:
+    case PartitionKind::striped:
     case PartitionKind::automatic:
       break;
   }
@@ -82,6 +83,11 @@ std::int64_t Partition::owner_of_piece(std::int64_t piece) const { return piece 
 Shard Partition::shard(std::int64_t rank) const {
   ANNULUS_EXPECTS(rank >= 0 && rank < ranks_, "rank {} is outside 0..{}", rank, ranks_ - 1);
   Shard shard;
+  if (!keeps_neighbours()) {
+    const std::int64_t rows = rank < seq_len_ ? (seq_len_ - 1 - rank) / ranks_ + 1 : 0;
+    if (rows > 0) { shard.pieces.push_back({{rank, rows == 1 ? 1 : ranks_, rows}, 0}); }
+    return shard;
+  }
   const auto add = [&](std::int64_t piece) {
     const Progression rows = split_by_rank(seq_len_, pieces(), piece);
     if (!rows.empty()) { shard.pieces.push_back({rows, shard.rows()}); }
@@ -101,11 +107,19 @@ std::int64_t Partition::piece_of(std::int64_t global_row) const {
   return global_row < in_large ? global_row / (base + 1) : spare + (global_row - in_large) / base;
 }
 
-std::int64_t Partition::owner(std::int64_t global_row) const { return owner_of_piece(piece_of(global_row)); }
+std::int64_t Partition::owner(std::int64_t global_row) const {
+  const std::int64_t piece = piece_of(global_row);  // is within the sequence
+  return keeps_neighbours() ? owner_of_piece(piece) : global_row % ranks_;
+}
 
 std::vector<std::int64_t> Partition::ranks_touching(std::int64_t begin, std::int64_t end) const {
   std::vector<std::int64_t> touching;
   if (begin >= end) { return touching; }
+  if (!keeps_neighbours()) {
+    for (std::int64_t row = begin; row < std::min(end, begin + ranks_); ++row) { touching.push_back(owner(row)); }
+    std::sort(touching.begin(), touching.end());
+    return touching;
+  }
   for (std::int64_t piece = piece_of(begin); piece <= piece_of(end - 1); ++piece) { touching.push_back(owner_of_piece(piece)); }
   std::sort(touching.begin(), touching.end());
   touching.erase(std::unique(touching.begin(), touching.end()), touching.end());

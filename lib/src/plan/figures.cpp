@@ -344,6 +344,7 @@ Way way_of(PartitionKind partition, const Routing& routing) {
     case PartitionKind::contiguous:
       return Way::rings;
     case PartitionKind::zigzag:
+    case PartitionKind::striped:
       return routing.schedule == Schedule::ring ? Way::hops : Way::plans;
     case PartitionKind::automatic:
       break;

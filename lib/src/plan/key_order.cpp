@@ -47,6 +47,9 @@ Routing choose_routing(PartitionKind partition, Schedule schedule, bool causal, 
     return {schedule, KeyOrder::arrival, 0, tiles};
   }
   if (!keeps_key_order(partition, schedule, causal)) {
+    ANNULUS_EXPECTS(
+        asked != KeyOrder::cyclic || partition != PartitionKind::striped,
+        "--key-order cyclic with --partition striped: every rank has rows of each block of keys; contiguous and zigzag keep one");
     ANNULUS_EXPECTS(asked != KeyOrder::cyclic,
                     "--key-order cyclic with --partition zigzag needs --causal and --schedule direct or allgather; found {} and {}",
                     causal ? "causal" : "no mask", to_string(schedule));

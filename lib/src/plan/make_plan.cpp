@@ -44,14 +44,16 @@ std::int64_t most_forward_steps(const Problem& problem, const Pattern& pattern, 
   for (const Branch& branch : pattern.branches) {
     const std::int64_t length = std::min(branch.segment_length, problem.seq_len);
     const std::int64_t smallest = problem.seq_len / all;
-    const std::int64_t touched = smallest == 0 ? all : (length < 2 ? 1 : (length - 2) / smallest + 2);
+    const std::int64_t touched = !partition.keeps_neighbours() ? length
+                                 : smallest == 0               ? all
+                                                               : (length < 2 ? 1 : (length - 2) / smallest + 2);
     pieces = std::max(pieces, std::min(touched, all));
   }
   switch (schedule) {
     case Schedule::allgather:
       return 2;
     case Schedule::direct:
-      return problem.causal ? 2 * pieces : pieces;
+      return problem.causal && partition.keeps_neighbours() ? 2 * pieces : pieces;
     case Schedule::ring_full:
       return partition.ranks();
     case Schedule::ring:
@@ -120,6 +122,8 @@ bool keeps_key_order(PartitionKind partition, Schedule schedule, bool causal) {
   switch (partition) {
     case PartitionKind::contiguous:
       return true;
+    case PartitionKind::striped:  // every rank has some of each block
+      return false;
     case PartitionKind::zigzag:
     case PartitionKind::automatic:
       break;

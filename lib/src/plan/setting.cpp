@@ -19,7 +19,8 @@ Setting make_setting(const Problem& problem, const Pattern& pattern, const Parti
   ANNULUS_EXPECTS(routing.key_order != KeyOrder::automatic && (routing.block_rows > 0) == cyclic, "key order {} with blocks of {} rows",
                   to_string(routing.key_order), routing.block_rows);
   ANNULUS_EXPECTS(!cyclic || keeps_key_order(partition.kind(), routing.schedule, problem.causal),
-                  "--partition zigzag keeps an order of keys under --causal with --schedule direct or allgather alone");
+                  "--partition {} keeps no order of keys {} with --schedule {}", to_string(partition.kind()),
+                  problem.causal ? "under --causal" : "without a mask", to_string(routing.schedule));
   ANNULUS_EXPECTS(!cyclic || routing.tile_order == TileOrder::linear, "key order cyclic with tiles in the order {}",
                   to_string(routing.tile_order));
   Setting setting{problem, pattern, partition, routing, rank, partition.shard(rank), {}};

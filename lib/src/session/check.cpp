@@ -66,6 +66,8 @@ std::int64_t local_row(PartitionKind partition, std::int64_t seq_len, std::int64
       pieces = 2 * ranks;
       owned.push_back(pieces - 1 - rank);
       break;
+    case PartitionKind::striped:
+      return row % ranks == rank ? row / ranks : -1;
   }
   std::int64_t before = 0;  // rows of the pieces before this one
   for (const std::int64_t piece : owned) {

@@ -181,10 +181,12 @@ std::vector<JobWay> compare_ways(const Config& asked, const Machine& machine) {
   for (const Grid& grid : grids) { ways.push_back(time_way(asked, {grid, asked.partition, asked.schedule, 0, {}}, machine)); }
   std::stable_sort(ways.begin(), ways.end(), is_better);
   const JobWay best = ways.front();
-  for (const PartitionKind partition : {PartitionKind::contiguous, PartitionKind::zigzag}) {
+  for (const PartitionKind partition : {PartitionKind::contiguous, PartitionKind::zigzag, PartitionKind::striped}) {
     for (const Schedule schedule : {Schedule::ring, Schedule::direct, Schedule::allgather}) {
-      const bool asked_for = (asked.partition == PartitionKind::automatic || asked.partition == partition) &&
-                             (asked.schedule == Schedule::automatic || asked.schedule == schedule);
+      // Stripes cut every segment, so where many are short a plan of them is too long to be looked at unasked.
+      const bool by_itself = asked.partition == PartitionKind::automatic && partition != PartitionKind::striped;
+      const bool asked_for =
+          (by_itself || asked.partition == partition) && (asked.schedule == Schedule::automatic || asked.schedule == schedule);
       const bool timed = partition == best.partition && schedule == best.schedule;
       // Without a mask nothing is gained by cutting shards in two.
       const bool senseless = partition == PartitionKind::zigzag && !chosen.config.problem.causal;

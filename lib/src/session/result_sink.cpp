@@ -31,6 +31,9 @@ constexpr int kGradientTag = 13;  // and those after it, one for each tensor
 /// Rows of a rank, by their numbers in the plan.
 struct Chunk : ResultRows {
   std::int64_t local_first = 0;
+  std::int64_t stride = 1;  ///< from one of its rows to the next
+
+  std::int64_t row(std::int64_t number) const { return first + number * stride; }
 
   void read(RingExecutor& executor) {
     executor.read_output(batch, local_first, count, output.data());
@@ -51,7 +54,8 @@ std::int64_t layer_row_bytes(const Session& session) {
   return config.layer ? config.layer->embed * size_of(config.problem.dtype) : 0;
 }
 
-/// All chunks of one rank's rows, in the order they are written; both sides of a transfer walk the same list.
+/// All chunks of one rank's rows. Where neighbours of the file are one rank's they are written in this order, and both sides of a transfer
+/// walk the same list.
 /// @param problem  of the rank's ring
 template <class Visit>
 void for_each_chunk(const Session& session, const Problem& problem, std::int64_t rank, Visit&& visit) {
@@ -59,10 +63,10 @@ void for_each_chunk(const Session& session, const Problem& problem, std::int64_t
   const std::int64_t most = std::max<std::int64_t>(1, kResultChunkBytes / result_row_bytes(problem, tensors));
   Chunk chunk;
   for (const ShardPiece& piece : session.partition().shard(rank % session.grid().seq).pieces) {
-    ANNULUS_ASSERT(piece.global.stride == 1, "rank {} owns rows with stride {}", rank, piece.global.stride);
+    chunk.stride = piece.global.stride;
     for (chunk.batch = 0; chunk.batch < problem.batch; ++chunk.batch) {
       for (std::int64_t done = 0; done < piece.global.count; done += chunk.count) {
-        chunk.first = piece.global.first + done;
+        chunk.first = piece.global[done];
         chunk.local_first = piece.local_first + done;
         chunk.count = std::min(most, piece.global.count - done);
         chunk.resize(problem, tensors);
@@ -92,11 +96,11 @@ class RowCounter {
       const std::int64_t head = cell.first_head + in_cell;
       for (std::int64_t i = 0; i < chunk.count; ++i) {
         const float lse = chunk.lse[static_cast<std::size_t>(in_cell * chunk.count + i)];
-        if (!zero_keys_.empty()) { add_zero_keys(head, chunk.first + i, lse); }
-        const bool uncovered = lse == -std::numeric_limits<float>::infinity() && !covered_.sees_key(batch, head, chunk.first + i);
+        if (!zero_keys_.empty()) { add_zero_keys(head, chunk.row(i), lse); }
+        const bool uncovered = lse == -std::numeric_limits<float>::infinity() && !covered_.sees_key(batch, head, chunk.row(i));
         uncovered_ += uncovered ? 1 : 0;
         if ((uncovered || std::isfinite(lse)) && (all_finite || output_is_finite(chunk, i * heads + in_cell))) { continue; }
-        add_non_finite(batch, head, chunk.first, i);
+        add_non_finite(batch, head, chunk, i);
       }
     }
     for (std::size_t index = 0; index < kGradients.size(); ++index) { look_at_gradient(chunk, kGradients[index], index, cell); }
@@ -112,7 +116,7 @@ class RowCounter {
       const std::optional<std::int64_t> first = first_non_finite(problem_.dtype, rows.data() + i * bytes, elements);
       if (!first || known_.contains(i)) { continue; }
       const std::int64_t group = tensor == Tensor::q ? 1 : cell.problem.group_size();
-      add_non_finite(cell.first_batch + chunk.batch, cell.first_head + *first / problem_.head_dim * group, chunk.first, i);
+      add_non_finite(cell.first_batch + chunk.batch, cell.first_head + *first / problem_.head_dim * group, chunk, i);
     }
   }
 
@@ -121,7 +125,7 @@ class RowCounter {
     const std::int64_t bytes = static_cast<std::int64_t>(chunk.output.size()) / chunk.count;
     for (std::int64_t i = 0; i < chunk.count; ++i) {
       const bool finite = !first_non_finite(problem_.dtype, chunk.output.data() + i * bytes, bytes / size_of(problem_.dtype));
-      if (!finite && !known_.contains(i)) { add_non_finite(cell.first_batch + chunk.batch, 0, chunk.first, i); }
+      if (!finite && !known_.contains(i)) { add_non_finite(cell.first_batch + chunk.batch, 0, chunk, i); }
     }
   }
 
@@ -159,11 +163,11 @@ class RowCounter {
     });
   }
 
-  /// Row `i` of a chunk that begins with row `first`.
-  void add_non_finite(std::int64_t batch, std::int64_t head, std::int64_t first, std::int64_t i) {
+  /// Row number `i` of a chunk.
+  void add_non_finite(std::int64_t batch, std::int64_t head, const Chunk& chunk, std::int64_t i) {
     known_.insert(i);
     ++non_finite_;
-    first_ = std::min(first_, (batch * problem_.heads + head) * problem_.seq_len + order_.row_at(first + i));
+    first_ = std::min(first_, (batch * problem_.heads + head) * problem_.seq_len + order_.row_at(chunk.row(i)));
   }
 
   /// Of one head of one row.
@@ -287,7 +291,7 @@ void write_rows(const Session& session, ResultFile* file, const std::function<vo
     const GridCell cell = session.cell(ring);
     const std::int64_t first_rank = ring * session.grid().seq;
     const auto process_of = [&](std::int64_t rank) { return comm.size() == 1 ? 0 : first_rank + rank; };
-    if (session.is_permuted()) {
+    if (session.moves_rows()) {
       if (comm.rank() == 0 || session.local_ring(ring) != nullptr) {
         collect_in_job(session, ring, [&](std::int64_t process, ResultRows& rows) { pass(process_of(process), cell, rows); });
       }

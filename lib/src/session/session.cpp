@@ -222,6 +222,8 @@ void fill_in_ways(Config& config, std::int64_t ranks) {
   }
   Ways ways =
       choose_ways(cell_of(config.problem, config.places, 0).problem, config.pattern, config.partition, config.schedule, config.places.seq);
+  ANNULUS_EXPECTS(!config.layer || ways.partition != PartitionKind::striped,
+                  "--partition striped: a layer projects rows that are neighbours; contiguous and zigzag have them");
   config.partition = ways.partition;
   config.schedule = ways.schedule;
   config.ways_reason = std::move(ways.reason);
@@ -383,9 +385,9 @@ Session::Session(const ResolvedConfig& resolved, const Communicator& comm, const
       if (config.gradients) { read.push_back(Tensor::dout); }
       for (const Tensor tensor : read) {
         if (const auto bands = resolved.source->bands(tensor)) { reading += bands->bytes() + bands->decoding_bytes(); }
-        if (comm.host_size() > 1 && !is_permuted()) { reading += host_load_bytes(*resolved.source, tensor); }
+        if (comm.host_size() > 1 && !moves_rows()) { reading += host_load_bytes(*resolved.source, tensor); }
       }
-      if (is_permuted()) { reading += permuted_bytes(rings_.front().cell.problem, ring_comm_, plans); }
+      if (moves_rows()) { reading += permuted_bytes(rings_.front().cell.problem, ring_comm_, plans); }
       reading += CellSource::bytes(config.problem, rings_.front().cell);
     }
     if (device_->host_memory()) {
@@ -474,6 +476,8 @@ std::vector<Tensor> Session::tensors() const {
 }
 bool Session::is_permuted() const { return pattern().order != SequenceOrder::linear; }
 
+bool Session::moves_rows() const { return is_permuted() || !partition_.keeps_neighbours(); }
+
 std::int64_t Session::layer_bytes(std::span<const std::shared_ptr<const RingPlan>> plans) const {
   const Config& config = resolved_.config;
   std::int64_t bytes = layer_kernel_bytes(config.backend, checked_narrow<int>(config.threads));
@@ -515,7 +519,7 @@ void Session::load_layer() {
 void Session::load() {
   if (resolved_.layer) {
     load_layer();
-  } else if (is_permuted()) {
+  } else if (moves_rows()) {
     // What the ranks of one ring have agreed on, the others must hear of.
     together(comm_, [&] {
       for (const LocalRing& ring : rings_) { load_permuted(*this, ring); }

@@ -267,6 +267,7 @@ RandomCase random_case(std::uint64_t seed, std::int64_t number, std::optional<st
   result.data_seed = random.next() >> 32U;
   if (Random(seed, number, "wrap").chance(20)) { pattern.ragged = Ragged::wrap; }
   result.partition = random.chance(50) ? PartitionKind::zigzag : PartitionKind::contiguous;
+  if (Random(seed, number, "partition").chance(30)) { result.partition = PartitionKind::striped; }
 
   Random order(seed, number, "order");
   if (order.chance(30)) { pattern.order = order.any_of<SequenceOrder>(); }

@@ -49,7 +49,8 @@ class RingExecutor {
   /// Where rows of an input or of O lie, in backend memory, and how many do so one after the other.
   struct RowPlace {
     std::byte* address = nullptr;
-    std::int64_t rows = 0;
+    std::int64_t rows = 0;    ///< from this one on that lie next to each other
+    std::int64_t stride = 1;  ///< of their global numbers
   };
   /// Of the row with this global number, which is this rank's; for who makes the rows of Q, K and V instead of reading them.
   RowPlace input_place(Tensor tensor, std::int64_t batch, std::int64_t row) const;

@@ -59,6 +59,7 @@ enum class PartitionKind {
   automatic,   ///< zigzag where it balances a causal problem, else contiguous
   contiguous,  ///< neighbouring tokens; the first seq_len mod ranks ranks own one more
   zigzag,      ///< of 2 * ranks such pieces, rank i owns i and 2 * ranks - 1 - i: the same work for all under a causal mask
+  striped,     ///< token i on rank i mod ranks: the same work for all in every segment that is longer than that
 };
 
 /// How KV blocks travel.
@@ -141,8 +142,10 @@ struct EnumNames<SequenceOrder> {
 };
 template <>
 struct EnumNames<PartitionKind> {
-  static constexpr std::array<std::pair<PartitionKind, std::string_view>, 3> values{
-      {{PartitionKind::automatic, "auto"}, {PartitionKind::contiguous, "contiguous"}, {PartitionKind::zigzag, "zigzag"}}};
+  static constexpr std::array<std::pair<PartitionKind, std::string_view>, 4> values{{{PartitionKind::automatic, "auto"},
+                                                                                     {PartitionKind::contiguous, "contiguous"},
+                                                                                     {PartitionKind::zigzag, "zigzag"},
+                                                                                     {PartitionKind::striped, "striped"}}};
 };
 template <>
 struct EnumNames<Schedule> {

@@ -53,10 +53,13 @@ class Partition {
   /// Ranks that own rows of [begin, end), ascending.
   std::vector<std::int64_t> ranks_touching(std::int64_t begin, std::int64_t end) const;
 
+  /// Whether a rank's rows are neighbours of each other in one piece or two, and not of other ranks' rows all along.
+  bool keeps_neighbours() const { return kind_ != PartitionKind::striped || ranks_ == 1; }
+
   bool operator==(const Partition&) const = default;
 
  private:
-  /// Pieces into which the sequence is cut, one or two for a rank.
+  /// Pieces into which the sequence is cut, one or two for a rank; without meaning where ranks own stripes.
   std::int64_t pieces() const;
   std::int64_t piece_of(std::int64_t global_row) const;
   std::int64_t owner_of_piece(std::int64_t piece) const;

@@ -65,7 +65,7 @@ struct PlanFigures {
 };
 
 /// Calls visit(figures) for the plan of each rank, ascending. The plans themselves, which for thousands of ranks take minutes, are made
-/// only for ring-full of a zigzag partition and for gradients: else what is alike among ranks and among steps is counted once.
+/// only for ring-full of a zigzag or striped partition and for gradients: else what is alike among ranks and among steps is counted once.
 /// @throws InvalidArgument as make_plan
 void for_figures_of_ranks(const Problem& problem, const Pattern& pattern, const Partition& partition, const Routing& routing,
                           const std::function<void(const PlanFigures&)>& visit);

@@ -117,6 +117,8 @@ class Session {
   std::vector<Tensor> tensors() const;
   /// Whether positions of the plan are not rows of the input.
   bool is_permuted() const;
+  /// Whether rows go to their ranks one by one, and not in ranges of the input: of a permuted sequence, and where ranks own stripes.
+  bool moves_rows() const;
   const ResolvedConfig& resolved() const { return resolved_; }
   Device& device() const { return *device_; }
   const AttentionKernel& kernel() const { return *kernel_; }

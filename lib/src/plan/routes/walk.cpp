@@ -9,11 +9,12 @@
 
 namespace annulus::planning {
 
-Walk::Walk(const Setting& setting, std::int64_t branch, std::int64_t segment, const Rows<Global>& rows) : causal_(setting.problem.causal) {
+Walk::Walk(const Setting& setting, std::int64_t branch, std::int64_t segment, const Rows<Global>& rows)
+    : causal_(setting.problem.causal), stripes_(!setting.partition.keeps_neighbours()) {
   for (const planning::Member& owner : members_of(setting, branch, segment, rows)) {
     ANNULUS_ASSERT(owner.owned.size() <= 2, "rank {} owns {} parts of a segment", owner.rank, owner.owned.size());
     for (const Rows<Global>& owned : owner.owned) { parts_.push_back({owner.rank, owned}); }
-    members_.push_back({owner.rank, -1, -1});
+    members_.push_back({owner.rank, -1, -1, owner.last_row});
   }
   std::sort(parts_.begin(), parts_.end(), [](const Part& a, const Part& b) { return a.rows[0] < b.rows[0]; });
   for (std::int64_t number = 0; number < parts(); ++number) {

@@ -21,6 +21,7 @@ class Walk {
     std::int64_t rank = 0;
     std::int64_t lower = -1;  ///< -1: it owns one
     std::int64_t upper = 0;
+    std::int64_t last_row = -1;  ///< the query that sees most under a causal mask
   };
 
   /// Of the segment whose rows, for one head class, are `rows`. The same for all ranks.
@@ -35,21 +36,23 @@ class Walk {
 
   /// Whether queries of the member see keys of a part of another rank.
   bool needs(const Member& member, std::int64_t number) const {
-    return part(number).rank != member.rank && (!causal_ || number < member.upper);
+    return part(number).rank != member.rank && (!causal_ || member.last_row >= part(number).rows[0]);
   }
 
   /// The step in which queries of the member first meet part `number`, which it needs. Under a causal mask they walk down from the member's
-  /// upper part, a step for each piece of queries that a part meets, own keys included; else once round, a step for each part of others.
+  /// upper part, a step for each piece of queries that a part meets, own keys included; else, and where parts are stripes, of which none
+  /// precedes another, once round, a step for each part of others.
   std::int64_t step(const Member& member, std::int64_t number) const {
     const std::int64_t upper = member.upper;
     const std::int64_t lower = member.lower;
-    if (causal_) { return upper - number + (number < lower ? lower - 1 - number : 0); }
+    if (causal_ && !stripes_) { return upper - number + (number < lower ? lower - 1 - number : 0); }
     const auto down = [&](std::int64_t to) { return to <= upper ? upper - to : upper - to + parts(); };
     return down(number) - (lower >= 0 && down(lower) < down(number) ? 1 : 0);
   }
 
  private:
   bool causal_;
+  bool stripes_;
   std::vector<Part> parts_;
   std::vector<Member> members_;
 };
