@@ -51,7 +51,6 @@ class KeyRow {
 
   /// What the probability of a key is multiplied by where it meets the value.
   double factor(std::int64_t head, std::int64_t q_row, std::int64_t k_row) const {
-    if (!(at_.dropout.dropout.probability > 0)) { return 1.0; }
     return dropout_row(at_, batch_, segment_, kv_head_, head, q_row).factor(dropout_key(at_, segment_, k_row));
   }
 

@@ -92,9 +92,7 @@ void attend_as(const AttendTask& task, std::atomic<std::uint64_t>* progress) {
             const std::int64_t kv_at = b * kv.batch + s * kv.segment + kv_head * kv.kv_head;
             const std::int64_t stat_at = at(task.stat_strides);
             const DropoutRow draws = dropout_row(task, b, s, kv_head, head, row);
-            const auto factor_of = [&](std::int64_t k_row) {
-              return task.dropout.dropout.probability > 0 ? draws.factor(dropout_key(task, s, k_row)) : 1.0;
-            };
+            const auto factor_of = [&](std::int64_t k_row) { return draws.factor(dropout_key(task, s, k_row)); };
             attend_row(task, factor_of, row, q + at(task.q_strides), k + kv_at, v + kv_at, acc + at(task.acc_strides), max[stat_at],
                        sum[stat_at]);
             if (progress != nullptr) { progress->fetch_add(1, std::memory_order_relaxed); }

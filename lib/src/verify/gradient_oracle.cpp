@@ -101,9 +101,7 @@ class HeadGradients {
 
   kernels::DropoutRow draws_of(std::int64_t query) const { return {problem_.dropout, asked_.batch, problem_.window.first + head_, query}; }
   /// What the probability of a key is multiplied by where it meets the value.
-  Real factor_of(const kernels::DropoutRow& draws, std::int64_t key) const {
-    return problem_.dropout.probability > 0 ? static_cast<Real>(draws.factor(key)) : Real{1};
-  }
+  Real factor_of(const kernels::DropoutRow& draws, std::int64_t key) const { return static_cast<Real>(draws.factor(key)); }
 
   /// What a product takes of a number.
   Real operand(Real value) const { return rounds_ ? static_cast<Real>(round_to(problem_.dtype, static_cast<float>(value))) : value; }

@@ -545,11 +545,9 @@ class Oracle {
       exact_.sum[at] += scores64[j];
       scores32[j] = std::exp(scores32[j] - plain_.max[at]);
       plain_.sum[at] += scores32[j];
-      if (problem_.dropout.probability > 0) {
-        const double factor = draws.factor(scratch.tile_tokens[j]);
-        scores64[j] *= factor;
-        scores32[j] *= static_cast<float>(factor);
-      }
+      const double factor = draws.factor(scratch.tile_tokens[j]);
+      scores64[j] *= factor;
+      scores32[j] *= static_cast<float>(factor);
     }
     const std::int64_t head_dim = problem_.head_dim;
     float scaled32[kTileKeys];

@@ -30,6 +30,7 @@ class DropoutRow {
       : dropped_(static_cast<std::uint64_t>(std::llround(dropout.probability * 0x1p32))),
         kept_(1.0 / (1.0 - dropout.probability)),
         query_(static_cast<std::uint64_t>(query)) {
+    if (dropped_ == 0) { return; }  // no draw matters
     PhiloxWords<1> words{{{low(batch)}, {high(batch)}, {low(head)}, {high(head)}}};
     philox4x32_10(words, {low(dropout.seed), high(dropout.seed)});
     key_ = {words[0][0], words[1][0]};
@@ -37,6 +38,7 @@ class DropoutRow {
 
   /// What the probability of a key is multiplied by.
   double factor(std::int64_t key) const {
+    if (dropped_ == 0) { return kept_; }
     PhiloxWords<1> words = counters<1>(key / 4);
     philox4x32_10(words, key_);
     return of(words[static_cast<std::size_t>(key % 4)][0]);
