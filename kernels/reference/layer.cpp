@@ -10,14 +10,6 @@
 #include <vector>
 
 namespace annulus::kernels::reference {
-namespace {
-
-template <class Element>
-double at(const void* elements, std::int64_t index) {
-  return static_cast<double>(to_float(static_cast<const Element*>(elements)[index]));
-}
-
-}  // namespace
 
 void linear(const LinearTask& task) {
   with_element(task.dtype, [&](auto in_tag) {

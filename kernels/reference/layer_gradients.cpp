@@ -3,19 +3,13 @@
 
 #include <annulus/kernels/transform_row_gradient.hpp>
 
+#include "narrow.hpp"
+
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
 namespace annulus::kernels::reference {
-namespace {
-
-template <class Element>
-double at(const void* elements, std::int64_t index) {
-  return static_cast<double>(to_float(static_cast<const Element*>(elements)[index]));
-}
-
-}  // namespace
 
 void linear_gradient(const LinearGradientTask& task) {
   with_element(task.dtype, [&](auto tag) {

@@ -20,6 +20,12 @@ inline float round_to_odd(double value) {
   return std::bit_cast<float>(std::bit_cast<std::uint32_t>(truncated) | 1U);
 }
 
+/// An element of a tensor in fp64, which holds each of every dtype.
+template <class Element>
+double at(const void* elements, std::int64_t index) {
+  return static_cast<double>(to_float(static_cast<const Element*>(elements)[index]));
+}
+
 template <class Element>
 Element narrow(double value) {
   return from_float<Element>(round_to_odd(value));
