@@ -6,12 +6,14 @@
 
 #include "cublas/chains.hpp"
 #include "cublas/instances.hpp"
+#include "cublas/share_chains.hpp"
 #include "cublas/tiling.hpp"
 
 #include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 #include <map>
 #include <numeric>
@@ -128,6 +130,37 @@ bool sees(const AttendTask& task, std::int64_t row, std::int64_t key) {
 }
 
 }  // namespace
+
+TEST_CASE("each chain has one lane, and all of its tiles are enqueued") {
+  struct Counted {
+    std::int64_t tiles = 0;
+    std::int64_t next = 0;
+    std::vector<std::size_t> lanes;
+  };
+  for (const std::size_t lanes : {std::size_t{1}, std::size_t{2}, std::size_t{3}, std::size_t{8}}) {
+    std::vector<Counted> chains;
+    for (const std::int64_t tiles : {5, 0, 1, 7, 3, 0, 4, 4, 2, 6}) { chains.push_back({tiles, 0, {}}); }
+    std::vector<std::int64_t> costs(lanes, 0);
+    share_chains(
+        chains, lanes, [](const Counted& chain) { return chain.next < chain.tiles; },
+        [&](Counted& chain, std::size_t lane) {
+          ++chain.next;
+          chain.lanes.push_back(lane);
+          costs[lane] += 10;
+          return std::int64_t{10};
+        });
+    for (const Counted& chain : chains) {
+      CHECK(chain.next == chain.tiles);
+      for (const std::size_t lane : chain.lanes) { CHECK(lane == chain.lanes.front()); }
+    }
+    CHECK(std::accumulate(costs.begin(), costs.end(), std::int64_t{0}) == 320);
+    if (lanes == 1) { CHECK(costs[0] == 320); }
+    // Until the chains run out no lane is a tile ahead of another, and the longest chain is one of seven.
+    if (lanes == 2) { CHECK(std::abs(costs[0] - costs[1]) <= 70); }
+  }
+  std::vector<Counted> none;
+  share_chains(none, 2, [](const Counted&) { return true; }, [](Counted&, std::size_t) { return std::int64_t{1}; });
+}
 
 TEST_CASE("every query of every instance meets each key that it sees once, in ascending order, in tiles that fit their memory") {
   Draw draw(1);

@@ -12,6 +12,7 @@
 #include "lane.hpp"
 #include "products.hpp"
 #include "recordings.hpp"
+#include "share_chains.hpp"
 #include "tile.hpp"
 #include "tiling.hpp"
 
@@ -19,7 +20,6 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -174,25 +174,14 @@ class CublasAttention::Implementation {
     return tiles_;
   }
 
-  /// Enqueues all chains; the lane with least work takes the next tile, so that lanes fill together and end together.
   void run_chains() {
-    std::array<std::int64_t, kMostStreams> cost{};
-    std::array<Chain*, kMostStreams> current{};
-    std::size_t next = 0;
-    for (;;) {
-      std::size_t least = used_;
-      for (std::size_t i = 0; i < used_; ++i) {
-        if (current[i] == nullptr && next == chains_.size()) { continue; }
-        if (least == used_ || cost[i] < cost[least]) { least = i; }
-      }
-      if (least == used_) { return; }
-      if (current[least] == nullptr) { current[least] = &chains_[next++]; }
-      Chain& chain = *current[least];
-      const std::int64_t scores = enqueue_tile(chain, lanes_[least]);
-      cost[least] += scores;
-      if (scores > 0) { ++tiles_; }
-      if (chain.k_next >= chain.k_end) { current[least] = nullptr; }
-    }
+    share_chains(
+        chains_, used_, [](const Chain& chain) { return chain.k_next < chain.k_end; },
+        [&](Chain& chain, std::size_t lane) {
+          const std::int64_t scores = enqueue_tile(chain, lanes_[lane]);
+          if (scores > 0) { ++tiles_; }
+          return scores;
+        });
   }
 
   /// What lanes do from now on starts after what all of them have been given.

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "gradient_tiles.hpp"
 
-#include "gradient_scores.hpp"
-
 namespace annulus::kernels::cuda {
 namespace {
 
@@ -65,6 +63,21 @@ GradientScratch scratch_of_elements(const CublasTiling& tiling, const GradientTi
 
 GradientScratch scratch_of_floats(const CublasTiling& tiling, const GradientTile& tile, std::byte* memory) {
   return scratch_of(tiling, tile, score_row_stride(tile.cols), memory);
+}
+
+GradientOperands gradient_operands(const GradientTask& task, const GradientTile& tile) {
+  const Operands at = operands_of(task, tile);
+  GradientOperands operands;
+  operands.q = at.q;
+  operands.dout = at.dout;
+  operands.k = at.k;
+  operands.v = at.v;
+  operands.q_row_stride = task.attend.q_strides.row;
+  operands.q_instance_stride = tile.step.q;
+  operands.kv_row_stride = task.attend.kv_strides.row;
+  operands.kv_instance_stride = tile.step.kv;
+  operands.head_dim = to_int(task.attend.head_dim);
+  return operands;
 }
 
 bool made_at_once(const GradientTask& task) {

@@ -7,6 +7,7 @@
 #include <annulus/kernels/visible_keys.hpp>
 
 #include "extents.hpp"
+#include "gradient_scores.hpp"
 #include "instances.hpp"
 #include "tiling.hpp"
 
@@ -70,6 +71,8 @@ CublasTiling tiling_of_floats(CublasTiling tiling);
 GradientScratch scratch_of_elements(const CublasTiling& tiling, const GradientTile& tile, std::byte* memory);
 GradientScratch scratch_of_floats(const CublasTiling& tiling, const GradientTile& tile, std::byte* memory);
 
+/// What P and dS of a tile are made of at once.
+GradientOperands gradient_operands(const GradientTask& task, const GradientTile& tile);
 /// Whether P and dS can be made at once: 16-bit elements, a head_dim that gradient_probabilities() takes, and rows aligned to 16 bytes.
 bool made_at_once(const GradientTask& task);
 

@@ -8,11 +8,11 @@
 #include "handles.hpp"
 #include "lane.hpp"
 #include "products.hpp"
+#include "share_chains.hpp"
 
 #include <cublas_v2.h>
 #include <cuda_runtime_api.h>
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -55,25 +55,6 @@ GradientScores scores_of(const GradientTask& task, const GradientTile& tile, con
   return scores;
 }
 
-GradientOperands operands_of(const GradientTask& task, const GradientTile& tile) {
-  const AttendTask& at = task.attend;
-  const std::int64_t element = size_of(at.dtype);
-  const std::int64_t q = (tile.base.q + tile.q_begin * at.q_strides.row) * element;
-  const std::int64_t kv = (tile.base.kv + tile.k_begin * at.kv_strides.row) * element;
-  const auto moved = [](const void* tensor, std::int64_t bytes) { return static_cast<const std::byte*>(tensor) + bytes; };
-  GradientOperands operands;
-  operands.q = moved(at.q, q);
-  operands.dout = moved(task.dout, q);
-  operands.k = moved(at.k, kv);
-  operands.v = moved(at.v, kv);
-  operands.q_row_stride = at.q_strides.row;
-  operands.q_instance_stride = tile.step.q;
-  operands.kv_row_stride = at.kv_strides.row;
-  operands.kv_instance_stride = tile.step.kv;
-  operands.head_dim = to_int(at.head_dim);
-  return operands;
-}
-
 }  // namespace
 
 class CublasGradients::Implementation {
@@ -100,9 +81,17 @@ class CublasGradients::Implementation {
     for_each_gradient_tile(task.attend, tiles, [&](const GradientTile& tile) {
       const auto chain = static_cast<std::size_t>(tile.chain);
       if (chains_.size() <= chain) { chains_.resize(chain + 1); }
-      chains_[chain].push_back(tile);
+      chains_[chain].tiles.push_back(tile);
     });
-    run_chains(task, tiling, at_once, workspace, used);
+    share_chains(
+        chains_, used, [](const Chain& chain) { return chain.next < chain.tiles.size(); },
+        [&](Chain& chain, std::size_t lane) {
+          const GradientTile& tile = chain.tiles[chain.next++];
+          std::byte* const memory = workspace + static_cast<std::int64_t>(lane) * lane_bytes + kLibraryWorkspaceBytes;
+          const GradientScratch scratch = at_once ? scratch_of_elements(tiling, tile, memory) : scratch_of_floats(tiling, tile, memory);
+          enqueue(task, tile, scratch, at_once, lanes_[lane]);
+          return tile.instances * tile.rows * tile.cols;
+        });
     for (std::size_t i = 0; i < used; ++i) {
       ANNULUS_KERNELS_CHECK(cudaEventRecord(lanes_[i].event(), lanes_[i].stream()));
       ANNULUS_KERNELS_CHECK(cudaStreamWaitEvent(stream, lanes_[i].event(), 0));
@@ -111,43 +100,16 @@ class CublasGradients::Implementation {
   }
 
  private:
-  /// Enqueues all chains; the lane with least work takes the next tile, so that lanes fill together and end together.
-  void run_chains(const GradientTask& task, const CublasTiling& tiling, bool at_once, std::byte* workspace, std::size_t used) {
-    const std::int64_t lane_bytes = kLibraryWorkspaceBytes + gradient_scratch_bytes(tiling);
-    struct Position {
-      std::size_t chain = 0;
-      std::size_t tile = 0;
-      std::int64_t cost = 0;
-      bool busy = false;
-    };
-    std::array<Position, kMostStreams> lanes{};
-    std::size_t next = 0;
-    for (;;) {
-      std::size_t least = used;
-      for (std::size_t i = 0; i < used; ++i) {
-        if (!lanes[i].busy && next == chains_.size()) { continue; }
-        if (least == used || lanes[i].cost < lanes[least].cost) { least = i; }
-      }
-      if (least == used) { return; }
-      Position& at = lanes[least];
-      if (!at.busy) { at = {next++, 0, at.cost, true}; }
-      if (at.tile == chains_[at.chain].size()) {
-        at.busy = false;
-        continue;
-      }
-      const GradientTile& tile = chains_[at.chain][at.tile++];
-      const std::int64_t lane = static_cast<std::int64_t>(least);
-      std::byte* const memory = workspace + lane * lane_bytes + kLibraryWorkspaceBytes;
-      enqueue(task, tile, at_once ? scratch_of_elements(tiling, tile, memory) : scratch_of_floats(tiling, tile, memory), at_once,
-              lanes_[least]);
-      at.cost += tile.instances * tile.rows * tile.cols;
-    }
-  }
+  /// Tiles of which one follows the other.
+  struct Chain {
+    std::vector<GradientTile> tiles;
+    std::size_t next = 0;  ///< to be enqueued
+  };
 
   static void enqueue(const GradientTask& task, const GradientTile& tile, const GradientScratch& scratch, bool at_once, const Lane& lane) {
     const GradientScores scores = scores_of(task, tile, scratch);
     if (at_once) {
-      gradient_probabilities(task.attend.dtype, operands_of(task, tile), scores, lane.stream());
+      gradient_probabilities(task.attend.dtype, gradient_operands(task, tile), scores, lane.stream());
     } else {
       for (const GradientProduct& product : score_products(task, tile, scratch)) { multiply(lane.handle(), task.attend.dtype, product); }
       differentiate_scores(task.attend.dtype, scores, lane.stream());
@@ -156,7 +118,7 @@ class CublasGradients::Implementation {
   }
 
   std::vector<Lane> lanes_;
-  std::vector<std::vector<GradientTile>> chains_;  ///< of the present call
+  std::vector<Chain> chains_;  ///< of the present call
   Owned<cudaEvent_t> start_ = make_event();
   Owned<cudaEvent_t> done_ = make_event();  ///< the end of the latest call
 };
